@@ -1,0 +1,1 @@
+"""Measure kernels on a device, fit cost formulas, prove and serve them."""

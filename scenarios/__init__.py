@@ -1,0 +1,1 @@
+"""Traffic: synthetic workloads with known statistics, and replay of traces."""

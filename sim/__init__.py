@@ -1,0 +1,1 @@
+"""kvtwin's simulator: a discrete-event twin of an LLM serving engine."""

@@ -1,0 +1,1 @@
+"""Schedulers: what the next iteration computes."""

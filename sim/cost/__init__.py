@@ -1,0 +1,1 @@
+"""Cost models: how long an engine iteration takes."""

@@ -1,0 +1,162 @@
+"""The facts of a run: what the engine writes down, and nothing added up.
+
+Rows live in flat arrays of 64-bit integers (`Table`), because a million requests make several million rows. A run of
+iterations is one row: `n_steps` iterations starting at ``start_ns``, their durations an arithmetic series in
+picoseconds. Metrics and reports are computed from these tables afterwards.
+"""
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.units import PS_PER_NS
+
+Ints = npt.NDArray[np.int64]
+
+REQUEST_COLUMNS = (
+    "id",
+    "replica",
+    "arrival_ns",
+    "scheduled_ns",  # first admitted into the running batch
+    "first_token_ns",
+    "finish_ns",
+    "prompt_tokens",
+    "output_tokens",
+    "cached_tokens",  # of the prompt, found resident when first admitted
+    "n_preemptions",
+    "session_id",  # -1: none
+    "turn",
+    "slo_class",  # index into Result.slo_classes
+)
+ITERATION_COLUMNS = (
+    "replica",
+    "start_ns",
+    "carry_ps",  # what the clock's rounding owes when the run of iterations starts, 0 to 999
+    "n_steps",
+    "first_ps",
+    "growth_ps",
+    "prefill_tokens",  # new prompt tokens computed, 0 in a run of several
+    "joined_seqs",  # sequences whose prefill completes in this iteration and that go on decoding
+    "decode_seqs",
+    "decode_context_tokens",
+    "waiting_seqs",
+    "partial_seqs",  # admitted, prompt not yet completely computed
+    "held_tokens",  # token slots held by admitted sequences
+    "live_tokens",  # of these, slots that hold KV
+    "idle_tokens",  # slots holding reusable KV that no sequence references
+    "preempted_seqs",  # preempted while planning this iteration
+)
+PREEMPTION_COLUMNS = (
+    "request_id",
+    "replica",
+    "preempted_ns",
+    "last_token_ns",  # -1: it had none yet
+    "next_token_ns",  # -1: none after it
+    "is_swap",
+)
+TRANSFER_COLUMNS = (
+    "replica",
+    "link",  # index into Result.links
+    "start_ns",
+    "end_ns",
+    "n_bytes",
+    "n_pieces",
+)
+REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "session_id")
+
+
+class Table:
+    """Rows of integers under fixed column names; appending a row is one call on a flat array."""
+
+    __slots__ = ("_cells", "add", "columns")
+
+    def __init__(self, columns: tuple[str, ...]) -> None:
+        self.columns = columns
+        self._cells = array("q")
+        self.add = self._cells.extend  # add((a, b, ...)): one row, in the order of `columns`
+
+    def __len__(self) -> int:
+        return len(self._cells) // len(self.columns)
+
+    def rows(self) -> Ints:
+        """The table, shape (n_rows, n_columns); a view, valid until the next row is added."""
+        return np.frombuffer(self._cells, dtype=np.int64).reshape(-1, len(self.columns))
+
+    def column(self, name: str) -> Ints:
+        """One column, shape (n_rows,); a view, valid until the next row is added."""
+        return self.rows()[:, self.columns.index(name)]
+
+    def frame(self) -> Any:
+        """The table as a pandas DataFrame (a copy)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows().copy(), columns=list(self.columns))
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Where the engine writes its facts while it runs."""
+
+    requests: Table = field(default_factory=lambda: Table(REQUEST_COLUMNS))
+    iterations: Table = field(default_factory=lambda: Table(ITERATION_COLUMNS))
+    preemptions: Table = field(default_factory=lambda: Table(PREEMPTION_COLUMNS))
+    transfers: Table = field(default_factory=lambda: Table(TRANSFER_COLUMNS))
+    refused: Table = field(default_factory=lambda: Table(REFUSED_COLUMNS))
+    refusals: dict[int, str] = field(default_factory=dict)  # request id -> why, for the first hundred
+    slo_classes: dict[str, int] = field(default_factory=dict)
+    links: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Everything a run left behind. Metrics and reports are pure functions of it.
+
+    ``counts`` are facts of the parts (cache hits, evictions, resizes, extrapolated steps, SimPy events, ...), one
+    mapping per replica. ``memory`` is the derivation of the KV capacity, term by term [bytes].
+    """
+
+    requests: Table
+    iterations: Table
+    preemptions: Table
+    transfers: Table
+    refused: Table
+    refusals: Mapping[int, str]
+    slo_classes: tuple[str, ...]
+    links: tuple[str, ...]
+    n_replicas: int
+    n_devices: int  # accelerators in all, tensor-parallel ranks times replicas
+    capacity_tokens: int  # KV slots of one replica
+    kv_bytes_per_token: float
+    end_ns: int
+    seed: int
+    config: Mapping[str, Any]
+    memory: Mapping[str, float]
+    counts: tuple[Mapping[str, int | float], ...]
+    provenance: Mapping[str, Any]
+
+
+def iteration_ends_ns(iterations: Table, first_row: int = 0, stop_row: int | None = None) -> Ints:
+    """End of every single iteration of some rows, in row order [ns].
+
+    Returns
+    -------
+    array, shape (sum of n_steps,)
+
+    The engine's clock follows the same integer formula, so these are its very ticks.
+    """
+    rows = iterations.rows()[first_row:stop_row]
+    name = {column: i for i, column in enumerate(iterations.columns)}
+    n_steps = rows[:, name["n_steps"]]
+    row_of = np.repeat(np.arange(len(rows)), n_steps)
+    k = np.arange(len(row_of)) - np.repeat(np.cumsum(n_steps) - n_steps, n_steps) + 1
+    elapsed_ps = (
+        rows[row_of, name["carry_ps"]]
+        + k * rows[row_of, name["first_ps"]]
+        + k * (k - 1) // 2 * rows[row_of, name["growth_ps"]]
+    )
+    ends_ns: Ints = rows[row_of, name["start_ns"]] + elapsed_ps // PS_PER_NS
+    return ends_ns

@@ -1,0 +1,1 @@
+"""The report of a run: one offline page, tables and a Perfetto trace."""

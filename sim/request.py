@@ -1,0 +1,117 @@
+"""What a client asks for, and the identity of the tokens it sends."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sim.errors import ConfigError
+
+Segment = tuple[int, int]
+"""A piece of text: (identity, n_tokens). Equal identities after equal prefixes mean equal tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asked for. A fact: nothing changes it after arrival.
+
+    ``content`` names the prompt's text piece by piece, so that caches find shared prefixes without token ids;
+    ``None`` means text that no other request shares. ``output_id`` names the text the model will generate, so that
+    a later prompt can contain it.
+    """
+
+    id: int
+    arrival_ns: int
+    prompt_tokens: int
+    output_tokens: int  # oracle: the engine alone reads it, never a policy
+    max_output_tokens: int
+    content: tuple[Segment, ...] | None = None
+    output_id: int | None = None
+    session_id: int | None = None
+    turn: int = 0
+    slo_class: str = ""
+    priority: int = 0  # lower is served first
+    n_samples: int = 1  # answers sampled from one prompt; their KV shares the prompt's blocks
+
+    def __post_init__(self) -> None:
+        if self.prompt_tokens < 1 or self.output_tokens < 1 or self.arrival_ns < 0:
+            raise ConfigError(
+                f"request {self.id}: prompt_tokens and output_tokens must be >= 1 and arrival_ns >= 0, "
+                f"got {self.prompt_tokens}, {self.output_tokens}, {self.arrival_ns}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a client sees when its request ends; a closed-loop scenario answers it with the next request."""
+
+    request: Request
+    finish_ns: int
+    is_refused: bool = False
+
+
+class Scenario(Protocol):
+    """Traffic: an open stream of requests, and what finished requests bring about."""
+
+    def requests(self, seed: int) -> Iterator[Request]:
+        """Requests in order of arrival. Every call starts the same stream anew."""
+        ...
+
+    def follow_up(self, finished: Finished) -> Request | None:
+        """The request that a finished one brings about (next turn, next of a closed loop), at or after its finish."""
+        ...
+
+
+def stream(seed: int, purpose: str) -> np.random.Generator:
+    """The random numbers of one purpose: changing what else is drawn never moves them.
+
+    Examples
+    --------
+    >>> float(stream(0, "arrivals").random()) == float(stream(0, "arrivals").random())
+    True
+    """
+    from zlib import crc32
+
+    return np.random.default_rng([seed, crc32(purpose.encode())])
+
+
+def block_keys(content: tuple[Segment, ...], n_tokens: int, block_tokens: int) -> list[int]:
+    """Identity of each full block among the first ``n_tokens`` tokens of a text.
+
+    A block's key depends on everything before its end, like vLLM's chained block hash, but costs one addition: the
+    pieces' identities are chained and the offset of the block's end is added.
+
+    Parameters
+    ----------
+    content : tuple of (identity, n_tokens)
+        The text, piece by piece.
+    n_tokens : int
+        How much of it to cover; what exceeds the text has no identity and gets no key [tokens].
+    block_tokens : int
+        Block size [tokens].
+
+    Returns
+    -------
+    list of int
+        One key per full block, in order.
+
+    Examples
+    --------
+    >>> a = block_keys(((7, 32), (8, 16)), 48, 16)
+    >>> b = block_keys(((7, 32), (9, 16)), 48, 16)
+    >>> [x == y for x, y in zip(a, b)]
+    [True, True, False]
+    """
+    keys: list[int] = []
+    start = 0
+    chain = 0
+    for identity, length in content:
+        chain = hash((chain, identity, start))
+        stop = min(start + length, n_tokens)
+        first = -(-(start + 1) // block_tokens) * block_tokens
+        keys.extend(range(chain + first, chain + stop + 1, block_tokens))
+        start += length
+        if start >= n_tokens:
+            break
+    return keys

@@ -1,0 +1,53 @@
+"""One engine iteration as the cost model sees it, and the contract of cost models."""
+
+from typing import NamedTuple, Protocol
+
+
+class Chunk(NamedTuple):
+    """Part of one prompt computed in an iteration."""
+
+    new_tokens: int
+    context_tokens: int  # already cached before it, attended by the new ones
+
+
+class StepShape(NamedTuple):
+    """What one iteration computes. Sums and extremes only, so that building it is O(1) in the batch.
+
+    ``decode_context_tokens`` counts the KV entries that decoding sequences read in this iteration, summed over
+    sequences: each attends to its cached tokens and to the one it computes now. ``decode_growing`` of the
+    ``decode_seqs`` read one more entry in each following iteration; the others slide over a window and do not.
+    """
+
+    chunks: tuple[Chunk, ...] = ()
+    decode_seqs: int = 0
+    decode_context_tokens: int = 0
+    decode_max_context_tokens: int = 0
+    decode_growing: int = 0
+    moved_bytes: float = 0.0  # copied inside device memory on the critical path (growth, compaction, quantising)
+    host_bytes: float = 0.0  # moved over the host link on the critical path (transfers that do not overlap)
+    finished_seqs: int = 0  # sequences that ended with the previous iteration, for the host's bookkeeping
+
+
+class Pace(NamedTuple):
+    """Durations of consecutive iterations: ``first_ps``, then each ``growth_ps`` more, for ``n_steps`` of them.
+
+    At a fixed batch every term of an iteration is constant or linear in the KV read, so a run of iterations is an
+    arithmetic series. ``n_steps`` says how far this piece reaches before the next knot of the cost model.
+    """
+
+    first_ps: int
+    growth_ps: int
+    n_steps: int
+
+
+class CostModel(Protocol):
+    """Time of engine iterations."""
+
+    def pace(self, shape: StepShape) -> Pace:
+        """Duration of the iteration ``shape`` and of those after it, while no sequence joins or leaves.
+
+        Exactness: for every ``k < n_steps`` the pace of the shape ``k`` iterations later (context grown by
+        ``k * decode_growing``, maximum by ``k``) starts at exactly ``first_ps + k * growth_ps``.
+        A shape with chunks has ``n_steps`` 1.
+        """
+        ...

@@ -1,0 +1,40 @@
+"""The clock's unit and the few conversions at the edges.
+
+Inside the simulator time is integer nanoseconds. Durations of iterations are integer picoseconds, so that a
+run of iterations, whose durations form an arithmetic series, is summed exactly. Seconds exist only in
+configurations, cost models and metrics.
+"""
+
+NS_PER_S = 1_000_000_000
+PS_PER_NS = 1_000
+PS_PER_S = NS_PER_S * PS_PER_NS
+MS_PER_S = 1_000
+US_PER_S = 1_000_000
+GIB = 1 << 30
+
+
+def ns_from_s(seconds: float) -> int:
+    """Nearest clock tick to a time in seconds [ns].
+
+    Raises
+    ------
+    ValueError, OverflowError
+        If ``seconds`` is NaN or infinite.
+
+    Examples
+    --------
+    >>> ns_from_s(1.5)
+    1500000000
+    """
+    return round(seconds * NS_PER_S)
+
+
+def ps_from_s(seconds: float) -> int:
+    """Nearest whole picosecond to a duration in seconds [ps].
+
+    Examples
+    --------
+    >>> ps_from_s(2e-6)
+    2000000
+    """
+    return round(seconds * PS_PER_S)
