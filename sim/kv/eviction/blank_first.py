@@ -1,0 +1,73 @@
+"""Blank blocks first, then units in the order of a policy: the other policies' way to be an `Evictor`."""
+
+from collections.abc import Callable, Iterable
+
+from sim.errors import ConfigError, InvariantError
+from sim.kv.eviction.unit import Order, Unit
+
+
+class BlankFirst:
+    """Takes free blocks without content while there are any, then asks a policy which content to give up.
+
+    Parameters
+    ----------
+    capacity_blocks : int
+        Size of the cache [blocks].
+    order : callable
+        Builds the policy, given ``capacity_blocks``.
+    """
+
+    def __init__(self, capacity_blocks: int, order: Callable[[int], Order]) -> None:
+        if capacity_blocks < 1:
+            raise ConfigError(f"eviction.capacity_blocks must be >= 1 [blocks], got {capacity_blocks!r}")
+        self.capacity_blocks = capacity_blocks
+        self.order = order(capacity_blocks)
+        self._blank_blocks = capacity_blocks
+        self._parked_blocks = 0
+
+    def park(self, units: Iterable[Unit]) -> None:
+        """Hand units to the policy, in the order given."""
+        for unit in units:
+            if unit.is_parked:
+                raise InvariantError(f"unit {unit.key} parked twice")
+            unit.is_parked = True
+            self.order.park(unit)
+            self._parked_blocks += unit.n_blocks
+        self._check()
+
+    def park_blank(self, n_blocks: int) -> None:
+        """Count free blocks without content: O(1)."""
+        self._blank_blocks += n_blocks
+        self._check()
+
+    def claim(self, units: Iterable[Unit]) -> None:
+        """Tell the policy of every hit."""
+        for unit in units:
+            self.order.claim(unit)
+            unit.n_hits += 1
+            if unit.is_parked:
+                unit.is_parked = False
+                self._parked_blocks -= unit.n_blocks
+
+    def victims(self, n_blocks: int) -> list[Unit]:
+        """Take blank blocks, then whole units until enough."""
+        if n_blocks > len(self):
+            raise InvariantError(f"{n_blocks} blocks asked of an evictor that has {len(self)}")
+        n_blank = min(n_blocks, self._blank_blocks)
+        self._blank_blocks -= n_blank
+        missing = n_blocks - n_blank
+        evicted: list[Unit] = []
+        while missing > 0:
+            unit = self.order.victim()
+            unit.is_parked = False
+            self._parked_blocks -= unit.n_blocks
+            missing -= unit.n_blocks
+            evicted.append(unit)
+        return evicted
+
+    def __len__(self) -> int:
+        return self._blank_blocks + self._parked_blocks
+
+    def _check(self) -> None:
+        if len(self) > self.capacity_blocks:
+            raise InvariantError(f"{len(self)} blocks parked in a cache of {self.capacity_blocks}: freed twice")

@@ -1,0 +1,37 @@
+"""Least frequently used: by the number of hits since a unit was made; the count is lost with the unit."""
+
+from collections import OrderedDict
+from heapq import heappop, heappush
+
+from sim.kv.eviction.unit import Unit
+
+
+class Lfu:
+    """One queue per number of hits; among equals the one parked first goes first.
+
+    O(1) per access, but for a heap over the *distinct* numbers of hits, which are few.
+    """
+
+    def __init__(self, capacity_blocks: int) -> None:
+        self.capacity_blocks = capacity_blocks
+        self._queues: dict[int, OrderedDict[Unit, None]] = {}
+        self._counts: list[int] = []  # heap of the keys of _queues, each once
+
+    def park(self, unit: Unit) -> None:
+        """Join the queue of its number of hits."""
+        queue = self._queues.get(unit.n_hits)
+        if queue is None:
+            queue = self._queues[unit.n_hits] = OrderedDict()
+            heappush(self._counts, unit.n_hits)
+        queue[unit] = None
+
+    def claim(self, unit: Unit) -> None:
+        """Leave its queue; the hit is counted by the caller."""
+        if unit.is_parked:
+            del self._queues[unit.n_hits][unit]
+
+    def victim(self) -> Unit:
+        """The first of those with the fewest hits."""
+        while not (queue := self._queues[self._counts[0]]):
+            del self._queues[heappop(self._counts)]
+        return queue.popitem(last=False)[0]

@@ -1,0 +1,75 @@
+"""What an eviction policy orders, and the two contracts: what a cache talks to, and what a new policy implements."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """Cached KV that is given up as a whole: a block when paged, a session's idle extent when contiguous.
+
+    It is evictable while *parked*: nobody references it, its content waits to be asked for again.
+    """
+
+    key: int | None  # its content; None: blank, worth nothing to anybody
+    n_tokens: int  # KV entries it holds
+    n_blocks: int = 1  # room it takes; a contiguous cache counts blocks of one token
+    cost: float = 1.0  # of computing it again, in any one measure; only its ratio to n_blocks matters
+    n_hits: int = 0  # requests that found it, since it was made
+    n_refs: int = 0  # running sequences that use it now; the cache's own count
+    is_parked: bool = False
+
+
+class Evictor(Protocol):
+    """The free blocks of a cache in the order in which they are taken, those with content included.
+
+    Built with ``capacity_blocks``, all of them free and blank. A block that a sequence holds is not in it.
+    """
+
+    def park(self, units: Iterable[Unit]) -> None:
+        """Take in units that nobody references any more; what comes first is given up first, among equals."""
+        ...
+
+    def park_blank(self, n_blocks: int) -> None:
+        """Take in free blocks without content."""
+        ...
+
+    def claim(self, units: Iterable[Unit]) -> None:
+        """Note that a request found these units. Parked ones leave; referenced ones only gain a hit."""
+        ...
+
+    def victims(self, n_blocks: int) -> list[Unit]:
+        """Take out at least ``n_blocks`` blocks, and more only if the last unit is larger than what was missing.
+
+        Returns
+        -------
+        list of Unit
+            Those of them that had content, in order of eviction; the caller forgets their keys.
+
+        Raises
+        ------
+        InvariantError
+            If there are not that many: a cache asks ``len`` first.
+        """
+        ...
+
+    def __len__(self) -> int:
+        """Free blocks, blank and parked together."""
+        ...
+
+
+class Order(Protocol):
+    """Which of the parked units goes first: all that a policy has to say. Built with ``capacity_blocks``."""
+
+    def park(self, unit: Unit) -> None:
+        """A unit becomes evictable, for the first time or again."""
+        ...
+
+    def claim(self, unit: Unit) -> None:
+        """A request found the unit (``n_hits`` does not count it yet); if it ``is_parked`` it stops being evictable."""
+        ...
+
+    def victim(self) -> Unit:
+        """Remove and return the unit to give up; called only while one is parked."""
+        ...
