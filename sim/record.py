@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sim.request import Request
 from sim.units import PS_PER_NS
 
 Ints = npt.NDArray[np.int64]
@@ -49,6 +50,7 @@ ITERATION_COLUMNS = (
     "live_tokens",  # of these, slots that hold KV
     "idle_tokens",  # slots holding reusable KV that no sequence references
     "preempted_seqs",  # preempted while planning this iteration
+    "padding_seqs",  # computed with the batch although their answer has ended (request-level batches)
 )
 PREEMPTION_COLUMNS = (
     "request_id",
@@ -66,6 +68,7 @@ TRANSFER_COLUMNS = (
     "n_bytes",
     "n_pieces",
 )
+MAX_REASONS = 100  # refusals kept in words; all are counted
 REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "session_id")
 
 
@@ -106,9 +109,20 @@ class Recorder:
     preemptions: Table = field(default_factory=lambda: Table(PREEMPTION_COLUMNS))
     transfers: Table = field(default_factory=lambda: Table(TRANSFER_COLUMNS))
     refused: Table = field(default_factory=lambda: Table(REFUSED_COLUMNS))
-    refusals: dict[int, str] = field(default_factory=dict)  # request id -> why, for the first hundred
+    refusals: dict[int, str] = field(default_factory=dict)  # request id -> why, for the first MAX_REASONS
     slo_classes: dict[str, int] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
+
+    def refuse(self, request: Request, reason: str) -> None:
+        """A request that could never be served."""
+        session_id = -1 if request.session_id is None else request.session_id
+        self.refused.add((request.id, request.arrival_ns, request.prompt_tokens, request.output_tokens, session_id))
+        if len(self.refusals) < MAX_REASONS:
+            self.refusals[request.id] = reason
+
+    def slo_class(self, name: str) -> int:
+        """Index of a class of requests."""
+        return self.slo_classes.setdefault(name, len(self.slo_classes))
 
 
 @dataclass(frozen=True, slots=True)

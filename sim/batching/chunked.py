@@ -1,0 +1,64 @@
+"""Chunked prefill under one token budget: vLLM v1's scheduler, and Sarathi-Serve's."""
+
+from dataclasses import dataclass, field
+
+from sim.batching.plan import Batch, Plan
+from sim.errors import ConfigError
+
+
+@dataclass(slots=True)
+class Chunked:
+    """Decodes first, then prompts in order, cut to what is left of the budget.
+
+    The rules are vLLM v1's (``v1/core/sched/scheduler.py``): running sequences before waiting ones under one budget;
+    what is admitted may start with part of its prompt; the head of the queue blocks those behind it; an iteration
+    that preempted admits nobody.
+
+    Parameters
+    ----------
+    max_num_batched_tokens : int
+        Tokens computed in one iteration, prompts and decodes together. Default 8192, vLLM's for online serving on
+        devices with 70 GB or more.
+    max_num_seqs : int
+        Sequences running at once. Default 256; vLLM's is 1024 on such devices when serving online.
+    """
+
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 256
+    returns_together: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if self.max_num_seqs < 1:
+            raise ConfigError(f"batching.max_num_seqs must be >= 1 [sequences], got {self.max_num_seqs}")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"batching.max_num_batched_tokens must be >= batching.max_num_seqs ({self.max_num_seqs}), "
+                f"so that every running sequence can decode, got {self.max_num_batched_tokens}"
+            )
+
+    def plan(self, batch: Batch, now_ns: int) -> Plan | None:
+        """The next iteration, or None when nothing can run before something arrives."""
+        kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
+        n_preempted = batch.make_room()
+        budget = self.max_num_batched_tokens - len(ledger.members)
+        chunks = []
+        for sequence in list(batch.partial):
+            n_tokens = min(sequence.prefill_left_tokens, budget)
+            if n_tokens and kv.extend(sequence, n_tokens, ledger):
+                chunks.append((sequence, n_tokens))
+                budget -= n_tokens
+            elif n_tokens:
+                batch.preempt(sequence)
+                n_preempted += 1
+        if not n_preempted:
+            while budget and len(waiting) and batch.n_running < self.max_num_seqs:
+                admitted = batch.admit(budget, now_ns)
+                if admitted is None:
+                    break
+                chunks.append(admitted)
+                budget -= admitted[1]
+        if not chunks and not ledger.members:
+            return None
+        is_full = not budget or batch.n_running >= self.max_num_seqs
+        is_open = not is_full and not (len(waiting) and waiting.keeps_head)
+        return Plan(chunks, len(ledger.members), n_preempted, is_open=is_open)

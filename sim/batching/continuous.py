@@ -1,0 +1,56 @@
+"""Iteration-level batching, whole prompts first: Orca's idea as the first vLLM scheduled it."""
+
+from dataclasses import dataclass, field
+
+from sim.batching.plan import Batch, Plan
+from sim.errors import ConfigError
+from sim.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Continuous:
+    """Sequences join and leave at every iteration; waiting prompts are computed whole, and decoding waits for them.
+
+    The rules are vLLM v0's without chunked prefill: an iteration computes prompts or decodes, never both. A prompt
+    longer than ``max_num_batched_tokens`` makes an iteration of its own.
+
+    Parameters
+    ----------
+    max_num_batched_tokens : int
+        Prompt tokens computed in one iteration.
+    max_num_seqs : int
+        Sequences running at once; vLLM v0's default is 256.
+    """
+
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 256
+    returns_together: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        for key, value in (
+            ("max_num_seqs", self.max_num_seqs),
+            ("max_num_batched_tokens", self.max_num_batched_tokens),
+        ):
+            if value < 1:
+                raise ConfigError(f"batching.{key} must be >= 1, got {value}")
+
+    def plan(self, batch: Batch, now_ns: int) -> Plan | None:
+        """The next iteration, or None when nothing can run before something arrives."""
+        kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
+        budget = self.max_num_batched_tokens
+        chunks: list[tuple[Sequence, int]] = []
+        while budget > 0 and len(waiting) and batch.n_running < self.max_num_seqs:
+            if chunks and waiting.head().target_tokens - kv.match(waiting.head()) > budget:
+                break
+            admitted = batch.admit(None, now_ns)
+            if admitted is None:
+                break
+            chunks.append(admitted)
+            budget -= admitted[1]
+        if chunks:
+            return Plan(chunks, n_decoding=0)
+        n_preempted = batch.make_room()
+        if not ledger.members:
+            return None
+        is_open = batch.n_running < self.max_num_seqs and not (len(waiting) and waiting.keeps_head)
+        return Plan([], len(ledger.members), n_preempted, is_open=is_open)

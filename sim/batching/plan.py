@@ -1,0 +1,91 @@
+"""What a scheduler decides, and the contract of schedulers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sim.batching.queue import Queue
+from sim.kv.cache import KVCache
+from sim.ledger import DecodeLedger
+from sim.sequence import Sequence
+
+Preempt = Callable[[Sequence], None]
+"""Takes a running sequence's memory back and puts it at the head of the queue."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Everything that runs or waits in one replica: what schedulers look at and change."""
+
+    waiting: Queue
+    kv: KVCache
+    ledger: DecodeLedger
+    preempt: Preempt
+    partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
+    n_admitted: int = 0
+
+    @property
+    def n_running(self) -> int:
+        """Sequences admitted."""
+        return len(self.ledger.members) + len(self.partial)
+
+    def admit(self, most_tokens: int | None, now_ns: int) -> tuple[Sequence, int] | None:
+        """Admit the head of the queue with at most so many tokens of its prompt, or nobody if memory is short."""
+        sequence = self.waiting.head()
+        matched = self.kv.match(sequence)
+        n_tokens = sequence.target_tokens - matched
+        if most_tokens is not None and n_tokens > most_tokens:
+            n_tokens = most_tokens
+        if not self.kv.extend(sequence, n_tokens, self.ledger):
+            return None
+        self.waiting.pop()
+        self.partial.append(sequence)
+        self.n_admitted += 1
+        sequence.order = self.n_admitted
+        if sequence.scheduled_ns is None:
+            sequence.scheduled_ns = now_ns
+            sequence.cached_tokens = matched
+        return sequence, n_tokens
+
+    def make_room(self) -> int:
+        """Preempt until every decoding sequence can take one more token. Returns how many were preempted.
+
+        vLLM v1 preempts the end of its running list when an allocation fails. The sequence admitted last goes first,
+        a prompt in progress before those that decode.
+        """
+        kv, ledger = self.kv, self.ledger
+        n_preempted = 0
+        while ledger.members:
+            for sequence in ledger.due():
+                if kv.extend(sequence, 1, ledger):
+                    ledger.rearm(sequence)
+                else:
+                    self.preempt(sequence)
+                    n_preempted += 1
+            if kv.steps_within(ledger, 1):
+                break
+            self.preempt(self.partial[-1] if self.partial else ledger.last())
+            n_preempted += 1
+        return n_preempted
+
+
+@dataclass(slots=True)
+class Plan:
+    """The next iteration, and how long the decision stands."""
+
+    chunks: list[tuple[Sequence, int]]  # prompt tokens to compute, by sequence
+    n_decoding: int  # sequences that decode one token each; 0 holds them back
+    n_preempted: int = 0
+    pad_to_tokens: int | None = None  # prompts are computed as if so long (request-level batches)
+    is_open: bool = True  # an arrival could change the plan of the iterations that follow
+    valid_until_ns: int | None = None  # a clock of the scheduler's own
+
+
+class Scheduler(Protocol):
+    """Which sequences the next iteration serves."""
+
+    returns_together: bool  # a batch's answers are returned, and its memory freed, when the longest has ended
+
+    def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
+        """The next iteration; the time at which to ask again if nothing arrives before; or None, on arrival."""
+        ...

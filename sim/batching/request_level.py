@@ -1,0 +1,61 @@
+"""Batches of whole requests: fill, pad, run until the longest has ended."""
+
+from dataclasses import dataclass, field
+
+from sim.batching.plan import Batch, Plan
+from sim.errors import ConfigError
+from sim.sequence import Sequence
+from sim.units import MS_PER_S, ns_from_s
+
+
+@dataclass(slots=True)
+class RequestLevel:
+    """What serving was before iteration-level scheduling (Orca, OSDI'22, section 2).
+
+    An idle engine takes up to ``max_batch_size`` waiting requests, pads their prompts to the longest, and decodes until
+    the longest answer has ended. Nobody joins, and nobody leaves, before: an answer's tokens are streamed as they are
+    generated, but the request finishes, and its memory is freed, with its batch. ``batching=static`` starts at once
+    with what is there; ``batching=dynamic`` waits for a full batch, at most ``max_wait_time_ms`` after the first
+    arrival (as Triton Inference Server's dynamic batcher).
+
+    Parameters
+    ----------
+    max_batch_size : int
+        [requests]
+    max_wait_time_ms : float
+        How long the first of a batch waits for others [ms].
+    """
+
+    max_batch_size: int = 32
+    max_wait_time_ms: float = 0.0
+    returns_together: bool = field(default=True, init=False)
+    _max_wait_ns: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.max_batch_size < 1:
+            raise ConfigError(f"batching.max_batch_size must be >= 1 [requests], got {self.max_batch_size}")
+        if not 0 <= self.max_wait_time_ms < float("inf"):
+            raise ConfigError(f"batching.max_wait_time_ms must be >= 0 and finite [ms], got {self.max_wait_time_ms}")
+        self._max_wait_ns = ns_from_s(self.max_wait_time_ms / MS_PER_S)
+
+    def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
+        """The next iteration; the time a batch starts although it is not full; or None, on arrival."""
+        ledger, waiting = batch.ledger, batch.waiting
+        n_preempted = batch.make_room()
+        if ledger.members:
+            return Plan([], len(ledger.members), n_preempted, is_open=False)
+        if not len(waiting):
+            return None
+        starts_ns = waiting.head().request.arrival_ns + self._max_wait_ns
+        if len(waiting) < self.max_batch_size and now_ns < starts_ns:
+            return starts_ns
+        chunks: list[tuple[Sequence, int]] = []
+        while len(waiting) and len(chunks) < self.max_batch_size:
+            admitted = batch.admit(None, now_ns)
+            if admitted is None:
+                break
+            chunks.append(admitted)
+        if not chunks:
+            return None
+        longest = max(sequence.target_tokens for sequence, _ in chunks)
+        return Plan(chunks, n_decoding=0, pad_to_tokens=longest)

@@ -1,0 +1,324 @@
+"""The serving engine: one process per replica that plans, computes how long, waits, and commits.
+
+plan      the scheduler picks what the next iteration computes and takes the memory for it
+horizon   how many iterations nothing can disturb, and when they end
+wait      one timeout for all of them
+commit    the ledger advances, tokens and finishes are marked, memory is freed, facts are written
+"""
+
+from collections.abc import Callable, Generator
+from math import inf, isqrt
+from typing import Any
+
+import simpy
+
+from sim.batching.plan import Batch, Plan, Scheduler
+from sim.batching.queue import Queue
+from sim.errors import InvariantError
+from sim.kv.cache import KVCache
+from sim.ledger import DecodeLedger
+from sim.record import Recorder
+from sim.request import Finished, Request
+from sim.sequence import Sequence
+from sim.step import Chunk, CostModel, Pace, StepShape
+from sim.units import PS_PER_NS
+
+
+class Clock(simpy.Environment):
+    """Simulated time, in whole nanoseconds."""
+
+    @property
+    def now_ns(self) -> int:
+        """The present."""
+        return self._now  # type: ignore[return-value]  # starts at 0 and every delay is a whole number
+
+
+class Inbox:
+    """Where requests reach a replica, and what an idle replica waits for."""
+
+    __slots__ = ("_env", "_idle")
+
+    def __init__(self, env: Clock) -> None:
+        self._env = env
+        self._idle: simpy.Event | None = None
+
+    def arrival(self, ask_again_ns: int | None = None) -> simpy.Event:
+        """The event of the next arrival, or of the clock's reaching ``ask_again_ns``."""
+        self._idle = event = self._env.event()
+        if ask_again_ns is not None:
+            timer = self._env.timeout(ask_again_ns - self._env.now_ns)
+            if timer.callbacks is not None:  # None once it has fired
+                timer.callbacks.append(lambda _: self.wake() if self._idle is event else None)
+        return event
+
+    def wake(self) -> None:
+        """Something arrived: an idle replica looks again."""
+        if self._idle is not None:
+            self._idle.succeed()
+            self._idle = None
+
+
+class Replica:
+    """One engine instance: a queue, a scheduler, a KV cache, a cost model and the loop that turns them.
+
+    Parameters
+    ----------
+    env : Clock
+    next_outside_ns : callable
+        Earliest time at which anything outside this replica can change what it serves [ns]; infinite if nothing can.
+    on_finish : callable
+        Told of every request that ends or is refused.
+    max_steps : int or None
+        Iterations in one timeout at most; None is as many as nothing can disturb. The results are the same.
+    """
+
+    def __init__(
+        self,
+        env: Clock,
+        index: int,
+        scheduler: Scheduler,
+        queue: Queue,
+        kv: KVCache,
+        cost: CostModel,
+        recorder: Recorder,
+        next_outside_ns: Callable[[], float],
+        on_finish: Callable[[Finished], None],
+        max_len: int,
+        max_steps: int | None = None,
+    ) -> None:
+        self.env = env
+        self.index = index
+        self.scheduler = scheduler
+        self.kv = kv
+        self.cost = cost
+        self.recorder = recorder
+        self.next_outside_ns = next_outside_ns
+        self.on_finish = on_finish
+        self.max_len = max_len
+        self.max_steps = max_steps
+        self.ledger = DecodeLedger(kv.block_tokens, kv.window_tokens)
+        self.batch = Batch(queue, kv, self.ledger, self.preempt)
+        self.inbox = Inbox(env)
+        self.n_outstanding = 0  # requests taken and not yet ended
+        self._carry_ps = 0  # what rounding to whole nanoseconds has left over
+        self._last_decode_ns = 0
+        self._n_ended = 0  # sequences that ended with the previous iteration
+        self._ended: list[Sequence] = []  # of a batch whose answers return together
+        env.process(self.serve())
+
+    def submit(self, request: Request) -> None:
+        """Take a request into the queue, or refuse it when it could never be served."""
+        reason = self.refuses(request)
+        if reason is not None:
+            self.recorder.refuse(request, reason)
+            self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
+            return
+        self.n_outstanding += 1
+        self.batch.waiting.push(Sequence(request))
+        self.inbox.wake()
+
+    def refuses(self, request: Request) -> str | None:
+        """Why a request could never be served, or None."""
+        n_tokens = request.prompt_tokens + request.output_tokens
+        if n_tokens > self.max_len:
+            return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
+        return self.kv.refuses(request)
+
+    def serve(self) -> Generator[simpy.Event, Any, None]:
+        """Serve for ever."""
+        env, scheduler, batch = self.env, self.scheduler, self.batch
+        while True:
+            plan = scheduler.plan(batch, env.now_ns)
+            if not isinstance(plan, Plan):
+                if plan is None and len(batch.waiting):
+                    raise InvariantError(f"replica {self.index}: requests wait, nothing runs, and none is admitted")
+                yield self.inbox.arrival(plan)
+                continue
+            start_ns = env.now_ns
+            pace, n_steps = self.horizon(plan, start_ns)
+            owed_ps = self._carry_ps + elapsed_ps(pace.first_ps, pace.growth_ps, n_steps)
+            yield env.timeout(owed_ps // PS_PER_NS)
+            self.commit(plan, pace, n_steps, start_ns)
+            self._carry_ps = owed_ps % PS_PER_NS
+
+    def horizon(self, plan: Plan, start_ns: int) -> tuple[Pace, int]:
+        """How long the planned iteration takes, and how many more like it nothing can disturb.
+
+        A run of iterations ends with the first member to finish or to need the cache's attention, with the free
+        memory, at the cost model's next knot, or with the first iteration to end after the outside may have changed.
+        """
+        ledger, kv = self.ledger, self.kv
+        is_decoding = plan.n_decoding > 0
+        shape = StepShape(
+            _chunks(plan) if plan.chunks else (),
+            plan.n_decoding,
+            ledger.context_tokens() if is_decoding else 0,
+            ledger.max_context_tokens() if is_decoding else 0,
+            ledger.n_growing if is_decoding else 0,
+            kv.moved_bytes,
+            kv.host_bytes,
+            self._n_ended,
+        )
+        pace = self.cost.pace(shape)
+        if plan.chunks or plan.n_preempted or kv.moved_bytes or kv.host_bytes:
+            kv.moved_bytes = kv.host_bytes = 0.0
+            return pace, 1
+        n_steps = pace.n_steps
+        to_event = ledger.steps_to_event()
+        if to_event is not None and to_event < n_steps:
+            n_steps = to_event
+        if self.max_steps is not None and self.max_steps < n_steps:
+            n_steps = self.max_steps
+        if n_steps > 1:
+            n_steps = kv.steps_within(ledger, n_steps)
+        until_ns = self.next_outside_ns() if plan.is_open else inf
+        if plan.valid_until_ns is not None and plan.valid_until_ns < until_ns:
+            until_ns = plan.valid_until_ns
+        if n_steps > 1 and until_ns != inf:
+            owed_ps = (int(until_ns) - start_ns) * PS_PER_NS - self._carry_ps
+            n_steps = steps_until(pace.first_ps, pace.growth_ps, owed_ps, n_steps)
+        return pace, n_steps
+
+    def commit(self, plan: Plan, pace: Pace, n_steps: int, start_ns: int) -> None:
+        """The planned iterations have run: write them down, count their tokens, end what has ended."""
+        ledger, kv, batch, end_ns = self.ledger, self.kv, self.batch, self.env.now_ns
+        complete = [sequence for sequence, n_tokens in plan.chunks if n_tokens == sequence.prefill_left_tokens]
+        self.recorder.iterations.add(
+            (
+                self.index,
+                start_ns,
+                self._carry_ps,
+                n_steps,
+                pace.first_ps,
+                pace.growth_ps,
+                sum(n_tokens for _, n_tokens in plan.chunks),
+                sum(s.generated_tokens + 1 < s.request.output_tokens for s in complete),
+                ledger.n_emitting if plan.n_decoding else 0,
+                ledger.context_tokens() if plan.n_decoding else 0,
+                len(batch.waiting),
+                len(batch.partial),
+                kv.held_tokens,
+                ledger.resident_tokens + sum(s.resident_tokens for s in batch.partial),
+                kv.idle_tokens,
+                plan.n_preempted,
+                len(ledger.members) - ledger.n_emitting if plan.n_decoding else 0,
+            )
+        )
+        if plan.n_decoding:
+            kv.advance(ledger, n_steps)
+            ledger.advance(n_steps)
+            self._last_decode_ns = end_ns
+        for sequence, n_tokens in plan.chunks:
+            sequence.computed_tokens += n_tokens
+        for sequence in complete:
+            batch.partial.remove(sequence)
+            self._start_decoding(sequence, plan.pad_to_tokens, end_ns)
+        ended = ledger.finished()
+        self._n_ended = len(ended)
+        if self.scheduler.returns_together:
+            self._ended += ended
+            ended = []
+            if not ledger.n_emitting:
+                ended, self._ended = self._ended, ended
+        for sequence in ended:
+            self._finish(sequence, end_ns)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's memory and put it back at the head of the queue, to be recomputed."""
+        now_ns = self.env.now_ns
+        if sequence.order in self.ledger.members:
+            self.ledger.leave(sequence)
+            sequence.last_token_ns = max(sequence.last_token_ns or 0, self._last_decode_ns)
+        else:
+            self.batch.partial.remove(sequence)
+        if sequence.preempted_ns is not None:
+            self.recorder.preemptions.add((sequence.request.id, self.index, sequence.preempted_ns, -1, -1, 0))
+        self.kv.release(sequence, now_ns)
+        sequence.preempted_ns = now_ns
+        sequence.n_preemptions += 1
+        sequence.computed_tokens = sequence.dropped_tokens = 0
+        sequence.target_tokens = sequence.request.prompt_tokens + sequence.generated_tokens
+        self.batch.waiting.push_back(sequence)
+
+    def _start_decoding(self, sequence: Sequence, pad_to_tokens: int | None, now_ns: int) -> None:
+        """A prompt is complete: its iteration also sampled the next token."""
+        sequence.generated_tokens += 1
+        if sequence.first_token_ns is None:
+            sequence.first_token_ns = now_ns
+        if sequence.preempted_ns is not None:
+            last_ns = -1 if sequence.last_token_ns is None else sequence.last_token_ns
+            self.recorder.preemptions.add((sequence.request.id, self.index, sequence.preempted_ns, last_ns, now_ns, 0))
+            sequence.preempted_ns = None
+        sequence.last_token_ns = now_ns
+        sequence.padding_tokens = 0 if pad_to_tokens is None else pad_to_tokens - sequence.resident_tokens
+        self.ledger.join(sequence)
+
+    def _finish(self, sequence: Sequence, now_ns: int) -> None:
+        """A request has its answer: write its row, give its memory back, tell the client."""
+        request = sequence.request
+        scheduled_ns, first_token_ns = sequence.scheduled_ns, sequence.first_token_ns
+        cached_tokens = sequence.cached_tokens
+        if scheduled_ns is None or first_token_ns is None or cached_tokens is None:
+            raise InvariantError(f"request {request.id} ended without having been scheduled")
+        self.ledger.leave(sequence)
+        self.kv.release(sequence, now_ns)
+        self.n_outstanding -= 1
+        self.recorder.requests.add(
+            (
+                request.id,
+                self.index,
+                request.arrival_ns,
+                scheduled_ns,
+                first_token_ns,
+                now_ns,
+                request.prompt_tokens,
+                request.output_tokens,
+                cached_tokens,
+                sequence.n_preemptions,
+                -1 if request.session_id is None else request.session_id,
+                request.turn,
+                self.recorder.slo_class(request.slo_class),
+            )
+        )
+        self.on_finish(Finished(request, now_ns))
+
+
+def _chunks(plan: Plan) -> tuple[Chunk, ...]:
+    """The plan's prompt pieces as the cost model sees them, padded where the batch pads."""
+    if plan.pad_to_tokens is None:
+        return tuple(Chunk(n_tokens, sequence.computed_tokens) for sequence, n_tokens in plan.chunks)
+    return tuple(
+        Chunk(plan.pad_to_tokens - sequence.computed_tokens, sequence.computed_tokens) for sequence, _ in plan.chunks
+    )
+
+
+def elapsed_ps(first_ps: int, growth_ps: int, n_steps: int) -> int:
+    """Duration of ``n_steps`` iterations, the first of ``first_ps``, each ``growth_ps`` longer than the one before.
+
+    Examples
+    --------
+    >>> elapsed_ps(10, 2, 3)  # 10 + 12 + 14
+    36
+    """
+    return n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2)
+
+
+def steps_until(first_ps: int, growth_ps: int, target_ps: int, most: int) -> int:
+    """Fewest iterations that take ``target_ps`` or longer, between 1 and ``most``.
+
+    Examples
+    --------
+    >>> steps_until(10, 2, 23, 9), steps_until(10, 2, 22, 9), steps_until(10, 0, 1000, 9)
+    (3, 2, 9)
+    """
+    if target_ps <= first_ps:
+        return 1
+    if elapsed_ps(first_ps, growth_ps, most) <= target_ps:
+        return most
+    if not growth_ps:
+        return -(-target_ps // first_ps)
+    b = 2 * first_ps - growth_ps  # growth * n^2 + b * n = 2 * target
+    n_steps = max(1, (isqrt(b * b + 8 * growth_ps * target_ps) - b) // (2 * growth_ps))
+    while elapsed_ps(first_ps, growth_ps, n_steps) < target_ps:
+        n_steps += 1
+    return n_steps

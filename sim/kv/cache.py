@@ -1,0 +1,65 @@
+"""The contract every KV cache keeps with the engine."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from sim.ledger import DecodeLedger
+from sim.request import Request
+from sim.sequence import Sequence
+
+
+class KVCache(Protocol):
+    """Where keys and values live: who holds how much of the device's memory, and what of it can be used again.
+
+    Token slots are the currency: ``held_tokens`` are taken by admitted sequences, ``idle_tokens`` hold reusable KV
+    that nobody references. ``moved_bytes`` is what the cache copied inside device memory since the engine last took
+    note (growth, compaction), ``host_bytes`` what it moved over the host link on the critical path.
+    """
+
+    capacity_tokens: int
+    block_tokens: int  # granularity of the ledger's growth count; 1 where memory is not taken block by block
+    window_tokens: int | None  # resident tokens a sequence never exceeds while decoding
+    moved_bytes: float
+    host_bytes: float
+
+    @property
+    def held_tokens(self) -> int:
+        """Slots held by sequences whose prompt is not complete or that decode."""
+        ...
+
+    @property
+    def idle_tokens(self) -> int:
+        """Slots holding KV that a later request may use, free to be taken back."""
+        ...
+
+    def match(self, sequence: Sequence) -> int:
+        """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
+        ...
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take room for the next ``n_tokens`` of a sequence, all of it or nothing.
+
+        For a sequence that holds nothing this admits it: it references what `match` found, and its
+        ``computed_tokens`` start there. Room for one more token of every decoding sequence is left.
+        """
+        ...
+
+    def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
+        """How many of the next ``n_steps`` decode iterations the memory suffices for."""
+        ...
+
+    def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
+        """Take the memory of ``n_steps`` decode iterations, before the ledger advances."""
+        ...
+
+    def release(self, sequence: Sequence, now_ns: int) -> None:
+        """Take back what a sequence holds, finished or preempted; what others may use stays findable."""
+        ...
+
+    def refuses(self, request: Request) -> str | None:
+        """Why a request could never be served even alone, or None."""
+        ...
+
+    def counts(self) -> Mapping[str, int | float]:
+        """Facts of the run: evictions, copies, resizes, ..."""
+        ...

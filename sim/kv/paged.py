@@ -1,0 +1,218 @@
+"""PagedAttention: KV in fixed-size blocks taken on demand, shared between equal prefixes.
+
+The rules are vLLM v1's block pool (``v1/core/block_pool.py``, ``v1/core/kv_cache_manager.py``):
+
+* only full blocks have an identity, that of all text up to their end; generated text counts too;
+* a hit is the longest run of resident blocks from the start, at most all tokens but the last;
+* taking blocks either succeeds whole or changes nothing; hits leave the free queue, new blocks come off its head,
+  and one that still had content loses it;
+* freed blocks join the tail, a sequence's last block first;
+* equal blocks computed at the same time are not merged.
+
+Blocks of sequences that decode are a count until the sequence leaves: the ledger knows when each is taken.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sim.errors import ConfigError, InvariantError
+from sim.kv.eviction import Evictor, Unit
+from sim.ledger import DecodeLedger
+from sim.request import Request, block_keys
+from sim.sequence import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class BlockTable:
+    """Blocks of one sequence: those with an identity first, in order, then the rest as a count."""
+
+    n_blocks: int = 0
+    units: list[Unit] = field(default_factory=list)
+
+
+class PagedCache:
+    """Block tables over one pool of blocks, with prefix reuse.
+
+    Parameters
+    ----------
+    capacity_tokens : int
+        KV slots of the device; a last incomplete block is not used [tokens].
+    block_tokens : int
+        Block size, a power of two. vLLM's default is 16 [tokens].
+    eviction : callable
+        Makes the evictor of so many blocks, all free.
+    prefix_caching : bool
+        Whether content stays findable after its sequence ended.
+    watermark : float
+        Share of the blocks that admitting a sequence must leave free; vLLM v1 keeps none, v0 kept 0.01.
+    window_tokens : int or None
+        The model's attention window: older KV is dropped while decoding [tokens].
+    """
+
+    def __init__(
+        self,
+        capacity_tokens: int,
+        eviction: Callable[[int], Evictor],
+        block_tokens: int = 16,
+        prefix_caching: bool = True,
+        watermark: float = 0.0,
+        window_tokens: int | None = None,
+    ) -> None:
+        if block_tokens < 1 or block_tokens & (block_tokens - 1):
+            raise ConfigError(f"cache.block_tokens must be a power of two >= 1 [tokens], got {block_tokens}")
+        if not 0 <= watermark < 1:
+            raise ConfigError(f"cache.watermark must be in [0, 1), got {watermark}")
+        if capacity_tokens < block_tokens:
+            raise ConfigError(f"KV capacity must hold one block of {block_tokens} tokens, got {capacity_tokens} tokens")
+        self.block_tokens = block_tokens
+        self.n_blocks = capacity_tokens // block_tokens
+        self.capacity_tokens = self.n_blocks * block_tokens
+        self.window_tokens = window_tokens
+        self.moved_bytes = 0.0
+        self.host_bytes = 0.0
+        self._prefix_caching = prefix_caching
+        self._watermark_blocks = int(watermark * self.n_blocks)
+        self._free = eviction(self.n_blocks)
+        self._resident: dict[int, Unit] = {}
+        self._twins: dict[int, list[Unit]] = {}  # further blocks with the content of a resident one
+        self._n_parked = 0
+        self._n_evicted = 0
+        self._keys: dict[Sequence, list[int]] = {}  # of sequences that wait or hold something
+
+    @property
+    def held_tokens(self) -> int:
+        """Slots in blocks that admitted sequences reference."""
+        return (self.n_blocks - len(self._free)) * self.block_tokens
+
+    @property
+    def idle_tokens(self) -> int:
+        """Slots in free blocks whose content can still be hit."""
+        return self._n_parked * self.block_tokens
+
+    def match(self, sequence: Sequence) -> int:
+        """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
+        return len(self._matched(sequence)) * self.block_tokens
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take blocks for the next ``n_tokens`` of a sequence, all or none."""
+        table = sequence.holding
+        spare = ledger.blocks_needed(1) if ledger.members else 0
+        if table is None:
+            matched = self._matched(sequence)
+            start = len(matched) * self.block_tokens
+            n_new = -(-(start + n_tokens) // self.block_tokens) - len(matched)
+            n_unparked = sum(unit.is_parked for unit in matched) if matched else 0
+            if n_new + n_unparked + spare + self._watermark_blocks > len(self._free):
+                return False
+            table = sequence.holding = BlockTable()
+            sequence.computed_tokens = start
+            if matched:
+                self._n_parked -= n_unparked
+                self._free.claim(matched)
+                for unit in matched:
+                    unit.n_refs += 1
+                table.units = matched
+                table.n_blocks = len(matched)
+        else:
+            n_new = -(-(sequence.computed_tokens + n_tokens) // self.block_tokens) - table.n_blocks
+            if n_new + spare > len(self._free):
+                return False
+        if n_new > 0:
+            self._take(n_new)
+            table.n_blocks += n_new
+        keys = self._keys.get(sequence)
+        if keys is not None:
+            self._name(table, keys[: (sequence.computed_tokens + n_tokens) // self.block_tokens])
+        return True
+
+    def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
+        """How many of the next ``n_steps`` decode iterations the free blocks suffice for."""
+        free = len(self._free)
+        if free >= (n_steps // self.block_tokens + 1) * ledger.n_growing:
+            return n_steps
+        return min(n_steps, ledger.steps_for_blocks(free))
+
+    def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
+        """Take the blocks that ``n_steps`` decode iterations fill."""
+        n_blocks = ledger.blocks_needed(n_steps)
+        if n_blocks:
+            self._take(n_blocks)
+
+    def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
+        """Free a sequence's blocks, the last first; full ones stay findable until their block is taken."""
+        table: BlockTable = sequence.holding
+        sequence.holding = None
+        n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
+        if self._keys.pop(sequence, None) is not None and not sequence.dropped_tokens:
+            self._name(table, block_keys(sequence.text(), sequence.computed_tokens, self.block_tokens))
+        self._free.park_blank(n_blocks - len(table.units))
+        if table.units:
+            freed = []
+            for unit in reversed(table.units):
+                unit.n_refs -= 1
+                if not unit.n_refs:
+                    freed.append(unit)
+            self._n_parked += len(freed)
+            self._free.park(freed)
+
+    def refuses(self, request: Request) -> str | None:
+        """Why a request could never be served even alone, or None."""
+        n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
+        if self.window_tokens is not None:
+            n_tokens = max(request.prompt_tokens, min(n_tokens, self.window_tokens))
+        n_blocks = -(-n_tokens // self.block_tokens) + self._watermark_blocks
+        if n_blocks > self.n_blocks:
+            return f"{n_blocks} KV blocks needed, the device has {self.n_blocks}"
+        return None
+
+    def counts(self) -> Mapping[str, int | float]:
+        """Facts of the run."""
+        return {"evicted_blocks": self._n_evicted, "kv_blocks": self.n_blocks}
+
+    def _matched(self, sequence: Sequence) -> list[Unit]:
+        """Resident blocks of a waiting sequence's text, from its start."""
+        content = sequence.request.content
+        if content is None or not self._prefix_caching:
+            return []
+        keys = self._keys.get(sequence)
+        if keys is None:
+            keys = self._keys[sequence] = block_keys(sequence.text(), sequence.target_tokens, self.block_tokens)
+        resident = self._resident
+        matched = []
+        for key in keys[: (sequence.target_tokens - 1) // self.block_tokens]:
+            unit = resident.get(key)
+            if unit is None:
+                break
+            matched.append(unit)
+        return matched
+
+    def _take(self, n_blocks: int) -> None:
+        """Take blocks that the caller knows are free; what they held is forgotten."""
+        for unit in self._free.victims(n_blocks):
+            self._n_parked -= 1
+            self._n_evicted += 1
+            self._forget(unit)
+
+    def _forget(self, unit: Unit) -> None:
+        """A block's content can no longer be found in it, though it may be in a twin."""
+        key = unit.key
+        if key is None:
+            raise InvariantError("a block without content was evicted")
+        twins = self._twins.get(key)
+        if self._resident[key] is unit:
+            if twins is None:
+                del self._resident[key]
+                return
+            self._resident[key] = twins.pop(0)
+        elif twins is not None:
+            twins.remove(unit)
+        if not twins:
+            del self._twins[key]
+
+    def _name(self, table: BlockTable, keys: list[int]) -> None:
+        """Make a sequence's full blocks findable under the keys of their content, those that are not yet."""
+        for key in keys[len(table.units) :]:
+            unit = Unit(key, self.block_tokens, n_refs=1)
+            table.units.append(unit)
+            if self._resident.setdefault(key, unit) is not unit:
+                self._twins.setdefault(key, []).append(unit)

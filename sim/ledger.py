@@ -1,0 +1,210 @@
+"""Decoding sequences advancing in lock-step.
+
+Every decode iteration adds one token to every decoding sequence. So nothing is written per sequence and iteration:
+the ledger counts iterations and keeps sums, and a sequence is touched when it joins and when it leaves.
+
+    step                           0    1    2    3    4
+    A joins at 0 with 30 tokens   30   31   32   33   34      resident = offset + step, offset(A) = 30
+    B joins at 2 with 10 tokens             10   11   12                                offset(B) =  8
+"""
+
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from sim.sequence import Sequence
+
+
+class DecodeLedger:
+    """State of the decoding sequences of one replica, O(1) per iteration.
+
+    Parameters
+    ----------
+    block_tokens : int
+        KV block size: how often a growing sequence needs a new block [tokens].
+    window_tokens : int or None
+        Resident tokens at which a sequence stops growing, each new token replacing an old one [tokens].
+    """
+
+    __slots__ = (
+        "_alarms",
+        "_ends",
+        "_longest",
+        "_phases",
+        "block_tokens",
+        "members",
+        "n_emitting",
+        "n_growing",
+        "padding_tokens",
+        "resident_tokens",
+        "step",
+        "window_tokens",
+    )
+
+    def __init__(self, block_tokens: int = 1, window_tokens: int | None = None) -> None:
+        self.block_tokens = block_tokens
+        self.window_tokens = window_tokens
+        self.step = 0  # decode iterations run so far
+        self.members: dict[int, Sequence] = {}  # by admission order; insertion order is the order of joining
+        self.n_growing = 0  # members whose KV grows with every token
+        self.n_emitting = 0  # members that still generate; the others pad a request-level batch
+        self.resident_tokens = 0  # KV entries of all members
+        self.padding_tokens = 0  # attended although they are no one's: prompts padded to the batch's longest
+        self._ends: list[tuple[int, int]] = []  # (step by which it has its last token, order)
+        self._alarms: list[tuple[int, int]] = []  # (step at which its window or its room is full, order)
+        self._longest: list[tuple[int, int]] = []  # (-offset, order) of growing members
+        self._phases = [0] * block_tokens  # growing members by offset modulo block size
+
+    def join(self, sequence: Sequence) -> None:
+        """A sequence starts decoding."""
+        resident = sequence.computed_tokens - sequence.dropped_tokens
+        window = self.window_tokens
+        if window is not None and resident > window:
+            sequence.dropped_tokens += resident - window
+            resident = window
+        order, step = sequence.order, self.step
+        offset = resident - step
+        sequence.joined_step = step
+        sequence.joined_tokens = resident
+        self.members[order] = sequence
+        self.n_emitting += 1
+        self.resident_tokens += resident
+        self.padding_tokens += sequence.padding_tokens
+        heappush(self._ends, (step + sequence.request.output_tokens - sequence.generated_tokens, order))
+        if resident == window:
+            return
+        self.n_growing += 1
+        self._phases[offset % self.block_tokens] += 1
+        heappush(self._longest, (-offset, order))
+        if window is not None:
+            heappush(self._alarms, (window - offset, order))
+        elif sequence.room_tokens is not None:
+            heappush(self._alarms, (sequence.room_tokens - offset, order))
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence stops decoding, its last token or not; its counters are brought up to date."""
+        steps = self.step - sequence.joined_step
+        del self.members[sequence.order]
+        grown = sequence.joined_tokens + steps
+        window = self.window_tokens
+        if window is not None and grown >= window:
+            resident = window
+        else:
+            resident = grown
+            self.n_growing -= 1
+            self._phases[(sequence.joined_tokens - sequence.joined_step) % self.block_tokens] -= 1
+        self.resident_tokens -= resident
+        self.padding_tokens -= sequence.padding_tokens
+        left = sequence.request.output_tokens - sequence.generated_tokens
+        self.n_emitting -= steps < left
+        sequence.computed_tokens += steps
+        sequence.dropped_tokens += steps - (resident - sequence.joined_tokens)
+        sequence.generated_tokens += min(steps, left)
+
+    def advance(self, n_steps: int) -> None:
+        """All members decode ``n_steps`` tokens. Must not pass an end or an alarm (`steps_to_event`)."""
+        self.step += n_steps
+        self.resident_tokens += n_steps * self.n_growing
+        if self.window_tokens is not None:
+            for sequence in self.due():
+                offset = sequence.joined_tokens - sequence.joined_step
+                self.n_growing -= 1
+                self._phases[offset % self.block_tokens] -= 1
+
+    def finished(self) -> list[Sequence]:
+        """Members that have just got their last token, in order of admission; each is named once."""
+        done = []
+        ends = self._ends
+        while ends and ends[0][0] <= self.step:
+            sequence = self.members.get(heappop(ends)[1])
+            if sequence is not None:
+                self.n_emitting -= 1
+                done.append(sequence)
+        return done
+
+    def due(self) -> list[Sequence]:
+        """Members whose window or room is full now; each is named once per alarm."""
+        full = []
+        alarms = self._alarms
+        while alarms and alarms[0][0] <= self.step:
+            sequence = self.members.get(heappop(alarms)[1])
+            if sequence is not None:
+                full.append(sequence)
+        return full
+
+    def rearm(self, sequence: Sequence) -> None:
+        """The cache gave a member more room: ask again when that is full."""
+        if sequence.room_tokens is not None:
+            offset = sequence.joined_tokens - sequence.joined_step
+            heappush(self._alarms, (sequence.room_tokens - offset, sequence.order))
+
+    def steps_to_event(self) -> int | None:
+        """Iterations until the next member ends or needs attention, at least 0; None without members."""
+        steps = None
+        for heap in (self._ends, self._alarms):
+            while heap and heap[0][1] not in self.members:
+                heappop(heap)
+            if heap and (steps is None or heap[0][0] - self.step < steps):
+                steps = heap[0][0] - self.step
+        return steps
+
+    def blocks_needed(self, n_steps: int) -> int:
+        """New KV blocks that ``n_steps`` more iterations take [blocks].
+
+        A growing member takes a block whenever its resident tokens are a multiple of the block size, so the members
+        that do at step ``s`` are those of phase ``-s`` modulo block size.
+        """
+        size = self.block_tokens
+        cycles, rest = divmod(n_steps, size)
+        blocks = cycles * self.n_growing
+        if rest:
+            last = -self.step % size
+            first = last - rest + 1
+            phases = self._phases
+            blocks += sum(phases[first : last + 1]) if first >= 0 else sum(phases[: last + 1]) + sum(phases[first:])
+        return blocks
+
+    def steps_for_blocks(self, n_blocks: int) -> int:
+        """Iterations that ``n_blocks`` free blocks suffice for, when something grows."""
+        cycles, left = divmod(n_blocks, self.n_growing)
+        steps = cycles * self.block_tokens
+        phase = -self.step % self.block_tokens
+        for _ in range(self.block_tokens):
+            left -= self._phases[phase]
+            if left < 0:
+                break
+            steps += 1
+            phase = (phase - 1) % self.block_tokens
+        return steps
+
+    def context_tokens(self) -> int:
+        """KV entries the next iteration reads: what is resident, padding, and each growing member's new token."""
+        return self.resident_tokens + self.padding_tokens + self.n_growing
+
+    def max_context_tokens(self) -> int:
+        """The most that one member reads in the next iteration, 0 without members."""
+        longest = self._longest
+        members, step, window = self.members, self.step, self.window_tokens
+        while longest:
+            offset, order = longest[0]
+            if order in members and (window is None or step - offset < window):
+                break
+            heappop(longest)
+        most = step - longest[0][0] + 1 if longest else 0
+        if window is not None and self.n_growing < len(members):
+            most = window
+        return most
+
+    def last(self) -> Sequence:
+        """The member that joined last."""
+        return self.members[next(reversed(self.members))]
+
+    def resident_of(self, sequence: Sequence) -> int:
+        """Resident tokens of one member now."""
+        resident = sequence.joined_tokens + self.step - sequence.joined_step
+        return resident if self.window_tokens is None else min(resident, self.window_tokens)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self.members.values())

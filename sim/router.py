@@ -1,0 +1,109 @@
+"""Traffic enters the house: requests arrive, and each is handed to a replica."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import simpy
+from simpy.events import URGENT
+
+from sim.engine import Clock, Replica
+from sim.errors import InvariantError
+from sim.request import Finished, Request, Scenario
+
+
+class Router(Protocol):
+    """Chooses the replica that serves a request."""
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
+        """One of the replicas."""
+        ...
+
+
+@dataclass(slots=True)
+class RoundRobin:
+    """Each replica in turn."""
+
+    _turn: int = field(default=-1, init=False)
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:  # noqa: ARG002
+        """The next one."""
+        self._turn = (self._turn + 1) % len(replicas)
+        return replicas[self._turn]
+
+
+@dataclass(frozen=True, slots=True)
+class LeastLoaded:
+    """The replica with the fewest requests waiting and running; the first among equals."""
+
+    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:  # noqa: ARG002
+        """The least loaded one."""
+        return min(replicas, key=lambda replica: replica.n_outstanding)
+
+
+class _Arrival(simpy.Event):
+    """A moment at which requests arrive; it comes before anything else of the same nanosecond."""
+
+    def __init__(self, env: Clock, at_ns: int, callback: Any, value: Any = None) -> None:
+        self.env = env
+        self.callbacks = [callback]
+        self._ok = True
+        self._value = value
+        self._defused = False
+        env.schedule(self, URGENT, at_ns - env.now_ns)
+
+
+class Traffic:
+    """The scenario's requests, handed to the replicas at their time of arrival."""
+
+    def __init__(self, env: Clock, scenario: Scenario, seed: int, router: Router, is_open_loop: bool) -> None:
+        self.env = env
+        self.scenario = scenario
+        self.router = router
+        self.replicas: list[Replica] = []
+        self.n_arrived = 0
+        self.is_open_loop = is_open_loop
+        self._stream: Iterator[Request] = scenario.requests(seed)
+        self._next: Request | None = None
+
+    def start(self, replicas: list[Replica]) -> None:
+        """Begin with the first request."""
+        self.replicas = replicas
+        self._next = next(self._stream, None)
+        self._schedule_next()
+
+    def next_arrival_ns(self) -> float:
+        """When the next request of an open stream arrives, infinite after the last [ns]."""
+        return float("inf") if self._next is None else self._next.arrival_ns
+
+    def ended(self, finished: Finished) -> None:
+        """A request ended; what it brings about arrives in its time."""
+        if self.is_open_loop:
+            return
+        request = self.scenario.follow_up(finished)
+        if request is not None:
+            if request.arrival_ns < self.env.now_ns:
+                raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")
+            _Arrival(self.env, request.arrival_ns, self._follow, request)
+
+    def _schedule_next(self) -> None:
+        request = self._next
+        if request is not None:
+            if request.arrival_ns < self.env.now_ns:
+                raise InvariantError(f"request {request.id} arrives before the one ahead of it in the stream")
+            _Arrival(self.env, request.arrival_ns, self._emit)
+
+    def _emit(self, _: simpy.Event) -> None:
+        """Hand over the request whose time has come, and those of the same nanosecond."""
+        now = self.env.now_ns
+        while self._next is not None and self._next.arrival_ns == now:
+            self._deliver(self._next)
+            self._next = next(self._stream, None)
+        self._schedule_next()
+
+    def _follow(self, event: simpy.Event) -> None:
+        self._deliver(cast(Request, event.value))
+
+    def _deliver(self, request: Request) -> None:
+        self.n_arrived += 1
+        self.router.choose(request, self.replicas).submit(request)
