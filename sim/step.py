@@ -46,8 +46,10 @@ class CostModel(Protocol):
     def pace(self, shape: StepShape) -> Pace:
         """Duration of the iteration ``shape`` and of those after it, while no sequence joins or leaves.
 
-        Exactness: for every ``k < n_steps`` the pace of the shape ``k`` iterations later (context grown by
-        ``k * decode_growing``, maximum by ``k``) starts at exactly ``first_ps + k * growth_ps``.
+        Exactness: for every ``k < n_steps`` the pace of the shape ``k`` iterations later starts at exactly
+        ``first_ps + k * growth_ps``. In that shape the context has grown by ``k * decode_growing``; the maximum by
+        ``k`` if all grow, else not at all (who slides over a window is the longest); bytes moved and finished
+        sequences are zero, for they are matters of the first iteration alone.
         A shape with chunks has ``n_steps`` 1.
         """
         ...

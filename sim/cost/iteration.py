@@ -1,0 +1,201 @@
+"""How long an engine iteration takes: the parts of a forward pass on the device, and the host beside it.
+
+An iteration computes new tokens of some prompts (chunks) and one token of every decoding sequence:
+
+    device = dense(tokens, padded to a captured graph) + lm_head and sampler(sequences)
+             + prefill attention(chunks) + decode attention(batch, total context) + copies + gap
+    host   = base + per_seq * sequences + per_finished * finished
+    iteration = max(device, host) under async scheduling, device + host under sync
+
+What the parts cost comes from `Operations`: a data sheet (`sim.cost.roofline`) or a measured profile. Here they
+become integer picoseconds, once per batch size, so that a run of decode iterations is an exact arithmetic series.
+"""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from sim.cost.host import HostCost
+from sim.errors import ConfigError, ProfileError
+from sim.step import Chunk, Pace, StepShape
+from sim.units import ps_from_s
+
+CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
+"""Token counts vLLM captures CUDA graphs for; a smaller batch runs the next larger graph.
+
+Source: vLLM, ``cudagraph_capture_sizes`` of its engine arguments: ``[1, 2, 4] + range(8, 256, 8) +
+range(256, max + 1, 16)`` with ``max_cudagraph_capture_size = min(2 * max_num_seqs, 512)``.
+"""
+
+FAR = 1 << 50  # no knot and no end: beyond any number of tokens or iterations
+
+
+class DecodeCurve(NamedTuple):
+    """Decode attention of the whole model at one batch size, piecewise linear in the batch's total context.
+
+    ``knots`` ascend from at most ``batch`` (every sequence reads at least the token it computes). Past the last knot
+    the last piece goes on; past ``valid_to_tokens`` that is extrapolation, and counted.
+    """
+
+    knots: tuple[int, ...]  # total KV entries read [tokens]
+    seconds: tuple[float, ...]  # attention over all layers with equal contexts, KV append included [s]
+    skew_s: float = 0.0  # per token of batch * longest - total: what unequal contexts cost [s]
+    valid_to_tokens: int = FAR
+
+
+class Operations(Protocol):
+    """Times of the parts of an iteration, over the whole model on one tensor-parallel rank [s].
+
+    All are pure functions of their arguments: results are cached.
+    """
+
+    def dense_s(self, n_tokens: int) -> float:
+        """GEMMs, norms, activations and all-reduces of all layers, on ``n_tokens`` tokens."""
+        ...
+
+    def sequences_s(self, n_seqs: int) -> float:
+        """lm_head and sampler, for one token of each of ``n_seqs`` sequences."""
+        ...
+
+    def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
+        """Attention of all chunks in one launch per layer, and the append of their KV."""
+        ...
+
+    def decode_attention(self, batch: int) -> DecodeCurve:
+        """Attention of ``batch`` sequences with one new token each, and the append of their KV."""
+        ...
+
+    def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
+        """Copies on the critical path: inside device memory, and over the link to the host."""
+        ...
+
+
+class _Decode(NamedTuple):
+    """One batch size, in integers: everything a decode iteration of it needs."""
+
+    rest_ps: int  # all but attention; under sync scheduling the host too
+    host_ps: int  # what runs beside the device: 0 under sync scheduling
+    knots: tuple[int, ...]  # a first one at 0 or below any context, a last one at FAR
+    starts_ps: tuple[int, ...]  # attention at each knot
+    slopes_ps: tuple[int, ...]  # per token after it
+    skew_ps: int
+    valid_to_tokens: int
+
+
+_new_tuple = tuple.__new__  # Pace(...) itself takes three times as long
+
+
+@dataclass(slots=True, eq=False)
+class IterationCost:
+    """A `CostModel` put together from a model's operations and the host's time."""
+
+    operations: Operations
+    host: HostCost
+    capture_sizes: tuple[int, ...] = CAPTURE_SIZES
+    extrapolated_runs: int = field(default=0, init=False)  # decode paces asked for outside the operations' range
+    _decode: dict[int, _Decode] = field(default_factory=dict, init=False, repr=False)
+    _dense_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _sequences_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _is_sync: bool = field(init=False, repr=False)
+    _finished_ps: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.capture_sizes = tuple(self.capture_sizes)
+        if any(size < 1 for size in self.capture_sizes) or sorted(set(self.capture_sizes)) != [*self.capture_sizes]:
+            raise ConfigError(f"cost.capture_sizes must be ascending and >= 1 [tokens], got {self.capture_sizes}")
+        self._is_sync = self.host.scheduling == "sync"
+        self._finished_ps = ps_from_s(self.host.per_finished_s)
+
+    def pace(self, shape: StepShape) -> Pace:
+        """Duration of the iteration ``shape`` and of those that follow it at the same batch.
+
+        Exact in the sense of `CostModel.pace`. O(1): two table look-ups and integer arithmetic.
+        """
+        chunks, batch, context, longest, growing, moved, hosted, finished = shape
+        if chunks or moved or hosted or not batch:
+            return Pace(self._once_ps(shape), 0, 1)
+        rest, host, knots, starts, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
+        i = bisect_right(knots, context) - 1
+        slope = slopes[i]
+        device = rest + starts[i] + slope * (context - knots[i])
+        growth = slope * growing
+        n_steps = -((context - knots[i + 1]) // growing) if growing else FAR
+        if context > valid_to:
+            self.extrapolated_runs += 1
+        if skew:
+            device += skew * (longest * batch - context)
+            if growing != batch:  # the longest slides over its window and stays, the others catch up
+                growth -= skew * growing
+        if finished and self._finished_ps:
+            busy = host + finished * self._finished_ps
+            if self._is_sync:
+                return Pace(device + busy, 0, 1)
+            if device < busy:
+                return Pace(busy, 0, 1)
+        if device < host:  # the host is the slower one, until the device's time has grown past it
+            if growth > 0:
+                n_steps = min(n_steps, (host - device) // growth + 1)
+            return _new_tuple(Pace, (host, 0, n_steps))
+        if growth < 0:
+            n_steps = min(n_steps, (device - host) // -growth + 1)
+        return _new_tuple(Pace, (device, growth, n_steps))
+
+    def _once_ps(self, shape: StepShape) -> int:
+        """One iteration that does not repeat: with prompt chunks, or with copies."""
+        chunks, batch, context, longest, _growing, moved, hosted, finished = shape
+        n_tokens, n_seqs = batch, batch + len(chunks)
+        for chunk in chunks:
+            n_tokens += chunk[0]
+        device = ps_from_s(self.host.gap_s)
+        if n_tokens:
+            device += self._dense(n_tokens) + self._sequences(n_seqs)
+        if chunks:
+            device += ps_from_s(self.operations.prefill_attention_s(chunks))
+        if batch:
+            _rest, _host, knots, starts, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
+            i = bisect_right(knots, context) - 1
+            device += starts[i] + slopes[i] * (context - knots[i]) + skew * (longest * batch - context)
+            if context > valid_to:
+                self.extrapolated_runs += 1
+        if moved or hosted:
+            device += ps_from_s(self.operations.copy_s(moved, hosted))
+        host = ps_from_s(self.host.base_s) + n_seqs * ps_from_s(self.host.per_seq_s) + finished * self._finished_ps
+        return device + host if self._is_sync else max(device, host)
+
+    def _tabulate(self, batch: int) -> _Decode:
+        """Integer tables of one batch size, made when it first occurs."""
+        curve = self.operations.decode_attention(batch)
+        knots = tuple(curve.knots)
+        if not knots or len(knots) != len(curve.seconds) or knots[0] > batch or list(knots) != sorted(set(knots)):
+            raise ProfileError(f"decode curve of batch {batch}: knots must ascend from at most {batch}, got {knots}")
+        starts = [ps_from_s(seconds) for seconds in curve.seconds]
+        slopes = [
+            (starts[i + 1] - starts[i]) // (knots[i + 1] - knots[i])  # rounded down: a piece never overshoots the next
+            for i in range(len(knots) - 1)
+        ]
+        slopes.append(slopes[-1] if slopes else 0)
+        host = ps_from_s(self.host.base_s) + batch * ps_from_s(self.host.per_seq_s)
+        rest = ps_from_s(self.host.gap_s) + self._dense(batch) + self._sequences(batch)
+        row = self._decode[batch] = _Decode(
+            rest_ps=rest + host if self._is_sync else rest,
+            host_ps=0 if self._is_sync else host,
+            knots=(*knots, FAR),
+            starts_ps=tuple(starts),
+            slopes_ps=tuple(slopes),
+            skew_ps=ps_from_s(curve.skew_s),
+            valid_to_tokens=curve.valid_to_tokens,
+        )
+        return row
+
+    def _dense(self, n_tokens: int) -> int:
+        """Dense parts at the smallest captured graph that holds the tokens, or at their number past the largest."""
+        i = bisect_left(self.capture_sizes, n_tokens)
+        n_computed = self.capture_sizes[i] if i < len(self.capture_sizes) else n_tokens
+        if (ps := self._dense_ps.get(n_computed)) is None:
+            ps = self._dense_ps[n_computed] = ps_from_s(self.operations.dense_s(n_computed))
+        return ps
+
+    def _sequences(self, n_seqs: int) -> int:
+        if (ps := self._sequences_ps.get(n_seqs)) is None:
+            ps = self._sequences_ps[n_seqs] = ps_from_s(self.operations.sequences_s(n_seqs))
+        return ps
