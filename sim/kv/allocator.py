@@ -1,0 +1,172 @@
+"""Where a contiguous extent lies in a row of token slots: two allocators with opposite kinds of waste.
+
+`Buddy` rounds up to a power of two (waste inside extents), `FirstFit` fits exactly (waste between them).
+"""
+
+from bisect import bisect_left, bisect_right
+
+from sim.errors import ConfigError, InvariantError
+
+
+class Buddy:
+    """Extents of power-of-two size, split in halves and merged with their other half when freed.
+
+    A capacity that is no power of two is a row of them: 15,700 slots are 8192 + 4096 + 2048 + 1024 + 256 + 64 + 16 + 4.
+
+    Parameters
+    ----------
+    capacity_tokens : int
+        Slots [tokens].
+    min_tokens : int
+        Smallest extent, a power of two; a last rest of the capacity below it is not used [tokens].
+
+    References
+    ----------
+    Knowlton, "A fast storage allocator", CACM 8(10), 1965. Orca's KV extents come from one in Kwon et al., "Efficient
+    Memory Management for LLM Serving with PagedAttention", SOSP 2023, section 6.1.
+    """
+
+    def __init__(self, capacity_tokens: int, min_tokens: int = 1) -> None:
+        if min_tokens < 1 or min_tokens & (min_tokens - 1):
+            raise ConfigError(f"allocator.min_tokens must be a power of two >= 1 [tokens], got {min_tokens!r}")
+        if capacity_tokens < min_tokens:
+            raise ConfigError(
+                f"allocator.capacity_tokens must be >= {min_tokens} [tokens], the smallest extent, "
+                f"got {capacity_tokens!r}"
+            )
+        self.capacity_tokens = capacity_tokens - capacity_tokens % min_tokens
+        self._min_tokens = min_tokens
+        self._free: dict[int, dict[int, None]] = {}  # size -> offsets, the last freed is taken first
+        self._taken: dict[int, tuple[int, int]] = {}  # offset -> (size, asked)
+        self._whole: set[tuple[int, int]] = set()  # (offset, size) of the pieces the row is made of: nothing to merge
+        offset = 0
+        while offset < self.capacity_tokens:
+            size = 1 << ((self.capacity_tokens - offset).bit_length() - 1)
+            self._whole.add((offset, size))
+            self._free.setdefault(size, {})[offset] = None
+            offset += size
+
+    def take(self, n_tokens: int) -> int | None:
+        """Offset of a free extent of at least ``n_tokens`` slots, or None: O(log capacity)."""
+        _refuse_empty(n_tokens)
+        size = max(self._min_tokens, 1 << (n_tokens - 1).bit_length())
+        fitting = size
+        while not self._free.get(fitting):
+            fitting *= 2
+            if fitting > self.capacity_tokens:
+                return None
+        offset, _ = self._free[fitting].popitem()
+        while fitting > size:
+            fitting //= 2
+            self._free.setdefault(fitting, {})[offset + fitting] = None
+        self._taken[offset] = (size, n_tokens)
+        return offset
+
+    def give(self, offset: int) -> None:
+        """Free the extent at ``offset`` and merge it with its other half as long as that is free."""
+        size, _ = _taken_at(self._taken, offset)
+        del self._taken[offset]
+        while (offset, size) not in self._whole and offset ^ size in self._free.get(size, ()):
+            del self._free[size][offset ^ size]
+            offset &= ~size
+            size *= 2
+        self._free.setdefault(size, {})[offset] = None
+
+    def size_of(self, offset: int) -> int:
+        """Slots of the extent at ``offset``, rounding included [tokens]."""
+        return _taken_at(self._taken, offset)[0]
+
+    @property
+    def free_tokens(self) -> int:
+        """Slots in no extent [tokens]."""
+        return sum(size * len(offsets) for size, offsets in self._free.items())
+
+    @property
+    def largest_free_tokens(self) -> int:
+        """The longest extent that could be taken now [tokens]."""
+        return max((size for size, offsets in self._free.items() if offsets), default=0)
+
+    @property
+    def rounding_tokens(self) -> int:
+        """Slots that rounding added to the extents taken: internal fragmentation [tokens]."""
+        return sum(size - asked for size, asked in self._taken.values())
+
+
+class FirstFit:
+    """Extents of exactly the size asked for, each in the first hole that is long enough.
+
+    References
+    ----------
+    Knuth, *The Art of Computer Programming*, volume 1, section 2.5.
+    """
+
+    rounding_tokens = 0  # an extent is what was asked for
+
+    def __init__(self, capacity_tokens: int) -> None:
+        if capacity_tokens < 1:
+            raise ConfigError(f"allocator.capacity_tokens must be >= 1 [tokens], got {capacity_tokens!r}")
+        self.capacity_tokens = capacity_tokens
+        self._starts = [0]  # holes by offset: start and stop
+        self._stops = [capacity_tokens]
+        self._taken: dict[int, tuple[int, int]] = {}
+
+    def take(self, n_tokens: int) -> int | None:
+        """Offset of a free extent of ``n_tokens`` slots, or None: O(holes)."""
+        _refuse_empty(n_tokens)
+        for i, (start, stop) in enumerate(zip(self._starts, self._stops, strict=True)):
+            if stop - start >= n_tokens:
+                self._starts[i] = start + n_tokens
+                if self._starts[i] == stop:
+                    del self._starts[i], self._stops[i]
+                self._taken[start] = (n_tokens, n_tokens)
+                return start
+        return None
+
+    def give(self, offset: int) -> None:
+        """Free the extent at ``offset`` and join it with the holes beside it."""
+        size, _ = _taken_at(self._taken, offset)
+        del self._taken[offset]
+        stop = offset + size
+        first = bisect_left(self._stops, offset)  # the hole that ends here, if any
+        last = bisect_right(self._starts, stop)  # one past the hole that starts where we stop
+        if first < last:
+            offset = min(offset, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+        self._starts[first:last] = [offset]
+        self._stops[first:last] = [stop]
+
+    def size_of(self, offset: int) -> int:
+        """Slots of the extent at ``offset`` [tokens]."""
+        return _taken_at(self._taken, offset)[0]
+
+    @property
+    def free_tokens(self) -> int:
+        """Slots in no extent [tokens]."""
+        return sum(self._stops) - sum(self._starts)
+
+    @property
+    def largest_free_tokens(self) -> int:
+        """The longest extent that could be taken now [tokens]."""
+        return max((stop - start for start, stop in zip(self._starts, self._stops, strict=True)), default=0)
+
+
+def external_frac(free_tokens: int, largest_free_tokens: int) -> float:
+    """Share of the free slots that one extent cannot have: external fragmentation.
+
+    Examples
+    --------
+    >>> external_frac(free_tokens=100, largest_free_tokens=60)
+    0.4
+    """
+    return 1.0 - largest_free_tokens / free_tokens if free_tokens else 0.0
+
+
+def _refuse_empty(n_tokens: int) -> None:
+    if n_tokens < 1:
+        raise InvariantError(f"an extent of {n_tokens} tokens was asked for")
+
+
+def _taken_at(taken: dict[int, tuple[int, int]], offset: int) -> tuple[int, int]:
+    if offset not in taken:
+        raise InvariantError(f"no extent at offset {offset}: freed twice, or never taken")
+    return taken[offset]
