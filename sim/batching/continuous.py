@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sim.batching.plan import Batch, Plan
+from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan
 from sim.errors import ConfigError
 from sim.sequence import Sequence
 
@@ -39,7 +39,7 @@ class Continuous:
         kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
         budget = self.max_num_batched_tokens
         chunks: list[tuple[Sequence, int]] = []
-        while budget > 0 and len(waiting) and batch.n_running < self.max_num_seqs:
+        while budget > 0 and len(waiting) and batch.n_running() < self.max_num_seqs:
             if chunks and waiting.head().target_tokens - kv.match(waiting.head()) > budget:
                 break
             admitted = batch.admit(None, now_ns)
@@ -48,9 +48,11 @@ class Continuous:
             chunks.append(admitted)
             budget -= admitted[1]
         if chunks:
-            return Plan(chunks, n_decoding=0)
+            return Plan(chunks, decodes=False)
         n_preempted = batch.make_room()
         if not ledger.members:
-            return None
-        is_open = batch.n_running < self.max_num_seqs and not (len(waiting) and waiting.keeps_head)
-        return Plan([], len(ledger.members), n_preempted, is_open=is_open)
+            return self.plan(batch, now_ns) if n_preempted else None
+        if n_preempted:
+            return Plan(n_preempted=n_preempted)
+        is_full = batch.n_running() >= self.max_num_seqs
+        return DECODE_ON if is_full or (len(waiting) and waiting.keeps_head) else DECODE_OPEN

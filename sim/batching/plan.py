@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sim.batching.queue import Queue
 from sim.kv.cache import KVCache
 from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
+
+Chunks = list[tuple[Sequence, int]] | tuple[()]
+"""Prompt tokens to compute, by sequence."""
 
 Preempt = Callable[[Sequence], None]
 """Takes a running sequence's memory back and puts it at the head of the queue."""
@@ -24,7 +27,6 @@ class Batch:
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
     n_admitted: int = 0
 
-    @property
     def n_running(self) -> int:
         """Sequences admitted."""
         return len(self.ledger.members) + len(self.partial)
@@ -38,7 +40,7 @@ class Batch:
             n_tokens = most_tokens
         if not self.kv.extend(sequence, n_tokens, self.ledger):
             return None
-        self.waiting.pop()
+        self.waiting.take()
         self.partial.append(sequence)
         self.n_admitted += 1
         sequence.order = self.n_admitted
@@ -56,7 +58,7 @@ class Batch:
         kv, ledger = self.kv, self.ledger
         n_preempted = 0
         while ledger.members:
-            for sequence in ledger.due():
+            for sequence in ledger.due() if ledger.alarms else ():
                 if kv.extend(sequence, 1, ledger):
                     ledger.rearm(sequence)
                 else:
@@ -69,16 +71,21 @@ class Batch:
         return n_preempted
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The next iteration, and how long the decision stands."""
 
-    chunks: list[tuple[Sequence, int]]  # prompt tokens to compute, by sequence
-    n_decoding: int  # sequences that decode one token each; 0 holds them back
+    chunks: Chunks = ()  # prompt tokens to compute, by sequence
+    decodes: bool = True  # every decoding sequence gets a token; else they are held back
     n_preempted: int = 0
     pad_to_tokens: int | None = None  # prompts are computed as if so long (request-level batches)
-    is_open: bool = True  # an arrival could change the plan of the iterations that follow
+    is_open: bool = False  # an arrival could change the plan of the iterations that follow
     valid_until_ns: int | None = None  # a clock of the scheduler's own
+
+
+DECODE_ON = Plan()
+"""Nothing but decoding, and an arrival changes nothing: it cannot be admitted before a sequence ends."""
+DECODE_OPEN = Plan(is_open=True)
+"""Nothing but decoding, until something arrives."""
 
 
 class Scheduler(Protocol):

@@ -28,38 +28,25 @@ class Queue(Protocol):
         """The one to admit next."""
         ...
 
-    def pop(self) -> Sequence:
+    def take(self) -> Sequence:
         """Remove the head."""
         ...
 
     def __len__(self) -> int: ...
 
 
-@dataclass(slots=True)
-class Fcfs:
+class Fcfs(deque[Sequence]):
     """First come, first served; preempted sequences return to the front."""
 
-    keeps_head: bool = field(default=True, init=False)
-    _waiting: deque[Sequence] = field(default_factory=deque, init=False)
-
-    def push(self, sequence: Sequence) -> None:
-        """A request arrived."""
-        self._waiting.append(sequence)
-
-    def push_back(self, sequence: Sequence) -> None:
-        """A running sequence was preempted and waits again."""
-        self._waiting.appendleft(sequence)
+    __slots__ = ()
+    keeps_head = True
+    push = deque.append
+    push_back = deque.appendleft
+    take = deque.popleft
 
     def head(self) -> Sequence:
         """The one to admit next."""
-        return self._waiting[0]
-
-    def pop(self) -> Sequence:
-        """Remove the head."""
-        return self._waiting.popleft()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+        return self[0]
 
 
 RANKS: dict[str, Callable[[Sequence], int]] = {
@@ -92,7 +79,7 @@ class Ranked:
         """The one to admit next."""
         return self._heap[0][3]
 
-    def pop(self) -> Sequence:
+    def take(self) -> Sequence:
         """Remove the head."""
         return heappop(self._heap)[3]
 

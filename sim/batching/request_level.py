@@ -43,7 +43,7 @@ class RequestLevel:
         ledger, waiting = batch.ledger, batch.waiting
         n_preempted = batch.make_room()
         if ledger.members:
-            return Plan([], len(ledger.members), n_preempted, is_open=False)
+            return Plan(n_preempted=n_preempted)
         if not len(waiting):
             return None
         starts_ns = waiting.head().request.arrival_ns + self._max_wait_ns
@@ -58,4 +58,4 @@ class RequestLevel:
         if not chunks:
             return None
         longest = max(sequence.target_tokens for sequence, _ in chunks)
-        return Plan(chunks, n_decoding=0, pad_to_tokens=longest)
+        return Plan(chunks, decodes=False, pad_to_tokens=longest)

@@ -75,6 +75,8 @@ class PagedCache:
         self._free = eviction(self.n_blocks)
         self._resident: dict[int, Unit] = {}
         self._twins: dict[int, list[Unit]] = {}  # further blocks with the content of a resident one
+        self._n_free = self.n_blocks
+        self._n_owed = 0  # taken, but not yet popped off the free queue: nothing has looked at it since
         self._n_parked = 0
         self._n_evicted = 0
         self._keys: dict[Sequence, list[int]] = {}  # of sequences that wait or hold something
@@ -82,7 +84,7 @@ class PagedCache:
     @property
     def held_tokens(self) -> int:
         """Slots in blocks that admitted sequences reference."""
-        return (self.n_blocks - len(self._free)) * self.block_tokens
+        return (self.n_blocks - self._n_free) * self.block_tokens
 
     @property
     def idle_tokens(self) -> int:
@@ -102,11 +104,12 @@ class PagedCache:
             start = len(matched) * self.block_tokens
             n_new = -(-(start + n_tokens) // self.block_tokens) - len(matched)
             n_unparked = sum(unit.is_parked for unit in matched) if matched else 0
-            if n_new + n_unparked + spare + self._watermark_blocks > len(self._free):
+            if n_new + n_unparked + spare + self._watermark_blocks > self._n_free:
                 return False
             table = sequence.holding = BlockTable()
             sequence.computed_tokens = start
             if matched:
+                self._n_free -= n_unparked
                 self._n_parked -= n_unparked
                 self._free.claim(matched)
                 for unit in matched:
@@ -115,7 +118,7 @@ class PagedCache:
                 table.n_blocks = len(matched)
         else:
             n_new = -(-(sequence.computed_tokens + n_tokens) // self.block_tokens) - table.n_blocks
-            if n_new + spare > len(self._free):
+            if n_new + spare > self._n_free:
                 return False
         if n_new > 0:
             self._take(n_new)
@@ -127,7 +130,7 @@ class PagedCache:
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the free blocks suffice for."""
-        free = len(self._free)
+        free = self._n_free
         if free >= (n_steps // self.block_tokens + 1) * ledger.n_growing:
             return n_steps
         return min(n_steps, ledger.steps_for_blocks(free))
@@ -135,8 +138,8 @@ class PagedCache:
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
         """Take the blocks that ``n_steps`` decode iterations fill."""
         n_blocks = ledger.blocks_needed(n_steps)
-        if n_blocks:
-            self._take(n_blocks)
+        self._n_free -= n_blocks
+        self._n_owed += n_blocks
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free a sequence's blocks, the last first; full ones stay findable until their block is taken."""
@@ -145,13 +148,18 @@ class PagedCache:
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
         if self._keys.pop(sequence, None) is not None and not sequence.dropped_tokens:
             self._name(table, block_keys(sequence.text(), sequence.computed_tokens, self.block_tokens))
-        self._free.park_blank(n_blocks - len(table.units))
+        if self._n_owed:
+            self._settle()
+        n_blank = n_blocks - len(table.units)
+        self._n_free += n_blank
+        self._free.park_blank(n_blank)
         if table.units:
             freed = []
             for unit in reversed(table.units):
                 unit.n_refs -= 1
                 if not unit.n_refs:
                     freed.append(unit)
+            self._n_free += len(freed)
             self._n_parked += len(freed)
             self._free.park(freed)
 
@@ -171,9 +179,10 @@ class PagedCache:
 
     def _matched(self, sequence: Sequence) -> list[Unit]:
         """Resident blocks of a waiting sequence's text, from its start."""
-        content = sequence.request.content
-        if content is None or not self._prefix_caching:
+        if sequence.request.content is None or not self._prefix_caching:
             return []
+        if self._n_owed:
+            self._settle()
         keys = self._keys.get(sequence)
         if keys is None:
             keys = self._keys[sequence] = block_keys(sequence.text(), sequence.target_tokens, self.block_tokens)
@@ -187,7 +196,13 @@ class PagedCache:
         return matched
 
     def _take(self, n_blocks: int) -> None:
-        """Take blocks that the caller knows are free; what they held is forgotten."""
+        """Take blocks that the caller knows are free."""
+        self._n_free -= n_blocks
+        self._n_owed += n_blocks
+
+    def _settle(self) -> None:
+        """Pop what has been taken off the free queue, before something looks at it; its content is forgotten."""
+        n_blocks, self._n_owed = self._n_owed, 0
         for unit in self._free.victims(n_blocks):
             self._n_parked -= 1
             self._n_evicted += 1
