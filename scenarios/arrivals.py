@@ -1,0 +1,247 @@
+"""When requests (or sessions) arrive: streams of clock ticks at a mean rate that the scenario sets."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from scenarios.distributions import Floats, Gamma, Ints, Weibull, is_number, require, require_positive
+from sim.units import NS_PER_S
+
+BATCH = 4096  # drawn at once; fixed, so that a longer run begins with the very requests of a shorter one
+
+
+class Arrivals(Protocol):
+    """A stream of arrival times."""
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Endless batches of non-decreasing arrival times at a long-run mean rate [ns]."""
+        ...
+
+
+def _ticks(gaps_s: Floats, start_ns: int) -> Ints:
+    """Arrival times after gaps, counted from a tick [ns]."""
+    return start_ns + np.rint(np.cumsum(gaps_s) * NS_PER_S).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Poisson:
+    """Independent arrivals: exponential gaps, coefficient of variation 1."""
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Arrival times [ns]."""
+        last_ns = 0
+        while True:
+            times = _ticks(rng.exponential(1 / rate_per_s, BATCH), last_ns)
+            last_ns = int(times[-1])
+            yield times
+
+
+@dataclass(frozen=True, slots=True)
+class GammaArrivals:
+    """Gamma-distributed gaps with coefficient of variation ``cv``; shape 1 / cv^2 is vLLM's ``--burstiness``."""
+
+    cv: float
+
+    def __post_init__(self) -> None:
+        require_positive("scenario.arrivals", cv=self.cv)
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Arrival times [ns]."""
+        gaps = Gamma(shape=1 / self.cv**2, scale=self.cv**2 / rate_per_s)
+        last_ns = 0
+        while True:
+            times = _ticks(gaps.draw(rng, BATCH), last_ns)
+            last_ns = int(times[-1])
+            yield times
+
+
+@dataclass(frozen=True, slots=True)
+class WeibullArrivals:
+    """Weibull-distributed gaps; a shape below 1 is burstier than Poisson."""
+
+    shape: float
+
+    def __post_init__(self) -> None:
+        require_positive("scenario.arrivals", shape=self.shape)
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Arrival times [ns]."""
+        gaps = Weibull(self.shape, 1 / (rate_per_s * Weibull(self.shape, 1.0).mean))
+        last_ns = 0
+        while True:
+            times = _ticks(gaps.draw(rng, BATCH), last_ns)
+            last_ns = int(times[-1])
+            yield times
+
+
+@dataclass(frozen=True, slots=True)
+class Regular:
+    """Equal gaps."""
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:  # noqa: ARG002
+        """Arrival times [ns]."""
+        number = np.arange(1, BATCH + 1, dtype=np.float64)
+        while True:
+            yield np.rint(number * (NS_PER_S / rate_per_s)).astype(np.int64)
+            number += BATCH
+
+
+@dataclass(frozen=True, slots=True)
+class AllAtOnce:
+    """Everyone at time zero, whatever the rate."""
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:  # noqa: ARG002
+        """Zeros [ns]."""
+        while True:
+            yield np.zeros(BATCH, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class OnOff:
+    """Two-state Markov-modulated Poisson process: calm, and bursts that bring ``burst_factor`` times the calm rate.
+
+    Parameters
+    ----------
+    burst_factor : float
+        Rate in a burst over the rate in calm; infinite means that nothing arrives in calm.
+    burst_s, calm_s : float
+        Mean lengths of the states, exponentially distributed [s].
+
+    References
+    ----------
+    Fischer and Meier-Hellstern, "The Markov-modulated Poisson process (MMPP) cookbook", 1993.
+    """
+
+    burst_factor: float
+    burst_s: float
+    calm_s: float
+
+    def __post_init__(self) -> None:
+        require_positive("scenario.arrivals", burst_s=self.burst_s, calm_s=self.calm_s)
+        is_allowed = is_number(self.burst_factor, 1.0) or self.burst_factor == float("inf")
+        require("scenario.arrivals.burst_factor", self.burst_factor, is_allowed, "at least 1")
+
+    def rates_per_s(self, rate_per_s: float) -> tuple[float, float]:
+        """Rate in a burst and in calm that give a mean rate [1/s]."""
+        burst_frac = self.burst_s / (self.burst_s + self.calm_s)
+        if self.burst_factor == float("inf"):
+            return rate_per_s / burst_frac, 0.0
+        calm = rate_per_s / (1 + burst_frac * (self.burst_factor - 1))
+        return calm * self.burst_factor, calm
+
+    def index_of_dispersion(self, rate_per_s: float) -> float:
+        """Long-run variance of counts over their mean: 1 + 2 d^2 p q / ((r1 + r2) rate), with d the rates' difference.
+
+        ``p`` and ``q`` are the shares of time in the states, ``r1`` and ``r2`` the rates of leaving them.
+        """
+        burst, calm = self.rates_per_s(rate_per_s)
+        leaving = 1 / self.burst_s + 1 / self.calm_s
+        burst_frac = self.burst_s / (self.burst_s + self.calm_s)
+        return 1 + 2 * (burst - calm) ** 2 * burst_frac * (1 - burst_frac) / (leaving * rate_per_s)
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Arrival times [ns]."""
+        burst, calm = self.rates_per_s(rate_per_s)
+        is_burst = bool(rng.random() < self.burst_s / (self.burst_s + self.calm_s))
+        start_s = 0.0
+        while True:
+            spell_s = float(rng.exponential(self.burst_s if is_burst else self.calm_s))
+            n = int(rng.poisson((burst if is_burst else calm) * spell_s))
+            times_s = start_s + np.sort(rng.random(n)) * spell_s
+            if n:
+                yield np.rint(times_s * NS_PER_S).astype(np.int64)
+            start_s += spell_s
+            is_burst = not is_burst
+
+
+@dataclass(frozen=True, slots=True)
+class Modulated:
+    """Arrivals under a rate that changes over time: ``base`` in a clock that runs faster when the rate is higher.
+
+    Parameters
+    ----------
+    base : Arrivals
+        What arrivals look like at constant rate; their burstiness survives.
+    factors : list of float
+        Relative rates at equally spaced times; between them the rate is the mean of its ends, in steps.
+    period_s : float
+        Time that the factors span [s].
+    repeats : bool
+        Whether the profile starts again after its period (a day) or stays at its last factor (a ramp).
+    """
+
+    base: Arrivals
+    factors: list[float]
+    period_s: float
+    repeats: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive("scenario.arrivals", period_s=self.period_s)
+        is_allowed = len(self.factors) >= 1 and all(is_number(f, 0.0) for f in self.factors) and sum(self.factors) > 0
+        is_allowed = is_allowed and (self.repeats or self.factors[-1] > 0)
+        require("scenario.arrivals.factors", self.factors, is_allowed, "numbers >= 0, some (the last of a ramp) > 0")
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Arrival times [ns]. The mean rate is that of the whole period."""
+        factors = np.asarray(self.factors, dtype=np.float64)
+        factors = factors / factors.mean()
+        step_s = self.period_s / len(factors)
+        clock_s = np.concatenate([[0.0], np.cumsum(factors * step_s)])  # operational time at each knot
+        real_s = np.arange(len(factors) + 1) * step_s
+        for ticks in self.base.times_ns(rate_per_s, rng):
+            at_s = ticks / NS_PER_S
+            if self.repeats:
+                periods, within = np.divmod(at_s, self.period_s)
+                times_s = periods * self.period_s + np.interp(within, clock_s, real_s)
+            else:
+                after = np.maximum(at_s - self.period_s, 0.0) / factors[-1]
+                times_s = np.interp(at_s, clock_s, real_s) + after
+            yield np.rint(times_s * NS_PER_S).astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Diurnal:
+    """Arrivals under a rate that swings like a day: peak over trough is ``swing``, and the trough comes first."""
+
+    base: Arrivals
+    swing: float
+    period_s: float = 86_400.0
+
+    def __post_init__(self) -> None:
+        require("scenario.arrivals.swing", self.swing, is_number(self.swing, 1.0), "at least 1 (peak over trough)")
+        require_positive("scenario.arrivals", period_s=self.period_s)
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Arrival times [ns]."""
+        depth = (self.swing - 1) / (self.swing + 1)
+        steps = 288  # five minutes of a day
+        phase = (np.arange(steps) + 0.5) * (2 * np.pi / steps)
+        factors = (1 - depth * np.cos(phase)).tolist()
+        return Modulated(self.base, factors, self.period_s).times_ns(rate_per_s, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """Arrivals whose rate climbs (or falls) linearly for ``ramp_s`` and then stays.
+
+    ``rate`` of the scenario is the mean over the ramp; it starts at ``start_factor`` times that and ends at
+    ``2 - start_factor`` times.
+    """
+
+    base: Arrivals
+    start_factor: float
+    ramp_s: float
+
+    def __post_init__(self) -> None:
+        is_allowed = is_number(self.start_factor, 0.0, 2.0) and self.start_factor < 2
+        require("scenario.arrivals.start_factor", self.start_factor, is_allowed, "at least 0, below 2")
+        require_positive("scenario.arrivals", ramp_s=self.ramp_s)
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Arrival times [ns]."""
+        steps = 256
+        middle = (np.arange(steps) + 0.5) / steps
+        factors = (self.start_factor + 2 * (1 - self.start_factor) * middle).tolist()
+        return Modulated(self.base, factors, self.ramp_s, repeats=False).times_ns(rate_per_s, rng)

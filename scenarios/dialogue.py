@@ -1,0 +1,173 @@
+"""How a session unfolds: turns that grow a shared history, drawn in full before its first request is sent.
+
+Nothing is drawn while the engine runs, so the order in which requests finish, and with it the cache, cannot change
+what anybody says.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from scenarios.distributions import Distribution, is_number, require
+from scenarios.growth import Growth
+from scenarios.lengths import MAX_TOKENS, Lengths, whole_tokens
+from scenarios.prefixes import DOCUMENT, OUTPUT, PROMPT, Prefixes, text_id
+from sim.request import Finished, Request, Segment, stream
+from sim.units import NS_PER_S
+
+BATCH = 256  # sessions drawn at once; fixed, so that a longer run begins with the sessions of a shorter one
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything a session will say, and when: one entry per turn in each list."""
+
+    session_id: int
+    first_id: int  # of its requests; turn k has id first_id + k
+    head: tuple[Segment, ...]
+    prompts: list[int]  # new text of the user [tokens]
+    outputs: list[int]  # answer [tokens]
+    gaps_ns: list[int]  # between the answer before and this turn
+    parents: list[int] | None  # turn that each one continues; None: always the one before
+
+    def history(self, turn: int, most_tokens: int) -> tuple[Segment, ...]:
+        """What precedes a turn's new text: the head and the exchanges before it, the oldest dropped if too long."""
+        pieces: list[Segment] = []
+        room = most_tokens - sum(n_tokens for _, n_tokens in self.head)
+        at = turn - 1 if self.parents is None else self.parents[turn]
+        while at >= 0:
+            number = self.first_id + at
+            room -= self.prompts[at] + self.outputs[at]
+            if room < 0:
+                break
+            pieces.append((text_id(OUTPUT, number), self.outputs[at]))
+            pieces.append((text_id(PROMPT, number), self.prompts[at]))
+            at = at - 1 if self.parents is None else self.parents[at]
+        return (*self.head, *reversed(pieces))
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """What sessions are like.
+
+    Parameters
+    ----------
+    turns : Distribution
+        Turns per session, rounded to 1 or more.
+    lengths : Lengths
+        New text of a turn and its answer.
+    think : Distribution
+        From an answer to the next turn [s].
+    prefixes : Prefixes or None
+        Shared head of sessions, such as a system prompt.
+    document : Distribution or None
+        Length of a text that belongs to the session alone and stands in front of every turn [tokens].
+    keeps_history : bool
+        Whether earlier turns and answers are part of a turn's prompt.
+    growth : Growth or None
+        How much each turn says relative to ``lengths``.
+    branch_frac : float
+        Share of turns, from the third on, that continue from an earlier point instead of the last answer: an edited
+        message or a second attempt.
+    max_prompt_tokens : int
+        Clients drop their oldest exchanges to stay within this [tokens].
+    max_output_tokens : int or None
+        Longest answer that the client allows; None asks for exactly the drawn length [tokens].
+    """
+
+    turns: Distribution
+    lengths: Lengths
+    think: Distribution
+    prefixes: Prefixes | None = None
+    document: Distribution | None = None
+    keeps_history: bool = True
+    growth: Growth | None = None
+    branch_frac: float = 0.0
+    max_prompt_tokens: int = MAX_TOKENS
+    max_output_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        require("scenario.dialogue.branch_frac", self.branch_frac, is_number(self.branch_frac, 0, 1), "between 0 and 1")
+        is_allowed = is_number(self.max_prompt_tokens, 1, MAX_TOKENS)
+        require("scenario.dialogue.max_prompt_tokens", self.max_prompt_tokens, is_allowed, f"from 1 to {MAX_TOKENS}")
+        if self.max_output_tokens is not None:
+            is_allowed = is_number(self.max_output_tokens, 1)
+            require("scenario.dialogue.max_output_tokens", self.max_output_tokens, is_allowed, "at least 1 [tokens]")
+
+    def plans(self, seed: int) -> Iterator[Plan]:
+        """Endless sessions; each purpose has its own random numbers."""
+        turns_rng, lengths_rng, think_rng = stream(seed, "turns"), stream(seed, "lengths"), stream(seed, "think")
+        prefixes_rng, document_rng = stream(seed, "prefixes"), stream(seed, "documents")
+        growth_rng, branch_rng = stream(seed, "growth"), stream(seed, "branches")
+        session_id = first_id = 0
+        while True:
+            counts = np.maximum(np.rint(self.turns.draw(turns_rng, BATCH)), 1).astype(np.int64)
+            total = int(counts.sum())
+            starts = np.cumsum(counts) - counts
+            turn = np.arange(total) - np.repeat(starts, counts)
+            prompts, outputs = self.lengths.pairs(lengths_rng, total)
+            if self.growth is not None:
+                prompts = whole_tokens(prompts * self.growth.factors(turn, growth_rng), MAX_TOKENS)
+            gaps_ns = np.rint(self.think.draw(think_rng, total) * NS_PER_S).astype(np.int64)
+            heads: list[tuple[Segment, ...]] = [()] * BATCH
+            if self.prefixes is not None:
+                heads = self.prefixes.heads(prefixes_rng, BATCH)
+            if self.document is not None:
+                documents = whole_tokens(self.document.draw(document_rng, BATCH), MAX_TOKENS).tolist()
+                heads = [
+                    (*head, (text_id(DOCUMENT, session_id + k), n_tokens))
+                    for k, (head, n_tokens) in enumerate(zip(heads, documents, strict=True))
+                ]
+            parents = self._parents(turn, branch_rng) if self.branch_frac else None
+            for start, count, head in zip(starts.tolist(), counts.tolist(), heads, strict=True):
+                turns = slice(start, start + count)
+                yield Plan(
+                    session_id,
+                    first_id,
+                    head,
+                    prompts[turns].tolist(),
+                    outputs[turns].tolist(),
+                    gaps_ns[turns].tolist(),
+                    None if parents is None else parents[turns].tolist(),
+                )
+                session_id += 1
+                first_id += count
+
+    def _parents(self, turn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Turn that each one continues: the one before, or any earlier one if it branches."""
+        earlier = np.floor(rng.random(len(turn)) * np.maximum(turn - 1, 1)).astype(np.int64)
+        is_branch = (rng.random(len(turn)) < self.branch_frac) & (turn >= 2)
+        return np.where(is_branch, earlier, turn - 1)
+
+    def request(self, plan: Plan, turn: int, arrival_ns: int, slo_class: str, priority: int) -> Request:
+        """One turn of a session as the engine receives it."""
+        number = plan.first_id + turn
+        room = self.max_prompt_tokens
+        new = min(plan.prompts[turn], max(1, room - sum(n_tokens for _, n_tokens in plan.head)))
+        history = plan.history(turn, room - new) if self.keeps_history else plan.head
+        is_shared = bool(history) or len(plan.prompts) > 1
+        content = (*history, (text_id(PROMPT, number), new)) if is_shared else None
+        output, cap = plan.outputs[turn], self.max_output_tokens
+        return Request(
+            number,
+            arrival_ns,
+            new + sum(n_tokens for _, n_tokens in history),
+            output,
+            output if cap is None or output > cap else cap,
+            content,
+            text_id(OUTPUT, number) if is_shared and self.keeps_history else None,
+            plan.session_id,
+            turn,
+            slo_class,
+            priority,
+        )
+
+
+def answer_at_ns(finished: Finished, gap_ns: int) -> int:
+    """When a client speaks again: at the earliest one tick after the answer.
+
+    Never in the same tick, so that whoever replays the traffic from a file sees arrivals and finishes in the order
+    in which they happened.
+    """
+    return finished.finish_ns + max(1, gap_ns)

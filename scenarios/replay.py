@@ -1,0 +1,173 @@
+"""Traffic that happened: the rows of a trace, at their times."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import numpy as np
+
+from scenarios.distributions import require, require_positive
+from scenarios.traces.detect import rows
+from scenarios.traces.row import Row
+from scenarios.traces.text import MAX_LINE_BYTES, MAX_ROWS, MAX_TEXT_BYTES, Caps
+from sim.errors import TraceError
+from sim.request import Finished, Request, stream
+from sim.units import NS_PER_S, ns_from_s
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A trace file, row by row, in constant memory.
+
+    Parameters
+    ----------
+    path : str
+        The file; gzip is recognised by its first bytes.
+    format : str or None
+        How it is written; None looks at the first line.
+    rate_scale : float
+        2 sends the same requests twice as fast.
+    time_range : list of two floats or None
+        Only what arrives in [start, end) of the file's own time [s]; the run starts at its start.
+    limit : int or None
+        Only the first so many rows (of those in ``time_range``).
+    shuffle : bool
+        Deal the requests anew over the arrival times; sessions lose their order, all rows are held in memory.
+    sort : bool
+        Bring rows that stand out of order into order, held in memory; otherwise they are an error.
+    skip_empty : bool
+        Leave out rows without prompt or answer, as of failed requests; otherwise they are an error.
+    max_output_tokens : int or None
+        Longest answer that clients allow; None asks for exactly the answer of the row, which is what replaying load
+        generators do [tokens].
+    max_rows, max_text_bytes, max_line_bytes : int
+        Beyond these a file is refused.
+    """
+
+    path: str
+    format: str | None = None
+    rate_scale: float = 1.0
+    time_range: list[float] | None = None
+    limit: int | None = None
+    shuffle: bool = False
+    sort: bool = False
+    skip_empty: bool = False
+    max_output_tokens: int | None = None
+    slo_class: str = ""
+    max_rows: int = MAX_ROWS
+    max_text_bytes: int = MAX_TEXT_BYTES
+    max_line_bytes: int = MAX_LINE_BYTES
+    is_open_loop: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require("scenario.path", self.path, isinstance(self.path, str) and self.path != "", "the path of a trace file")
+        require_positive("scenario", rate_scale=self.rate_scale)
+        for key in ("limit", "max_output_tokens", "max_rows", "max_text_bytes", "max_line_bytes"):
+            value = getattr(self, key)
+            if value is not None:
+                is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+                require(f"scenario.{key}", value, is_whole, "a whole number >= 1")
+        if self.time_range is not None:
+            is_range = len(self.time_range) == 2 and 0 <= self.time_range[0] < self.time_range[1] < float("inf")
+            require("scenario.time_range", self.time_range, is_range, "[start, end] with 0 <= start < end [s]")
+
+    def requests(self, seed: int) -> Iterator[Request]:
+        """Requests in order of arrival; the seed only shuffles.
+
+        Raises
+        ------
+        TraceError
+            If the file cannot be read, at the row at fault; rows before it have been emitted by then.
+        """
+        own_ids: bool | None = None
+        cap, slo_class = self.max_output_tokens, self.slo_class
+        for number, row in enumerate(self._rows(seed)):
+            (
+                arrival_ns,
+                prompt,
+                output,
+                line,
+                content,
+                session_id,
+                turn,
+                own_id,
+                most,
+                output_id,
+                row_class,
+                priority,
+                n_samples,
+            ) = row
+            if own_ids is None:
+                own_ids = own_id is not None
+            if own_ids is not (own_id is not None):
+                raise TraceError(f"{self.path}:{line}: an id must be in every row or in none")
+            if most is None or most < output:
+                most = output if cap is None or output > cap else cap
+            yield Request(
+                number if own_id is None else own_id,
+                arrival_ns,
+                prompt,
+                output,
+                most,
+                content,
+                output_id,
+                session_id,
+                turn,
+                row_class or slo_class,
+                priority,
+                n_samples,
+            )
+
+    def follow_up(self, finished: Finished) -> None:  # noqa: ARG002  (the protocol's signature)
+        """Nothing: what happened does not listen."""
+        return
+
+    def _rows(self, seed: int) -> Iterator[Row]:
+        """The rows wanted, in order, at the times of the run."""
+        in_order: Iterator[Row] = self._in_order()
+        if self.time_range is not None:
+            in_order = self._within(in_order, *map(ns_from_s, self.time_range))
+        wanted: Iterator[Row] = islice(in_order, self.limit)
+        if self.shuffle:
+            held = list(wanted)
+            dealt = stream(seed, "shuffle").permutation(len(held)).tolist()
+            wanted = (held[i]._replace(arrival_ns=row.arrival_ns) for i, row in zip(dealt, held, strict=True))
+        if self.rate_scale == 1:
+            return wanted
+        return (row._replace(arrival_ns=round(row.arrival_ns / self.rate_scale)) for row in wanted)
+
+    def _in_order(self) -> Iterator[Row]:
+        caps = Caps(self.max_rows, self.max_text_bytes, self.max_line_bytes)
+        read = self._checked(rows(self.path, self.format, caps))
+        if self.sort:
+            held = list(read)
+            order = np.argsort(np.array([row.arrival_ns for row in held], dtype=np.int64), kind="stable")
+            yield from (held[i] for i in order.tolist())
+            return
+        last_ns = 0
+        for row in read:
+            if row.arrival_ns < last_ns:
+                raise TraceError(
+                    f"{self.path}:{row.line}: arrives {(last_ns - row.arrival_ns) / NS_PER_S} s before the row "
+                    f"above it (scenario.sort=true brings rows into order)"
+                )
+            last_ns = row.arrival_ns
+            yield row
+
+    def _checked(self, read: Iterator[Row]) -> Iterator[Row]:
+        for row in read:
+            if row.prompt_tokens and row.output_tokens:
+                yield row
+            elif not self.skip_empty:
+                raise TraceError(
+                    f"{self.path}:{row.line}: must have at least 1 token of prompt and of answer, got "
+                    f"{row.prompt_tokens} and {row.output_tokens} (scenario.skip_empty=true leaves such rows out)"
+                )
+
+    def _within(self, read: Iterator[Row], start_ns: int, end_ns: int) -> Iterator[Row]:
+        for row in read:
+            if row.arrival_ns >= end_ns:
+                return
+            if row.arrival_ns >= start_ns:
+                yield row._replace(arrival_ns=row.arrival_ns - start_ns)

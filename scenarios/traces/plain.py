@@ -1,0 +1,66 @@
+"""Our own CSV: ``arrival_s,prompt_tokens,output_tokens`` and, where known, what a replay needs to be exact.
+
+Further columns: ``session_id,turn,id,max_output_tokens,output_id,slo_class,priority,n_samples,content``. An empty cell
+is unknown. ``content`` names the prompt piece by piece: ``identity:tokens`` joined by ``|``.
+"""
+
+from collections.abc import Iterator
+
+from scenarios.traces.row import MAX_ID, Row, seconds, tokens, whole
+from scenarios.traces.table import Table
+from scenarios.traces.text import Caps, Place
+from sim.request import Segment
+
+HEADER = ("arrival_s", "prompt_tokens", "output_tokens")
+OWN_COLUMNS = (
+    "session_id",
+    "turn",
+    "id",
+    "max_output_tokens",
+    "output_id",
+    "slo_class",
+    "priority",
+    "n_samples",
+    "content",
+)
+COLUMNS = (*HEADER, *OWN_COLUMNS)
+
+
+def rows(path: str, caps: Caps) -> Iterator[Row]:
+    """Requests in file order."""
+    table = Table(path, caps, HEADER, OWN_COLUMNS)
+    place = table.place
+    for cells in table.rows():
+        arrival, prompt, output = cells[:3]
+        row = Row(
+            seconds(arrival, "arrival_s", place),
+            tokens(prompt, "prompt_tokens", place),
+            tokens(output, "output_tokens", place),
+            place.line,
+        )
+        yield row if len(cells) == 3 else _with_own_columns(row, table.optional, cells[3:], place)
+
+
+def _with_own_columns(row: Row, columns: tuple[str, ...], cells: list[str], place: Place) -> Row:
+    given: dict[str, int | str | tuple[Segment, ...]] = {}
+    for column, cell in zip(columns, cells, strict=True):
+        if not cell:
+            continue
+        if column == "slo_class":
+            given[column] = cell
+        elif column == "content":
+            given[column] = _content(cell, row.prompt_tokens, place)
+        else:
+            given[column] = whole(cell, column, place, -MAX_ID if column == "priority" else 0)
+    return row._replace(**given)  # type: ignore[arg-type]
+
+
+def _content(text: str, prompt_tokens: int, place: Place) -> tuple[Segment, ...]:
+    segments = []
+    for piece in text.split("|"):
+        identity, _, n_tokens = piece.partition(":")
+        segments.append((whole(identity, "content", place), whole(n_tokens, "content", place, 1)))
+    total = sum(n_tokens for _, n_tokens in segments)
+    if total != prompt_tokens:
+        raise place.error(f"must have the prompt's {prompt_tokens} tokens, got {total}", "content")
+    return tuple(segments)

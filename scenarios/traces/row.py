@@ -1,0 +1,92 @@
+"""One request of a trace, whatever the format, and the strict reading of its values.
+
+Nothing is repaired: a value that is not plainly right is an error that says where it stands.
+"""
+
+from decimal import Decimal, InvalidOperation
+from typing import Any, NamedTuple
+
+from scenarios.traces.text import Place
+from sim.request import Segment
+from sim.units import NS_PER_S
+
+MAX_TOKENS = 1 << 31  # no context is longer; a larger number is a damaged one
+MAX_NS = 1 << 62  # 146 years: the clock is a 64-bit integer
+MAX_ID = 1 << 62
+
+
+class Row(NamedTuple):
+    """What a trace says of one request. ``None``: the format does not say."""
+
+    arrival_ns: int
+    prompt_tokens: int
+    output_tokens: int
+    line: int  # of the file, for error messages
+    content: tuple[Segment, ...] | None = None
+    session_id: int | None = None
+    turn: int = 0
+    id: int | None = None
+    max_output_tokens: int | None = None
+    output_id: int | None = None
+    slo_class: str = ""
+    priority: int = 0
+    n_samples: int = 1
+
+
+def tokens(text: str, column: str, place: Place) -> int:
+    """A number of tokens, 0 or more; the replay decides what becomes of a zero."""
+    if text.isdigit() and text.isascii() and len(text) < 11:
+        value = int(text)
+        if value < MAX_TOKENS:
+            return value
+    raise place.error(f"must be a whole number from 1 to {MAX_TOKENS - 1} [tokens], got {text[:80]!r}", column)
+
+
+def whole(text: str, column: str, place: Place, low: int = 0) -> int:
+    """A whole number."""
+    digits = text.removeprefix("-") if low < 0 else text
+    if digits.isdigit() and digits.isascii() and len(digits) < 20:
+        value = int(text)
+        if low <= value < MAX_ID:
+            return value
+    raise place.error(f"must be a whole number >= {low}, got {text[:80]!r}", column)
+
+
+def seconds(text: str, column: str, place: Place) -> int:
+    """A time in seconds, to the nanosecond [ns]."""
+    before, _, after = text.partition(".")
+    if text.isascii() and before.isdigit() and len(before) < 10 and len(after) <= 9 and (after.isdigit() or not after):
+        return int(before) * NS_PER_S + int(after.ljust(9, "0"))
+    return scaled(text, NS_PER_S, "s", column, place)
+
+
+def scaled(text: str, ns_per_unit: int, unit: str, column: str, place: Place) -> int:
+    """A time in some unit, exact in decimal and then rounded to the nanosecond [ns]."""
+    problem = f"must be a time >= 0 [{unit}], got {text[:80]!r}"
+    try:
+        value = Decimal(text) if text.isascii() and "_" not in text and len(text) < 64 else None
+    except InvalidOperation:
+        value = None
+    if value is None or not value.is_finite() or value < 0 or value * ns_per_unit >= MAX_NS:
+        raise place.error(problem, column)
+    return round(value * ns_per_unit)
+
+
+def json_whole(record: dict[str, Any], column: str, place: Place, low: int = 0, high: int = MAX_ID) -> int:
+    """A whole number of a JSON object."""
+    value = record.get(column)
+    if type(value) is not int or not low <= value < high:
+        shown = "nothing" if column not in record else repr(value)[:80]
+        raise place.error(f"must be a whole number from {low} to {high - 1}, got {shown}", column)
+    return value
+
+
+def json_time(record: dict[str, Any], column: str, ns_per_unit: int, unit: str, place: Place) -> int:
+    """A time of a JSON object, whole or decimal [ns]."""
+    value = record.get(column)
+    if type(value) is int and 0 <= value < MAX_NS // ns_per_unit:
+        return value * ns_per_unit
+    if isinstance(value, float | Decimal) and not isinstance(value, bool):
+        return scaled(str(value), ns_per_unit, unit, column, place)
+    shown = "nothing" if column not in record else repr(value)[:80]
+    raise place.error(f"must be a time >= 0 [{unit}], got {shown}", column)

@@ -1,0 +1,95 @@
+"""Lines of a text file, plain or gzipped, read in blocks under caps."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from sim.errors import TraceError
+
+BLOCK_BYTES = 1 << 20
+GZIP_MAGIC = b"\x1f\x8b"
+MAX_ROWS = 50_000_000
+MAX_TEXT_BYTES = 1 << 34
+MAX_LINE_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How much of a file is believed to be a trace; past any of these it is refused, so a gzip bomb stops there."""
+
+    rows: int = MAX_ROWS
+    text_bytes: int = MAX_TEXT_BYTES  # decompressed
+    line_bytes: int = MAX_LINE_BYTES
+
+
+@dataclass(slots=True)
+class Place:
+    """Where in a file a reader is, for its error messages."""
+
+    path: str
+    line: int = 0
+
+    def error(self, message: str, column: str | None = None) -> TraceError:
+        """An error that says file, line and column."""
+        where = f"{self.path}:{self.line}" if self.line else self.path
+        return TraceError(f"{where}: {message}" if column is None else f"{where}: {column} {message}")
+
+
+def lines(path: str, caps: Caps) -> Iterator[list[str]]:
+    """Blocks of consecutive lines without their ends; empty lines stay, so that numbers can be counted.
+
+    Raises
+    ------
+    TraceError
+        If the file is missing, damaged, not UTF-8, or beyond a cap.
+    """
+    place = Place(path)
+    if not Path(path).is_file():
+        raise place.error("no such file")
+    try:
+        with open(path, "rb") as raw:
+            is_gzip = raw.read(2) == GZIP_MAGIC
+            raw.seek(0)
+            file = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if is_gzip else raw)
+            yield from _blocks(file, place, caps)
+    except (OSError, EOFError, zlib.error) as problem:
+        raise place.error(f"cannot be read: {problem}") from None
+
+
+def _blocks(file: IO[bytes], place: Place, caps: Caps) -> Iterator[list[str]]:
+    rest = b""
+    n_bytes = 0
+    while block := file.read(BLOCK_BYTES):
+        if n_bytes == 0:
+            block = block.removeprefix(b"\xef\xbb\xbf")
+        n_bytes += len(block)
+        if n_bytes > caps.text_bytes:
+            raise place.error(f"more than {caps.text_bytes} bytes of text: refused")
+        whole, newline, block_rest = block.rpartition(b"\n")
+        if newline:
+            complete = _decode(rest + whole, place, caps)
+            yield complete
+            place.line += len(complete)
+            rest = block_rest
+        else:
+            rest += block_rest
+        if len(rest) > caps.line_bytes:
+            place.line += 1
+            raise place.error(f"line longer than {caps.line_bytes} bytes: refused")
+    if rest:
+        yield _decode(rest, place, caps)
+
+
+def _decode(block: bytes, place: Place, caps: Caps) -> list[str]:
+    try:
+        decoded = [line.removesuffix("\r") for line in block.decode().split("\n")]
+    except UnicodeDecodeError as problem:
+        place.line += block.count(b"\n", 0, problem.start) + 1
+        raise place.error(f"not UTF-8 text: {problem.reason}") from None
+    if len(block) > caps.line_bytes and max(map(len, decoded)) > caps.line_bytes:
+        place.line += 1 + next(i for i, line in enumerate(decoded) if len(line) > caps.line_bytes)
+        raise place.error(f"line longer than {caps.line_bytes} bytes: refused")
+    return decoded

@@ -1,0 +1,49 @@
+"""Every scenario composes from its YAML, builds, and gives the same traffic for the same seed."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from sim.request import Finished
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "scenario").glob("*.yaml") if path.stem != "replay")
+
+
+def build(name, *overrides):
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose(overrides=[f"+scenario={name}", *overrides])
+    return instantiate(config.scenario, _convert_="all")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_requests_and_another_seed_does_not(name):
+    first, again, other = build(name), build(name), build(name)
+
+    requests = list(islice(first.requests(3), 200))
+
+    assert requests == list(islice(again.requests(3), 200))
+    assert requests == list(islice(first.requests(3), 200)), "a second call must start the same stream anew"
+    assert requests != list(islice(other.requests(4), 200))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_requests_come_in_order_of_arrival_with_ids_of_their_own(name):
+    requests = list(islice(build(name).requests(0), 500))
+
+    arrivals = [request.arrival_ns for request in requests]
+    assert arrivals == sorted(arrivals)
+    assert len({request.id for request in requests}) == len(requests)
+    assert all(sum(n for _, n in r.content) == r.prompt_tokens for r in requests if r.content is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_open_loop_says_so_and_only_an_open_loop(name):
+    scenario = build(name)
+
+    answers = [scenario.follow_up(Finished(r, r.arrival_ns + 1)) for r in islice(scenario.requests(0), 500)]
+
+    assert scenario.is_open_loop is (answers == [None] * len(answers))
