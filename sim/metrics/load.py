@@ -1,0 +1,129 @@
+"""How busy the replicas were and what their memory held, from the iterations table."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.metrics.gaps import chunks_by_replica
+from sim.record import Ints, Result
+from sim.units import NS_PER_S, PS_PER_NS, PS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Sums over all iterations of all replicas; averages are over busy time unless said otherwise."""
+
+    n_iterations: int
+    n_decode_iterations: int
+    busy_s: float  # engine time, summed over replicas
+    decoded_tokens: int  # tokens that decode iterations produced
+    prefill_tokens: int  # prompt tokens computed, recomputation included
+    padding_tokens: int  # rows of decode batches computed for answers that had ended
+    mean_held_tokens: float  # KV slots held by admitted sequences
+    mean_live_tokens: float  # KV entries of admitted sequences
+    mean_idle_tokens: float  # KV kept for reuse that no sequence references
+    peak_held_tokens: int
+    peak_used_tokens: int  # held and idle together
+    peak_waiting_seqs: int
+    output_tokens_in_second: Ints  # of all replicas, by second since the first arrival, shape (n_seconds,)
+
+    @property
+    def mean_decode_seqs(self) -> float:
+        """Sequences that decode in a decode iteration, on average; NaN if none ran."""
+        return self.decoded_tokens / self.n_decode_iterations if self.n_decode_iterations else float("nan")
+
+
+def load(result: Result) -> Load:
+    """Sum up the iterations of a run."""
+    names = result.iterations.columns
+    totals = dict.fromkeys(("steps", "decode_steps", "decoded", "prefill", "padding"), 0)
+    weighted = dict.fromkeys(("held_tokens", "live_tokens", "idle_tokens"), 0.0)
+    peak = dict.fromkeys(("held_tokens", "used_tokens", "waiting_seqs"), 0)
+    busy_ps = 0.0
+    origin_ns = int(result.requests.column("arrival_ns").min(initial=result.end_ns))
+    n_seconds = (result.end_ns - origin_ns) // NS_PER_S + 1
+    per_second = _prefilled_tokens(result, origin_ns, n_seconds)
+    for _, rows in chunks_by_replica(result.iterations, 1):
+        column = dict(zip(names, rows, strict=True))
+        n, decoding = column["n_steps"], column["decode_seqs"]
+        duration_ps = n * column["first_ps"] + n * (n - 1) // 2 * column["growth_ps"]
+        busy_ps += float(duration_ps.sum())
+        totals["steps"] += int(n.sum())
+        totals["decode_steps"] += int(n[decoding > 0].sum())
+        totals["decoded"] += int(np.dot(n, decoding))
+        totals["prefill"] += int(column["prefill_tokens"].sum())
+        totals["padding"] += int(np.dot(n, column["padding_seqs"]))
+        for name in weighted:
+            weighted[name] += float(np.dot(column[name].astype(np.float64), duration_ps))
+        used = column["held_tokens"] + column["idle_tokens"]
+        for name, values in (("used_tokens", used), *((k, column[k]) for k in ("held_tokens", "waiting_seqs"))):
+            peak[name] = max(peak[name], int(values.max(initial=0)))
+        _add_decoded(column, origin_ns, per_second)
+    mean = {name: total / busy_ps if busy_ps else 0.0 for name, total in weighted.items()}
+    return Load(
+        totals["steps"],
+        totals["decode_steps"],
+        busy_ps / PS_PER_S,
+        totals["decoded"],
+        totals["prefill"],
+        totals["padding"],
+        mean["held_tokens"],
+        mean["live_tokens"],
+        mean["idle_tokens"],
+        peak["held_tokens"],
+        peak["used_tokens"],
+        peak["waiting_seqs"],
+        per_second,
+    )
+
+
+def _prefilled_tokens(result: Result, origin_ns: int, n_seconds: int) -> Ints:
+    """Tokens that prefills produced in each second: first ones, and the next ones of recomputed sequences."""
+    preemptions = result.preemptions
+    is_recomputed = (preemptions.column("is_swap") == 0) & (preemptions.column("last_token_ns") >= 0)
+    next_ns = preemptions.column("next_token_ns")[is_recomputed]
+    ticks = np.concatenate([result.requests.column("first_token_ns"), next_ns[next_ns >= 0]])
+    return np.bincount((ticks - origin_ns) // NS_PER_S, minlength=n_seconds)
+
+
+def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> None:
+    """Add each decode iteration's tokens to the second in which it ends."""
+    runs = np.flatnonzero(column["decode_seqs"])
+    n, first, growth, decoding = (column[name][runs] for name in ("n_steps", "first_ps", "growth_ps", "decode_seqs"))
+    start_ps = (column["start_ns"][runs] - origin_ns) * PS_PER_NS + column["carry_ps"][runs]
+    first_second = (start_ps + first) // PS_PER_S
+    last_second = (start_ps + n * first + n * (n - 1) // 2 * growth) // PS_PER_S
+    _scatter(per_second, last_second, n * decoding)
+
+    # Runs that reach over full seconds: move what had ended before each of them one second back.
+    crossings = last_second - first_second
+    run = np.repeat(np.arange(len(runs)), crossings)
+    second = first_second[run] + 1 + np.arange(len(run)) - np.repeat(np.cumsum(crossings) - crossings, crossings)
+    before, most = np.zeros_like(run), n[run]  # iterations ended by then, by bisection
+    while np.any(before < most):
+        k = (before + most + 1) // 2
+        has_ended = start_ps[run] + k * first[run] + k * (k - 1) // 2 * growth[run] < second * PS_PER_S
+        before, most = np.where(has_ended, k, before), np.where(has_ended, most, k - 1)
+    _scatter(per_second, second - 1, before * decoding[run])
+    _scatter(per_second, second, -before * decoding[run])
+
+
+def _scatter(totals: Ints, index: Ints, values: Ints) -> None:
+    """Add values at indices, repeated ones included."""
+    if len(index):
+        base = int(index.min())
+        sums = np.bincount(index - base, weights=values)  # float64 holds whole numbers below 2**53 exactly
+        totals[base : base + len(sums)] += sums.astype(np.int64)
+
+
+def requests_in_second(result: Result) -> Ints:
+    """Requests in flight at any time of each second since the first arrival, as vLLM counts concurrency."""
+    requests = result.requests
+    if not len(requests):
+        return np.zeros(1, dtype=np.int64)
+    arrival_ns, finish_ns = requests.column("arrival_ns"), requests.column("finish_ns")
+    begin = (arrival_ns - arrival_ns.min()) // NS_PER_S
+    end = (finish_ns - arrival_ns.min()) // NS_PER_S
+    size = int(end.max()) + 2
+    inside: Ints = np.cumsum(np.bincount(begin, minlength=size) - np.bincount(end + 1, minlength=size))
+    return inside

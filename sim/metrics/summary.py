@@ -1,0 +1,226 @@
+"""The numbers of a run: exactly the keys of ``vllm bench serve``'s JSON, and ours under one key of their own."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from sim.metrics.gaps import token_gaps
+from sim.metrics.latency import Bools, Floats, latencies, meets
+from sim.metrics.load import Load, load, requests_in_second
+from sim.metrics.population import Population
+from sim.metrics.slo import LIMITS, Slo
+from sim.record import Result
+from sim.units import MS_PER_S, NS_PER_S, PS_PER_S
+
+PERCENTILES = (90, 95, 99)
+OURS = "kvtwin"
+PS_PER_MS = PS_PER_S // MS_PER_S
+TRUSTED_P99_REQUESTS = 1_000  # with fewer, fewer than ten requests lie beyond the 99th percentile
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What the metrics and the report both read: computed once from a result."""
+
+    latency_ms: Mapping[str, Floats]  # ttft_ms, tpot_ms, e2el_ms, each of shape (n_requests,)
+    is_good: Bools  # meets its objectives, shape (n_requests,)
+    itl_ps: Population
+    load: Load
+
+
+def measure(result: Result, slo: Slo) -> Measures:
+    """Compute what the summary and the report are made of."""
+    latency_ms = latencies(result.requests)
+    is_good = meets(latency_ms, result.requests.column("slo_class"), result.slo_classes, slo)
+    return Measures(latency_ms, is_good, token_gaps(result), load(result))
+
+
+def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[str, Any]:
+    """Metrics of a run.
+
+    Returns
+    -------
+    dict
+        Keys and units of ``vllm bench serve --save-result`` (vllm/benchmarks/serve.py, ``benchmark``) with
+        ``--percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 90,95,99``: latencies in ms, rates per second,
+        ``duration`` in s from the first arrival to the last finish; ``failed`` counts refused requests. Our own numbers
+        are under ``kvtwin``. What is undefined (the TPOT of one-token answers) is None.
+    """
+    measures = measures or measure(result, slo)
+    requests = result.requests
+    completed, n_input = len(requests), int(requests.column("prompt_tokens").sum())
+    n_output, n_good = int(requests.column("output_tokens").sum()), int(measures.is_good.sum())
+    duration_s = 0.0
+    if completed:
+        duration_s = int(requests.column("finish_ns").max() - requests.column("arrival_ns").min()) / NS_PER_S
+
+    numbers: dict[str, Any] = {
+        "duration": duration_s,
+        "completed": completed,
+        "failed": len(result.refused),
+        "total_input_tokens": n_input,
+        "total_output_tokens": n_output,
+        "request_throughput": _rate(completed, duration_s),
+        "request_goodput": _rate(n_good, duration_s) if slo.is_set else None,
+        "output_throughput": _rate(n_output, duration_s),
+        "total_token_throughput": _rate(n_input + n_output, duration_s),
+        "max_output_tokens_per_s": float(measures.load.output_tokens_in_second.max()),
+        "max_concurrent_requests": int(requests_in_second(result).max()),
+    }
+    for name in LIMITS:
+        values = measures.latency_ms[name]
+        numbers |= _statistics(name, values[~np.isnan(values)])
+    numbers |= _itl_statistics(measures.itl_ps)
+    numbers[OURS] = _ours(result, slo, measures, numbers)
+    return numbers
+
+
+def to_json(numbers: Mapping[str, Any]) -> str:
+    """JSON text, the same for the same numbers: sorted keys, no NaN."""
+    return json.dumps(_plain(numbers), sort_keys=True, indent=2, allow_nan=False) + "\n"
+
+
+def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    requests, load = result.requests, measures.load
+    capacity = max(1, result.capacity_tokens)
+    n_input = numbers["total_input_tokens"]
+    offered = numbers["completed"] + numbers["failed"]
+    counts = total_counts(result)
+    queue_ms = (requests.column("scheduled_ns") - requests.column("arrival_ns")) / (NS_PER_S // MS_PER_S)
+    preemptions = result.preemptions
+    return {
+        "seed": result.seed,
+        "n_devices": result.n_devices,
+        "n_replicas": result.n_replicas,
+        "slo": {name: slo.limits()[name] for name in LIMITS},
+        "slo_attainment_frac": int(measures.is_good.sum()) / offered if offered and slo.is_set else None,
+        "classes": _by_class(result, slo, measures, numbers["duration"]) if slo.is_set else {},
+        "total_token_throughput_per_device": numbers["total_token_throughput"] / max(1, result.n_devices),
+        "output_throughput_per_device": numbers["output_throughput"] / max(1, result.n_devices),
+        "tokens_per_s_per_user": MS_PER_S / numbers["median_tpot_ms"] if numbers["median_tpot_ms"] else None,
+        **_statistics("queue_ms", queue_ms),
+        "n_token_gaps": measures.itl_ps.size,
+        "kv": {
+            "capacity_tokens": result.capacity_tokens,
+            "bytes_per_token": result.kv_bytes_per_token,
+            "held_frac": load.mean_held_tokens / capacity,
+            "live_frac": load.mean_live_tokens / capacity,
+            "idle_frac": load.mean_idle_tokens / capacity,
+            "peak_held_frac": load.peak_held_tokens / capacity,
+            "peak_used_frac": load.peak_used_tokens / capacity,
+            "held_bytes": load.mean_held_tokens * result.kv_bytes_per_token,
+            "live_bytes": load.mean_live_tokens * result.kv_bytes_per_token,
+            "waste_frac": waste_frac(load),
+        },
+        "prefix_hit_frac": int(requests.column("cached_tokens").sum()) / n_input if n_input else None,
+        "cached_tokens": int(requests.column("cached_tokens").sum()),
+        "preemptions": len(preemptions),
+        "preempted_requests": int((requests.column("n_preemptions") > 0).sum()),
+        "swaps": int(preemptions.column("is_swap").sum()),
+        "iterations": load.n_iterations,
+        "mean_decode_seqs": load.mean_decode_seqs,
+        "peak_waiting_requests": load.peak_waiting_seqs,
+        "busy_frac": load.busy_s * NS_PER_S / (result.end_ns * result.n_replicas) if result.end_ns else 0.0,
+        "prefill_tokens_computed": load.prefill_tokens,
+        "padding_tokens": load.padding_tokens,
+        "transferred_bytes": _by_link(result),
+        "counts": counts,
+        "warnings": warnings(result, slo, numbers, counts),
+    }
+
+
+def waste_frac(load: Load) -> float:
+    """Share of the slots that admitted sequences hold in which no KV lives; sharing a prefix can only lower it to 0."""
+    return max(0.0, 1.0 - load.mean_live_tokens / load.mean_held_tokens) if load.mean_held_tokens else 0.0
+
+
+def total_counts(result: Result) -> dict[str, int | float]:
+    """Counts of the parts, summed over replicas."""
+    total: dict[str, int | float] = {}
+    for counts in result.counts:
+        for name, value in counts.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def warnings(
+    result: Result, slo: Slo, numbers: Mapping[str, Any], counts: Mapping[str, int | float] | None = None
+) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    counts = total_counts(result) if counts is None else counts
+    said = []
+    if numbers["failed"]:
+        said.append(f"{numbers['failed']:,} requests could never be served and were refused.")
+    if not numbers["completed"]:
+        said.append("No request completed.")
+    elif numbers["completed"] < TRUSTED_P99_REQUESTS:
+        said.append(
+            f"Percentiles rest on {numbers['completed']:,} requests; a p99 needs at least {TRUSTED_P99_REQUESTS:,}."
+        )
+    for name, value in counts.items():
+        if "extrapolated" in name and value:
+            said.append(f"{value:,} {name.replace('_', ' ')}: outside the range the costs were measured in.")
+    if not slo.is_set:
+        said.append("No latency objective is set, so there is no goodput.")
+    return said
+
+
+def _by_class(result: Result, slo: Slo, measures: Measures, duration_s: float) -> dict[str, Any]:
+    """Requests, goodput and attainment of each class of requests."""
+    column = result.requests.column("slo_class")
+    classes: dict[str, Any] = {}
+    for index, name in enumerate(result.slo_classes):
+        is_good = measures.is_good[column == index]
+        classes[name or "default"] = {
+            **{key: slo.limits(name)[key] for key in LIMITS},
+            "completed": len(is_good),
+            "goodput": _rate(int(is_good.sum()), duration_s),
+            "attainment_frac": float(is_good.mean()) if len(is_good) else None,
+        }
+    return classes
+
+
+def _by_link(result: Result) -> dict[str, int]:
+    """Bytes moved over each link."""
+    link, n_bytes = result.transfers.column("link"), result.transfers.column("n_bytes")
+    return {name: int(n_bytes[link == index].sum()) for index, name in enumerate(result.links)}
+
+
+def _rate(count: int, duration_s: float) -> float:
+    return count / duration_s if duration_s else 0.0
+
+
+def _statistics(name: str, values: Floats) -> dict[str, float | None]:
+    if not len(values):
+        return dict.fromkeys(_names(name))
+    median, *tail = np.percentile(values, [50, *PERCENTILES])
+    return dict(zip(_names(name), (float(v) for v in (values.mean(), median, values.std(), *tail)), strict=True))
+
+
+def _itl_statistics(gaps_ps: Population) -> dict[str, float | None]:
+    if not gaps_ps.size:
+        return dict.fromkeys(_names("itl_ms"))
+    median, *tail = gaps_ps.percentiles([50, *PERCENTILES])
+    values = (gaps_ps.mean(), median, gaps_ps.std(), *tail)
+    return dict(zip(_names("itl_ms"), (float(v) / PS_PER_MS for v in values), strict=True))
+
+
+def _names(name: str) -> Sequence[str]:
+    return [f"{kind}_{name}" for kind in ("mean", "median", "std", *(f"p{q}" for q in PERCENTILES))]
+
+
+def _plain(value: Any) -> Any:
+    """Python's own types only, and None for what is not a number."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return value
