@@ -125,6 +125,10 @@ class Replica:
             return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
         return self.kv.refuses(request)
 
+    def counts(self) -> dict[str, int | float]:
+        """Facts of the parts at the end of a run."""
+        return {"admissions": self.batch.n_admitted, **self.kv.counts()}
+
     def serve(self) -> Generator[simpy.Event, Any, None]:
         """Serve for ever."""
         env, scheduler, batch = self.env, self.scheduler, self.batch

@@ -1,0 +1,297 @@
+"""Where a configuration becomes a simulation: the one place that builds objects, and the command line.
+
+Imports of what is heavy stand in the functions that use them, so that ``--help`` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sim.errors import ConfigError, InvariantError, SimError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sim.engine import Replica
+    from sim.record import Recorder, Result
+    from sim.request import Scenario
+
+KEYS = {
+    "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task",
+    "experiment", "tiers", "seed", "replicas", "trusted_packages",
+}  # fmt: skip
+
+
+def simulate(*overrides: str, **choices: Any) -> "Result":
+    """Simulate, and return the facts.
+
+    Parameters
+    ----------
+    overrides : str
+        As on the command line: ``"cache=static"``, ``"scenario.rate=3"``.
+    choices : Any
+        The same for keys that are Python names: ``cache="static", replicas=2, seed=1``.
+
+    Returns
+    -------
+    Result
+        Tables of facts; ``result.requests.frame()`` is a pandas DataFrame.
+
+    Raises
+    ------
+    ConfigError
+        In one line, naming the key, the value and what is allowed.
+    """
+    from sim.config import compose
+
+    return run(compose([*overrides, *(f"{key}={value}" for key, value in choices.items())]))
+
+
+def run(config: Mapping[str, Any], scenario: "Scenario | None" = None, console: "Console | None" = None) -> "Result":
+    """Build what a composed configuration describes, and run it until everybody is served.
+
+    Parameters
+    ----------
+    config : mapping
+        From `sim.config.compose`.
+    scenario : Scenario or None
+        Traffic to serve in place of the configuration's.
+    console : Console or None
+        Where a long run shows its progress.
+    """
+    from sim.engine import Clock, Replica
+    from sim.record import Recorder, Result
+    from sim.router import Traffic
+
+    check_run(config)
+    made = Builder(config)
+    scenario = scenario or made("scenario")
+    capacity = made.capacity()
+    env = Clock()
+    recorder = Recorder()
+    is_open_loop = bool(getattr(scenario, "is_open_loop", False))
+    traffic = Traffic(env, scenario, config["seed"], made("router"), is_open_loop)
+    replicas = [
+        Replica(
+            env,
+            index,
+            made("batching"),
+            made("queue"),
+            made.cache(capacity.tokens),
+            made.cost(),
+            recorder,
+            traffic.next_arrival_ns if is_open_loop else env.peek,
+            None if is_open_loop else traffic.ended,
+            made.model.max_len,
+        )
+        for index in range(config["replicas"])
+    ]
+    traffic.start(replicas)
+    with frozen_heap(), progress(recorder, console):
+        env.run()
+    check_conservation(replicas, traffic.n_arrived, recorder)
+    requests = recorder.requests
+    return Result(
+        requests,
+        recorder.iterations,
+        recorder.preemptions,
+        recorder.transfers,
+        recorder.refused,
+        recorder.refusals,
+        tuple(recorder.slo_classes),
+        tuple(recorder.links),
+        n_replicas=len(replicas),
+        n_devices=len(replicas) * made.hardware.tensor_parallel,
+        capacity_tokens=replicas[0].kv.capacity_tokens,
+        kv_bytes_per_token=made.model.kv_bytes_per_token,
+        end_ns=int(requests.column("finish_ns").max()) if len(requests) else 0,
+        seed=config["seed"],
+        config=config,
+        memory=capacity.terms,
+        counts=tuple(replica.counts() for replica in replicas),
+        provenance=made.provenance(),
+    )
+
+
+def check_run(config: Mapping[str, Any]) -> None:
+    """Refuse top-level keys that do not exist and counts below one."""
+    from sim.config import unknown
+
+    for key in config:
+        if key not in KEYS:
+            raise ConfigError(unknown(key, sorted(KEYS)))
+    for key, least in (("seed", 0), ("replicas", 1)):
+        value = config[key]
+        if type(value) is not int or value < least:
+            raise ConfigError(f"{key} must be a whole number >= {least}, got {value!r}")
+
+
+class Builder:
+    """Makes the parts of a run from its configuration."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.trusted = tuple(config["trusted_packages"] or ())
+        self.model = self("model")
+        self.hardware = self("hardware")
+
+    def __call__(self, group: str, **given: Any) -> Any:
+        """The object that a group of the configuration describes."""
+        from sim.config import make
+
+        return make(self.config[group], group, self.trusted, **given)
+
+    def cache(self, capacity_tokens: int, env: Any, cost: Any) -> Any:
+        """One replica's KV cache, of the given capacity, with an eviction order of its own."""
+        return self(
+            "cache",
+            capacity_tokens=capacity_tokens,
+            eviction=self("eviction"),
+            window_tokens=self.model.window,
+            kv_bytes_per_token=self.model.kv_bytes_per_token / self.hardware.tensor_parallel,
+            env=env,
+            cost=cost,
+            tiers=self("tiers") if self.config.get("tiers") else None,
+        )
+
+
+def check_conservation(replicas: "list[Replica]", n_arrived: int, recorder: "Recorder") -> None:
+    """After the last event everybody is served or refused, and all memory is given back.
+
+    Raises
+    ------
+    InvariantError
+    """
+    n_ended = len(recorder.requests) + len(recorder.refused)
+    if n_ended != n_arrived:
+        raise InvariantError(f"{n_arrived} requests arrived, but {n_ended} were served or refused")
+    for replica in replicas:
+        if replica.kv.held_tokens or replica.ledger.members or replica.batch.partial:
+            raise InvariantError(f"replica {replica.index} still holds {replica.kv.held_tokens} KV slots after the end")
+
+
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Switch the cycle collector off while a simulation runs: it makes no cycles, and scanning them costs a tenth."""
+    import gc
+
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def progress(recorder: "Recorder", console: "Console | None") -> Iterator[None]:
+    """Count served requests on a terminal while a run takes longer than a second."""
+    if console is None or not console.is_terminal:
+        yield
+        return
+    from threading import Event, Thread
+
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    over = Event()
+
+    def show() -> None:
+        if over.wait(1.0):
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} requests served"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            served = bar.add_task("served", total=None)
+            while not over.wait(0.2):
+                bar.update(served, completed=len(recorder.requests))
+
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") -> None:
+    """Simulate, write the results into ``out``, print one table."""
+    from sim.config import make
+    from sim.report import table, write
+
+    slo = make(config["slo"], "slo")
+    result = run(config, console=console)
+    if not len(result.requests):
+        reasons = sorted(set(result.refusals.values()))
+        console.print(f"No request was served: {reasons[0] if reasons else 'the scenario has none'}.")
+    paths = write(result, slo, out)
+    console.print(table(result, slo))
+    console.print(f"Report: {paths / 'report.html'}", soft_wrap=True)
+
+
+def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> None:
+    """Carry out ``task=``: whatever it names is called with those of the run's parts that it asks for."""
+    import inspect
+
+    from sim.config import make
+
+    check_run(config)
+    trusted = tuple(config["trusted_packages"] or ())
+    task = make(config["task"], "task", trusted)
+    takes = inspect.signature(task).parameters
+    offered = {"config": config, "seed": config["seed"], "out": out, "console": console}
+    if "scenario" in takes:
+        offered["scenario"] = make(config["scenario"], "scenario", trusted)
+    task(**{key: value for key, value in offered.items() if key in takes})
+
+
+def main() -> None:
+    """The command line: Hydra's overrides and multirun; whatever the user got wrong is one line and exit code 2."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of being printed with a traceback
+    import hydra
+    from omegaconf import OmegaConf
+
+    from sim.config import conf_dir, one_line, plain
+
+    run_id = os.urandom(3).hex()  # two runs of the same second get two folders
+    OmegaConf.register_new_resolver("run_id", lambda: run_id, replace=True)
+    failures: list[str] = []
+
+    def job(cfg: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from rich.console import Console
+
+        console = Console()
+        hydra_config = HydraConfig.get()
+        try:
+            do_task(plain(cfg), Path(hydra_config.runtime.output_dir), console)
+        except SimError as error:
+            if hydra_config.mode is not RunMode.MULTIRUN:
+                raise
+            failures.append(str(error))
+            print(f"kvtwin: job {hydra_config.job.num} failed: {error}", file=sys.stderr)
+
+    version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", **version)(job)()
+    except InvariantError:
+        raise  # a bug of ours: the traceback is wanted
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        print(f"kvtwin: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    if failures:
+        sys.exit(2)
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether an exception says something about the user's input."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return isinstance(error, SimError | HydraException | OmegaConfBaseException)
