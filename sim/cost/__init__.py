@@ -2,5 +2,6 @@
 
 from sim.cost.host import HostCost
 from sim.cost.iteration import DecodeCurve, IterationCost, Operations
+from sim.cost.roofline import Efficiency, Roofline
 
-__all__ = ["DecodeCurve", "HostCost", "IterationCost", "Operations"]
+__all__ = ["DecodeCurve", "Efficiency", "HostCost", "IterationCost", "Operations", "Roofline"]

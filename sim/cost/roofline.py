@@ -1,0 +1,194 @@
+"""Iteration times from data sheets: every kernel is as fast as arithmetic or memory allows, plus a floor.
+
+    t = floor + max(FLOP / (peak x share of it that is reached), bytes / (bandwidth x share of it that is reached))
+
+For hardware that nobody has measured. Against the published H200 kernels the floors and shares below come from, the
+median error is 5 % for GEMMs, 9 % for decode attention and 17 % for prefill attention; unequal contexts cost nothing
+here. A measured profile is better where there is one.
+"""
+
+from dataclasses import dataclass, field
+
+from sim.cost.iteration import DecodeCurve
+from sim.errors import ConfigError
+from sim.spec import DeviceSpec, ModelSpec, positive
+from sim.step import Chunk
+
+ACTIVATION_BYTES = 2.0  # hidden states are bf16
+LOGIT_BYTES = 4.0  # logits are fp32
+ELEMENTWISE_KERNELS = 4  # of a layer: two norms with the residual, rotary embedding, activation
+
+SAMPLER_PASSES = 6.0
+"""Times the sampler reads or writes all logits. Source: LLMServingSim's kernel times of vLLM 0.19 on an RTX PRO 6000,
+128 sequences of 128,256 logits: 64 us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency:
+    """Shares of the data sheet's peaks that kernels reach, and what a kernel takes however little it does.
+
+    Source of the defaults: least absolute error in log time over NVIDIA's aiconfigurator tables of an H200 with vLLM
+    0.24, GEMMs of at least 2,048 x 4,096, FlashAttention-3 with 32 and 64 heads; elementwise kernels from
+    LLMServingSim's times on an RTX PRO 6000; all-reduce from vLLM's own kernel and NCCL on 2, 4 and 8 H200. That other
+    devices reach the same shares is an assumption.
+    """
+
+    gemm_flops_frac: float = 0.80
+    gemm_bandwidth_frac: float = 0.84
+    gemm_floor_s: float = 4.4e-6
+    fp8_gemm_flops_frac: float = 0.53
+    fp8_gemm_bandwidth_frac: float = 0.78
+    fp8_gemm_floor_s: float = 8.0e-6  # with the kernel that quantises the inputs
+    prefill_flops_frac: float = 0.525
+    prefill_small_head_flops_frac: float = 0.41  # head_dim 64
+    prefill_floor_s: float = 15e-6
+    decode_bandwidth_frac: float = 0.80
+    fp8_decode_bandwidth_frac: float = 0.50
+    decode_floor_s: float = 12e-6
+    elementwise_bandwidth_frac: float = 0.84
+    elementwise_floor_s: float = 2.7e-6
+    all_reduce_bandwidth_frac: float = 0.40
+    all_reduce_floor_s: float = 4.5e-6
+
+    def __post_init__(self) -> None:
+        shares = {name: getattr(self, name) for name in self.__slots__}
+        positive("cost.operations.efficiency", **shares)
+        for name, share in shares.items():
+            if name.endswith("_frac") and share > 1.0:
+                raise ConfigError(f"cost.operations.efficiency.{name} must be > 0 and <= 1, got {share!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """`Operations` of a model on one tensor-parallel rank, from data sheets."""
+
+    model: ModelSpec
+    device: DeviceSpec
+    tensor_parallel: int = 1
+    efficiency: Efficiency = field(default_factory=Efficiency)
+    _per_pair_s: float = field(init=False, repr=False)  # one layer's prefill attention, per (query, key) pair
+    _per_read_s: float = field(init=False, repr=False)  # one layer's KV, per entry read in prefill
+    _per_entry_s: float = field(init=False, repr=False)  # one layer's KV, per entry read in decode
+    _per_append_s: float = field(init=False, repr=False)  # one layer's KV, per token written
+
+    def __post_init__(self) -> None:
+        model, device, efficiency = self.model, self.device, self.efficiency
+        heads, kv_heads = model.heads_per_rank(self.tensor_parallel)
+        pair_flops = 4.0 * heads * model.head_dim  # query by key, weight by value: two FLOP each
+        entry_bytes = 2.0 * kv_heads * model.head_dim * model.kv_bytes
+        bandwidth, peak = device.bandwidth_bytes_per_s, device.flops_per_s("bf16")
+        is_small = model.head_dim < 128
+        prefill_frac = efficiency.prefill_small_head_flops_frac if is_small else efficiency.prefill_flops_frac
+        decode_frac = efficiency.fp8_decode_bandwidth_frac if model.kv_bytes < 2.0 else efficiency.decode_bandwidth_frac
+        group_flops = 4.0 * kv_heads * model.head_dim * (-(-heads // kv_heads // 16) * 16)  # tensor cores take 16 rows
+        derived = {
+            "_per_pair_s": pair_flops / (peak * prefill_frac),
+            "_per_read_s": entry_bytes / (bandwidth * decode_frac),
+            "_per_entry_s": max(entry_bytes / (bandwidth * decode_frac), group_flops / (peak * prefill_frac)),
+            "_per_append_s": entry_bytes / (bandwidth * efficiency.elementwise_bandwidth_frac),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    def dense_s(self, n_tokens: int) -> float:
+        """GEMMs, norms, activations and all-reduces of all layers [s]."""
+        model, ranks = self.model, self.tensor_parallel
+        sharded_inputs = ("attention_out", "mlp_out")
+        layer = sum(
+            self.gemm_s(n_tokens, inputs // ranks, outputs, model.weight_dtype)
+            if name in sharded_inputs
+            else self.gemm_s(n_tokens, inputs, outputs // ranks, model.weight_dtype)
+            for name, inputs, outputs in model.gemms
+        )
+        inner = (3 if model.is_gated else 2) * model.d_ff / ranks
+        heads, kv_heads = model.heads_per_rank(ranks)
+        elements = 2 * 4 * model.d_model + inner + 2 * (heads + kv_heads) * model.head_dim  # read or written
+        elementwise = (
+            ELEMENTWISE_KERNELS * self.efficiency.elementwise_floor_s
+            + n_tokens * elements * ACTIVATION_BYTES / self._elementwise_bytes_per_s
+        )
+        reduced = 2 * self.all_reduce_s(n_tokens * model.d_model * ACTIVATION_BYTES)
+        return model.n_layers * (layer + elementwise + reduced)
+
+    def sequences_s(self, n_seqs: int) -> float:
+        """lm_head and sampler, for one token of each sequence [s]."""
+        model, ranks = self.model, self.tensor_parallel
+        head = self.gemm_s(n_seqs, model.d_model, -(-model.vocab // ranks), "bf16")
+        logits_bytes = n_seqs * model.vocab * LOGIT_BYTES
+        gathered = self.all_reduce_s(logits_bytes / 2.0)  # all-gather: each byte travels once, not twice
+        sampled = SAMPLER_PASSES * (self.efficiency.elementwise_floor_s + logits_bytes / self._elementwise_bytes_per_s)
+        return head + gathered + sampled
+
+    def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
+        """Attention of all chunks in one launch per layer, and the append of their KV [s]."""
+        pairs = entries = new_tokens = 0
+        window = self.model.window
+        for new, context in chunks:
+            pairs += attended_pairs(new, context, window)
+            entries += new + (context if window is None else min(context, window))
+            new_tokens += new
+        efficiency = self.efficiency
+        attention = efficiency.prefill_floor_s + max(pairs * self._per_pair_s, entries * self._per_read_s)
+        append = efficiency.elementwise_floor_s + new_tokens * self._per_append_s
+        return self.model.n_layers * (attention + append)
+
+    def decode_attention(self, batch: int) -> DecodeCurve:
+        """Attention of ``batch`` sequences with one new token each: a straight line over their total context."""
+        far = 1 << 24  # any second point of the line [tokens]
+        seconds = tuple(self.model.n_layers * self._decode_layer_s(batch, tokens) for tokens in (0, far))
+        return DecodeCurve(knots=(0, far), seconds=seconds)
+
+    def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
+        """Copies inside device memory, read and written, and over the link to the host [s]."""
+        seconds = 0.0
+        if moved_bytes:
+            seconds += self.efficiency.elementwise_floor_s + 2.0 * moved_bytes / self._elementwise_bytes_per_s
+        if host_bytes:
+            seconds += self.device.host_link_latency_s + host_bytes / self.device.host_link_bytes_per_s
+        return seconds
+
+    def gemm_s(self, m: int, k: int, n: int, dtype: str) -> float:
+        """One (m, k) by (k, n) product [s]."""
+        efficiency, device = self.efficiency, self.device
+        if dtype == "fp8" and "fp8" in device.peak_flops:
+            shares = efficiency.fp8_gemm_flops_frac, efficiency.fp8_gemm_bandwidth_frac, efficiency.fp8_gemm_floor_s
+            weight_bytes = input_bytes = 1.0
+        else:  # without fp8 units the weights are widened as they are read
+            shares = efficiency.gemm_flops_frac, efficiency.gemm_bandwidth_frac, efficiency.gemm_floor_s
+            weight_bytes, input_bytes = {"fp8": 1.0, "fp32": 4.0}.get(dtype, 2.0), ACTIVATION_BYTES
+        flops_frac, bandwidth_frac, floor_s = shares
+        arithmetic = 2.0 * m * k * n / (device.flops_per_s(dtype) * flops_frac)
+        moved = weight_bytes * k * n + input_bytes * m * k + ACTIVATION_BYTES * m * n
+        return floor_s + max(arithmetic, moved / (device.bandwidth_bytes_per_s * bandwidth_frac))
+
+    def all_reduce_s(self, n_bytes: float) -> float:
+        """Sum over all ranks, each holding ``n_bytes``; nothing to do on one rank [s]."""
+        ranks, efficiency = self.tensor_parallel, self.efficiency
+        if ranks == 1:
+            return 0.0
+        travelled = 2.0 * (ranks - 1) / ranks * n_bytes  # ring: scatter the sums, then gather them
+        return efficiency.all_reduce_floor_s + travelled / (
+            self.device.link_bytes_per_s * efficiency.all_reduce_bandwidth_frac
+        )
+
+    def _decode_layer_s(self, batch: int, context_tokens: int) -> float:
+        return self.efficiency.decode_floor_s + context_tokens * self._per_entry_s + batch * self._per_append_s
+
+    @property
+    def _elementwise_bytes_per_s(self) -> float:
+        return self.device.bandwidth_bytes_per_s * self.efficiency.elementwise_bandwidth_frac
+
+
+def attended_pairs(new_tokens: int, context_tokens: int, window: int | None = None) -> int:
+    """(query, key) pairs of a prompt chunk: each token attends to what is before it and to itself, in its window.
+
+    Examples
+    --------
+    >>> attended_pairs(3, 10)  # 11 + 12 + 13
+    36
+    >>> attended_pairs(3, 10, window=12)  # 11 + 12 + 12
+    35
+    """
+    growing = new_tokens if window is None else max(0, min(new_tokens, window - context_tokens))
+    pairs = growing * context_tokens + growing * (growing + 1) // 2
+    return pairs if window is None else pairs + (new_tokens - growing) * window

@@ -1,0 +1,141 @@
+"""How much memory is left for keys and values: the derivation of a replica's KV capacity, term by term.
+
+    KV = memory x utilisation - weights - activation peak - CUDA graphs - context          (per accelerator)
+
+The terms follow vLLM's start-up: load the weights, run the largest batch once and note the peak, and give what is
+left of the allowed share to the KV cache.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sim.errors import ConfigError
+from sim.spec import DTYPE_BYTES, HardwareSpec, ModelSpec, kv_bytes_per_token
+from sim.units import GIB
+
+ACTIVATION_BYTES = 2.0  # hidden states are bf16 whatever the weights are
+
+SAMPLER_COPIES = 10.0
+"""Copies of the fp32 logits alive at the sampler's peak (logits, sorted values, 64-bit indices, probabilities, ...).
+
+Source: peaks that vLLM reports, divided by ``max_num_seqs * vocab * 4 B``. llm-d capacity planner, H100, 1,024
+sequences: Llama-3.1-8B 4.76 GiB (9.7), Llama-70B on two 4.84 GiB (9.9), Qwen3-0.6B 5.56 GiB (9.6); vLLM pull request
+10511, Llama-3-8B, 256 sequences: 1.26 GiB (10.3).
+"""
+
+CONTEXT_BYTES = {1: 0.15 * GIB, 2: 0.6 * GIB}
+"""CUDA context, libraries and, with several ranks, communication buffers, per accelerator.
+
+Source: llm-d capacity planner, vLLM on H100: 0.13 to 0.14 GiB on one, 0.55 GiB on two.
+"""
+
+GRAPH_BYTES_PER_LAYER_AND_SIZE = 0.23 * GIB / (32 * 51)
+"""CUDA graphs, per layer and captured batch size.
+
+Source: start-up log of vLLM 0.31 on an A100-80G, Llama-3.1-8B (32 layers, 51 sizes): 0.23 GiB. Others report up to
+three times as much.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class KVCapacity:
+    """KV slots of one replica, and where its accelerators' memory goes.
+
+    ``terms`` are bytes per accelerator in the order of the subtraction, what is taken away negative; the last,
+    "KV cache", is their sum, unless the number of blocks was given.
+    """
+
+    n_blocks: int
+    block_tokens: int
+    bytes_per_token: float  # per accelerator [B]
+    terms: Mapping[str, float]
+    is_given: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        """KV slots of the replica [tokens]."""
+        return self.n_blocks * self.block_tokens
+
+
+def weights_bytes(model: ModelSpec, tensor_parallel: int = 1) -> float:
+    """Weights on one rank: matrices and embeddings are shared out, norms are copied [B].
+
+    Embeddings, lm_head and norms stay in bf16 when the layers' matrices are fp8, as in published fp8 checkpoints.
+    """
+    wide = max(model.weight_bytes, DTYPE_BYTES["bf16"])
+    norms = (2 * model.n_layers + 1) * model.d_model
+    shared = model.n_matrix_params * model.weight_bytes + model.n_embedding_params * wide
+    return shared / tensor_parallel + norms * wide
+
+
+def activation_peak_bytes(model: ModelSpec, max_batched_tokens: int, max_seqs: int, tensor_parallel: int = 1) -> float:
+    """Peak of one forward pass at the largest batch [B].
+
+    The larger of two moments: the MLP of the largest batch (hidden states, residual, its inner activations before and
+    after the gate), and the sampler, which holds several copies of all sequences' logits on every rank.
+    """
+    inner = (3 if model.is_gated else 2) * model.d_ff / tensor_parallel
+    layer = max_batched_tokens * (2 * model.d_model + inner) * ACTIVATION_BYTES
+    sampler = SAMPLER_COPIES * min(max_seqs, max_batched_tokens) * model.vocab * DTYPE_BYTES["fp32"]
+    return max(layer, sampler)
+
+
+def kv_capacity(
+    model: ModelSpec,
+    hardware: HardwareSpec,
+    tensor_parallel: int = 1,
+    block_tokens: int = 16,
+    max_batched_tokens: int = 8192,
+    max_seqs: int = 256,
+    n_graphs: int = 51,
+) -> KVCapacity:
+    """Derive a replica's KV capacity, or take it from ``hardware.kv_blocks``.
+
+    Parameters
+    ----------
+    model, hardware
+        Data sheets.
+    tensor_parallel : int
+        Accelerators that share every layer.
+    block_tokens : int
+        KV block size [tokens].
+    max_batched_tokens, max_seqs : int
+        The largest iteration the scheduler may plan: they set the activation peak.
+    n_graphs : int
+        Batch sizes captured as CUDA graphs; 0 without graphs.
+
+    Raises
+    ------
+    ConfigError
+        If the weights and the rest leave no room for a single block. The message holds the arithmetic.
+    """
+    _, kv_heads = model.heads_per_rank(tensor_parallel)
+    ranks, device = tensor_parallel, hardware.device
+    per_token = kv_bytes_per_token(model.n_layers, kv_heads, model.head_dim, model.kv_bytes)
+    terms = {
+        "memory": device.memory_bytes,
+        "kept free": -(1.0 - hardware.memory_utilization_frac) * device.memory_bytes,
+        "weights": -weights_bytes(model, ranks),
+        "activation peak": -activation_peak_bytes(model, max_batched_tokens, max_seqs, ranks),
+        "CUDA graphs": -GRAPH_BYTES_PER_LAYER_AND_SIZE * model.n_layers * n_graphs,
+        "context": -CONTEXT_BYTES[min(ranks, 2)],
+    }
+    available = sum(terms.values())
+    if hardware.kv_blocks is not None:
+        terms["KV cache"] = hardware.kv_blocks * block_tokens * per_token
+        return KVCapacity(hardware.kv_blocks, block_tokens, per_token, terms, is_given=True)
+    terms["KV cache"] = available
+    n_blocks = int(available // (block_tokens * per_token))
+    if n_blocks < 1:
+        raise ConfigError(
+            f"model={model.name} ({model.weight_dtype} weights) does not fit hardware={device.name} "
+            f"(tensor_parallel={ranks}): {_arithmetic(terms)}. Take more or larger devices, "
+            "fp8 weights, or a higher hardware.memory_utilization_frac"
+        )
+    return KVCapacity(n_blocks, block_tokens, per_token, terms)
+
+
+def _arithmetic(terms: Mapping[str, float]) -> str:
+    """The subtraction as one line, in GiB."""
+    words = [f"{name} {abs(term) / GIB:.2f}" for name, term in terms.items() if name != "KV cache"]
+    return f"{' - '.join(words)} = {terms['KV cache'] / GIB:.2f} GiB for the KV cache"
