@@ -150,7 +150,7 @@ class ModelSpec:
         uneven = kv_heads % max(1, tensor_parallel) and tensor_parallel % kv_heads
         if tensor_parallel < 1 or self.n_heads % tensor_parallel or uneven:
             raise ConfigError(
-                f"tensor_parallel must divide the {self.n_heads} heads of {self.name}, and divide or be a multiple of "
+                f"hardware.tensor_parallel must divide the {self.n_heads} heads of {self.name}, and divide or be a multiple of "
                 f"its {kv_heads} KV heads, got {tensor_parallel}"
             )
         return self.n_heads // tensor_parallel, max(1, kv_heads // tensor_parallel)
@@ -199,13 +199,15 @@ class DeviceSpec:
 
 @dataclass(frozen=True, slots=True)
 class HardwareSpec:
-    """What a replica runs on: its kind of accelerator, and the share of its memory that serving may take."""
+    """What one replica runs on: some accelerators of a kind, and the share of their memory that serving may take."""
 
     device: DeviceSpec
+    tensor_parallel: int = 1  # accelerators that share every layer
     memory_utilization_frac: float = 0.9  # vLLM's gpu_memory_utilization
     kv_blocks: int | None = None  # KV capacity given instead of derived [blocks]
 
     def __post_init__(self) -> None:
+        whole("hardware", tensor_parallel=self.tensor_parallel)
         positive("hardware", memory_utilization_frac=self.memory_utilization_frac)
         if self.memory_utilization_frac > 1.0:
             raise ConfigError(

@@ -83,7 +83,6 @@ def activation_peak_bytes(model: ModelSpec, max_batched_tokens: int, max_seqs: i
 def kv_capacity(
     model: ModelSpec,
     hardware: HardwareSpec,
-    tensor_parallel: int = 1,
     block_tokens: int = 16,
     max_batched_tokens: int = 8192,
     max_seqs: int = 256,
@@ -95,8 +94,6 @@ def kv_capacity(
     ----------
     model, hardware
         Data sheets.
-    tensor_parallel : int
-        Accelerators that share every layer.
     block_tokens : int
         KV block size [tokens].
     max_batched_tokens, max_seqs : int
@@ -109,8 +106,8 @@ def kv_capacity(
     ConfigError
         If the weights and the rest leave no room for a single block. The message holds the arithmetic.
     """
-    _, kv_heads = model.heads_per_rank(tensor_parallel)
-    ranks, device = tensor_parallel, hardware.device
+    ranks, device = hardware.tensor_parallel, hardware.device
+    _, kv_heads = model.heads_per_rank(ranks)
     per_token = kv_bytes_per_token(model.n_layers, kv_heads, model.head_dim, model.kv_bytes)
     terms = {
         "memory": device.memory_bytes,
