@@ -33,17 +33,37 @@ def compose(overrides: list[str], config_name: str = "config") -> dict[str, Any]
     ConfigError
         In one line, naming the key or choice that is not there and the nearest that is.
     """
+    try:
+        return plain(_compose(overrides, config_name))
+    except Exception as error:
+        raise ConfigError(explain(error, overrides, config_name)) from error
+
+
+def _compose(overrides: list[str], config_name: str) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose(config_name, overrides)
+
+
+def explain(error: BaseException, overrides: list[str], config_name: str = "config") -> str:
+    """What is wrong with the overrides, in one line; for a key that does not exist, the nearest that does."""
+    match = re.search(r"Could not override '(.+?)'", str(error))
+    if not match:
+        return one_line(error)
+    *parents, name = match[1].split(".")
+    choices = [override for override in overrides if "." not in override.split("=")[0] and override[0] not in "+~"]
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return plain(hydra_compose(config_name, overrides))
-    except Exception as error:
-        raise ConfigError(one_line(error)) from error
+        node: Any = _compose([choice for choice in choices if choice.split("=")[0] != match[1]], config_name)
+        for parent in parents:
+            node = node[parent]
+        return unknown(match[1], [str(key) for key in node if key not in HYDRA_KEYS], ".".join(parents))
+    except Exception:
+        return f"{'.'.join([*parents, name])} is not a setting"
 
 
 def plain(cfg: Any) -> dict[str, Any]:
@@ -61,8 +81,7 @@ def plain(cfg: Any) -> dict[str, Any]:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
-    container.pop("hydra", None)  # type: ignore[union-attr]
-    return container  # type: ignore[return-value]
+    return {str(key): value for key, value in container.items() if key != "hydra"}  # type: ignore[union-attr]
 
 
 def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> Any:
@@ -155,9 +174,7 @@ def one_line(error: BaseException, path: str = "") -> str:
         return f"{group}={name} is not a choice; {hint}(there are {', '.join(options)})"
     if match := re.search(r"In '.*?': Could not find '(.+?)'", text):
         return f"{match[1].replace('/', '=', 1)} is not a choice"
-    if match := re.search(r"Could not override '(.+?)'", text):
-        return f"{match[1]} is not a setting"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
+    if "Missing mandatory value" in text and (match := re.search(r"full_key: (\S+)", text)):
         return f"{match[1]} must be given, for example {match[1]}=..."
     cause = error.__cause__ or error
     first = str(cause).strip().splitlines()

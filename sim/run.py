@@ -15,9 +15,12 @@ from sim.errors import ConfigError, InvariantError, SimError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sim.engine import Replica
+    from sim.engine import Clock, Replica
+    from sim.kv.cache import KVCache
+    from sim.kv.capacity import KVCapacity
     from sim.record import Recorder, Result
     from sim.request import Scenario
+    from sim.step import CostModel
 
 KEYS = {
     "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task",
@@ -70,6 +73,7 @@ def run(config: Mapping[str, Any], scenario: "Scenario | None" = None, console: 
     made = Builder(config)
     scenario = scenario or made("scenario")
     capacity = made.capacity()
+    cost = made("cost")
     env = Clock()
     recorder = Recorder()
     is_open_loop = bool(getattr(scenario, "is_open_loop", False))
@@ -80,8 +84,8 @@ def run(config: Mapping[str, Any], scenario: "Scenario | None" = None, console: 
             index,
             made("batching"),
             made("queue"),
-            made.cache(capacity.tokens),
-            made.cost(),
+            made.cache(capacity.n_tokens, env, cost),
+            cost,
             recorder,
             traffic.next_arrival_ns if is_open_loop else env.peek,
             None if is_open_loop else traffic.ended,
@@ -112,7 +116,7 @@ def run(config: Mapping[str, Any], scenario: "Scenario | None" = None, console: 
         config=config,
         memory=capacity.terms,
         counts=tuple(replica.counts() for replica in replicas),
-        provenance=made.provenance(),
+        provenance=made.provenance(env, cost),
     )
 
 
@@ -144,9 +148,23 @@ class Builder:
 
         return make(self.config[group], group, self.trusted, **given)
 
-    def cache(self, capacity_tokens: int, env: Any, cost: Any) -> Any:
+    def capacity(self) -> "KVCapacity":
+        """KV slots of one replica, derived from the device's memory or given."""
+        from sim.kv.capacity import kv_capacity
+
+        batching = self.config["batching"]
+        most_seqs = batching.get("max_num_seqs") or batching.get("max_batch_size")
+        return kv_capacity(
+            self.model,
+            self.hardware,
+            block_tokens=self.config["cache"].get("block_tokens", 16),
+            max_batched_tokens=batching.get("max_num_batched_tokens", 8192),
+            max_seqs=most_seqs or 256,
+        )
+
+    def cache(self, capacity_tokens: int, env: "Clock", cost: "CostModel") -> "KVCache":
         """One replica's KV cache, of the given capacity, with an eviction order of its own."""
-        return self(
+        cache: KVCache = self(
             "cache",
             capacity_tokens=capacity_tokens,
             eviction=self("eviction"),
@@ -156,6 +174,19 @@ class Builder:
             cost=cost,
             tiers=self("tiers") if self.config.get("tiers") else None,
         )
+        return cache
+
+    def provenance(self, env: "Clock", cost: "CostModel") -> dict[str, Any]:
+        """Where the numbers come from: the cost's profile, versions, and what the simulation took."""
+        from importlib.metadata import version
+
+        operations = getattr(cost, "operations", None)
+        return {
+            "cost": getattr(operations, "provenance", None) or {"source": "data sheet (roofline)"},
+            "extrapolated_runs": getattr(cost, "extrapolated_runs", 0),
+            "simpy_events": next(env._eid),
+            "versions": {name: version(name) for name in ("kvtwin", "simpy", "numpy", "hydra-core")},
+        }
 
 
 def check_conservation(replicas: "list[Replica]", n_arrived: int, recorder: "Recorder") -> None:
@@ -254,7 +285,7 @@ def main() -> None:
     import hydra
     from omegaconf import OmegaConf
 
-    from sim.config import conf_dir, one_line, plain
+    from sim.config import conf_dir, explain, plain
 
     run_id = os.urandom(3).hex()  # two runs of the same second get two folders
     OmegaConf.register_new_resolver("run_id", lambda: run_id, replace=True)
@@ -283,7 +314,8 @@ def main() -> None:
     except Exception as error:
         if not _is_users(error):
             raise
-        print(f"kvtwin: {one_line(error)}", file=sys.stderr)
+        overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+        print(f"kvtwin: {explain(error, overrides)}", file=sys.stderr)
         sys.exit(2)
     if failures:
         sys.exit(2)

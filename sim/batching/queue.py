@@ -38,8 +38,11 @@ class Queue(Protocol):
 class Fcfs(deque[Sequence]):
     """First come, first served; preempted sequences return to the front."""
 
-    __slots__ = ()
     keeps_head = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
     push = deque.append
     push_back = deque.appendleft
     take = deque.popleft
