@@ -3,6 +3,7 @@
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -11,6 +12,7 @@ from sim.errors import TraceError
 
 BLOCK_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_ROWS = 50_000_000
 MAX_TEXT_BYTES = 1 << 34
 MAX_LINE_BYTES = 1 << 22
@@ -38,6 +40,32 @@ class Place:
         return TraceError(f"{where}: {message}" if column is None else f"{where}: {column} {message}")
 
 
+@contextmanager
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """A file's bytes, decompressed if it is gzipped.
+
+    Raises
+    ------
+    TraceError
+        If the file is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise Place(path).error("no such file")
+    try:
+        with open(path, "rb") as raw:
+            is_gzip = raw.read(2) == GZIP_MAGIC
+            raw.seek(0)
+            yield cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if is_gzip else raw
+    except (OSError, EOFError, zlib.error) as problem:
+        raise Place(path).error(f"cannot be read: {problem}") from None
+
+
+def head(path: str, n_bytes: int = 1 << 16) -> str:
+    """The beginning of a file, damaged characters replaced: for recognising formats."""
+    with opened(path) as file:
+        return file.read(n_bytes).removeprefix(BYTE_ORDER_MARK).decode(errors="replace")
+
+
 def lines(path: str, caps: Caps) -> Iterator[list[str]]:
     """Blocks of consecutive lines without their ends; empty lines stay, so that numbers can be counted.
 
@@ -46,17 +74,8 @@ def lines(path: str, caps: Caps) -> Iterator[list[str]]:
     TraceError
         If the file is missing, damaged, not UTF-8, or beyond a cap.
     """
-    place = Place(path)
-    if not Path(path).is_file():
-        raise place.error("no such file")
-    try:
-        with open(path, "rb") as raw:
-            is_gzip = raw.read(2) == GZIP_MAGIC
-            raw.seek(0)
-            file = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if is_gzip else raw)
-            yield from _blocks(file, place, caps)
-    except (OSError, EOFError, zlib.error) as problem:
-        raise place.error(f"cannot be read: {problem}") from None
+    with opened(path) as file:
+        yield from _blocks(file, Place(path), caps)
 
 
 def _blocks(file: IO[bytes], place: Place, caps: Caps) -> Iterator[list[str]]:
@@ -64,7 +83,7 @@ def _blocks(file: IO[bytes], place: Place, caps: Caps) -> Iterator[list[str]]:
     n_bytes = 0
     while block := file.read(BLOCK_BYTES):
         if n_bytes == 0:
-            block = block.removeprefix(b"\xef\xbb\xbf")
+            block = block.removeprefix(BYTE_ORDER_MARK)
         n_bytes += len(block)
         if n_bytes > caps.text_bytes:
             raise place.error(f"more than {caps.text_bytes} bytes of text: refused")

@@ -1,0 +1,40 @@
+"""Qwen Bailian's JSON lines: chats with parents, and prefix hashes of 16-token blocks.
+
+Keys: ``chat_id, parent_chat_id (-1: none), timestamp [s], input_length, output_length, type, turn, hash_ids``.
+
+References
+----------
+https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon (USENIX ATC 2025)
+"""
+
+from collections.abc import Iterator
+
+from scenarios.traces.mooncake import blocks
+from scenarios.traces.records import records
+from scenarios.traces.row import MAX_TOKENS, Row, json_time, json_whole
+from scenarios.traces.text import Caps, Place
+from sim.units import NS_PER_S
+
+BLOCK_TOKENS = 16
+
+
+def rows(path: str, caps: Caps) -> Iterator[Row]:
+    """Requests in file order; a session is a tree of chats, named by its root."""
+    place = Place(path)
+    root: dict[int, int] = {}
+    for record in records(place, caps):
+        chat = json_whole(record, "chat_id", place)
+        parent = json_whole(record, "parent_chat_id", place, -1)
+        prompt = json_whole(record, "input_length", place, 0, MAX_TOKENS)
+        if chat in root:
+            raise place.error(f"must be new, {chat} is there twice", "chat_id")
+        root[chat] = root.get(parent, chat)  # a parent before the file's beginning: the chat is a root here
+        yield Row(
+            json_time(record, "timestamp", NS_PER_S, "s", place),
+            prompt,
+            json_whole(record, "output_length", place, 0, MAX_TOKENS),
+            place.line,
+            blocks(record.get("hash_ids"), prompt, BLOCK_TOKENS, place),
+            root[chat],
+            json_whole(record, "turn", place) if "turn" in record else 0,
+        )

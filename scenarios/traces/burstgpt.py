@@ -1,0 +1,40 @@
+"""BurstGPT's CSV: ``Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type``; version 3 adds sessions.
+
+Failed requests have 0 response tokens: ``scenario.skip_empty=true`` leaves them out.
+
+References
+----------
+https://github.com/HPMLL/BurstGPT (KDD 2025)
+"""
+
+from collections.abc import Iterator
+
+from scenarios.traces.row import Row, seconds, tokens
+from scenarios.traces.table import Table
+from scenarios.traces.text import Caps
+
+HEADER = ("Timestamp", "Request tokens", "Response tokens")
+SESSION = ("Session ID", "SessionID")
+
+
+def rows(path: str, caps: Caps) -> Iterator[Row]:
+    """Requests in file order, on the file's clock [s since its first midnight]."""
+    table = Table(path, caps, HEADER, SESSION)
+    place = table.place
+    sessions: dict[str, list[int]] = {}  # name -> number, turns so far
+    for cells in table.rows():
+        session = None
+        turn = 0
+        if len(cells) > 3 and cells[3]:
+            known = sessions.setdefault(cells[3], [len(sessions), 0])
+            session, turn = known
+            known[1] += 1
+        yield Row(
+            seconds(cells[0], "Timestamp", place),
+            tokens(cells[1], "Request tokens", place),
+            tokens(cells[2], "Response tokens", place),
+            place.line,
+            None,
+            session,
+            turn,
+        )
