@@ -13,7 +13,7 @@ become integer picoseconds, once per batch size, so that a run of decode iterati
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from sim.cost.host import HostCost
 from sim.errors import ConfigError, ProfileError
@@ -70,6 +70,20 @@ class Operations(Protocol):
         ...
 
 
+@runtime_checkable
+class FusedAttention(Protocol):
+    """What `Operations` add when prompts and decoding sequences were measured in one launch: there times do not add."""
+
+    def fused_attention_s(
+        self, chunks: tuple[Chunk, ...], batch: int, context_tokens: int, longest_tokens: int
+    ) -> float:
+        """Attention of chunks beside ``batch`` decoding sequences, all layers, KV append included [s].
+
+        ``context_tokens`` KV entries are read by the decoding sequences in all, ``longest_tokens`` by one of them.
+        """
+        ...
+
+
 class _Decode(NamedTuple):
     """One batch size, in integers: everything a decode iteration of it needs."""
 
@@ -96,6 +110,7 @@ class IterationCost:
     _decode: dict[int, _Decode] = field(default_factory=dict, init=False, repr=False)
     _dense_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     _sequences_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _fused: FusedAttention | None = field(init=False, repr=False)
     _is_sync: bool = field(init=False, repr=False)
     _finished_ps: int = field(init=False, repr=False)
 
@@ -103,6 +118,7 @@ class IterationCost:
         self.capture_sizes = tuple(self.capture_sizes)
         if any(size < 1 for size in self.capture_sizes) or sorted(set(self.capture_sizes)) != [*self.capture_sizes]:
             raise ConfigError(f"cost.capture_sizes must be ascending and >= 1 [tokens], got {self.capture_sizes}")
+        self._fused = self.operations if isinstance(self.operations, FusedAttention) else None
         self._is_sync = self.host.scheduling == "sync"
         self._finished_ps = ps_from_s(self.host.per_finished_s)
 
@@ -149,9 +165,11 @@ class IterationCost:
         device = ps_from_s(self.host.gap_s)
         if n_tokens:
             device += self._dense(n_tokens) + self._sequences(n_seqs)
-        if chunks:
+        if chunks and batch and self._fused is not None:
+            device += ps_from_s(self._fused.fused_attention_s(chunks, batch, context, longest))
+        elif chunks:
             device += ps_from_s(self.operations.prefill_attention_s(chunks))
-        if batch:
+        if batch and not (chunks and self._fused is not None):
             _rest, _host, knots, starts, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
             i = bisect_right(knots, context) - 1
             device += starts[i] + slopes[i] * (context - knots[i]) + skew * (longest * batch - context)

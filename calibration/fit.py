@@ -1,0 +1,127 @@
+"""Fit a profile to measurements: every operation they hold, scored on rows kept out of the fit."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from calibration.attention import fit_attention, fit_decode_skew, fit_mixed_skew
+from calibration.layers import fit_layers
+from calibration.measurements import Measurements, replace
+from calibration.split import SEED
+from sim.cost.attention import SERVED
+from sim.errors import ProfileError
+from sim.profile import MAX_BYTES, SCHEMA, content_sha256
+
+KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp32": 4.0}
+UNITS = {
+    "seconds": "s",
+    "floor_s": "s",
+    "knots_s": "s",
+    "rates": "work per second: flops FLOP, bytes B, blocks thread blocks, serial_tokens KV entries",
+    "tokens, seqs": "counts",
+    "length_scales": "octaves",
+    "weights, log_sd": "natural logarithm of a time ratio",
+    "mape, p90, bias": "fractions",
+}
+
+
+def fit_profile(
+    measured: Measurements, seed: int = SEED, compare: bool = True, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Content of a profile file, its hash included.
+
+    Parameters
+    ----------
+    measured : Measurements
+    seed : int
+        Of the held-out sets, which are drawn before anything is fitted.
+    compare : bool
+        Whether other forms are fitted too and their errors written beside.
+    say : callable
+        Told of every operation done.
+
+    Raises
+    ------
+    ProfileError
+        If the measurements hold nothing that can be fitted, or the profile would be too large.
+    """
+    operations: dict[str, Any] = {}
+    present = set(measured.rows["operation"])
+    for name in SERVED:
+        if name in present:
+            rows = measured.of(name)
+            operations[name] = fit_attention(name, rows, KV_BYTES[rows["kv_dtype"].iloc[0]], seed, compare)
+            say(f"{name}: {operations[name]['error']['held_out']}")
+    if "skewed_attention" in present and "mixed_attention" in operations:
+        rows = measured.of("skewed_attention")
+        pure = rows[rows["prefill_seqs"] == 0].reset_index(drop=True)
+        mixed = rows[rows["prefill_seqs"] > 0].reset_index(drop=True)
+        operations["decode_skew"] = fit_decode_skew(pure, seed)
+        say(f"decode_skew: {operations['decode_skew']['error']['held_out']}")
+        operations["mixed_skew"] = fit_mixed_skew(
+            mixed, measured.of("mixed_attention"), operations["mixed_attention"], KV_BYTES["bf16"], seed
+        )
+        say(f"mixed_skew: {operations['mixed_skew']['error']['held_out']}")
+    if "layer" in present:
+        operations["layers"] = fit_layers(measured.of("layer"), measured.of("sequence_layer"), seed)
+        say(f"layers: {operations['layers']['error']['held_out']}")
+    if not operations:
+        raise ProfileError(f"nothing to fit: the measurements hold {', '.join(sorted(present)) or 'no rows'}")
+    content = {
+        "schema": SCHEMA,
+        "device": measured.device,
+        "source": measured.source,
+        "convention": measured.convention,
+        "units": UNITS,
+        "subject": dict(measured.subject),
+        "provenance": {
+            **measured.provenance,
+            "notes": list(measured.notes),
+            "measurements_sha256": measured.sha256,
+            "n_rows": len(measured.rows),
+            "held_out_seed": seed,
+            "fitted": date.today().isoformat(),
+            "commit": commit(),
+        },
+        "operations": operations,
+    }
+    content["sha256"] = content_sha256(content)
+    return content
+
+
+def commit() -> str:
+    """The commit of this checkout, or "unknown" outside one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def write_profile(content: dict[str, Any], path: Path) -> None:
+    """Write a profile whole, one operation a line.
+
+    Raises
+    ------
+    ProfileError
+        If it is larger than `sim.profile` accepts.
+    """
+    head = {key: value for key, value in content.items() if key != "operations"}
+    lines = [
+        f"  {json.dumps(name)}: {json.dumps(form, separators=(',', ':'))}"
+        for name, form in content["operations"].items()
+    ]
+    text = json.dumps(head, indent=1)[:-2] + ',\n "operations": {\n' + ",\n".join(lines) + "\n }\n}\n"
+    if len(text) > MAX_BYTES:
+        raise ProfileError(f"{path}: the profile would have {len(text)} [B], at most {MAX_BYTES}; fit fewer points")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, text.encode())

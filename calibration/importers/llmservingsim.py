@@ -1,0 +1,170 @@
+"""Kernel times published with LLMServingSim: one decoder layer of one model in vLLM, layer by layer.
+
+How to read the bundle (found in its numbers, and in the profiler's source):
+
+* ``tp<N>/`` holds one rank of tensor-parallel degree N. The ``hf_overrides`` of ``meta.yaml`` are those of the last
+  degree profiled, not of all of them: on the RTX PRO 6000, ``tp_degrees [1, 2]`` and halved heads, but in ``tp1/`` the
+  weights of gate_up_proj (4096 x 28672, bf16) are read at 1.47 TB/s and lm_head's (4096 x 128256) at 1.53 TB/s, and
+  2048 tokens reach 417 TFLOP/s; decode attention of 256 sequences of 16384 reads 8 KV heads at 1.53 TB/s. The device
+  offers 1.79 TB/s and about 500 TFLOP/s dense bf16. Halved shapes would leave it at half of all of these. So ``tp1/``
+  holds the whole layer.
+* Times are means over ``measurement_iterations`` calls, except in ``skew.csv``: there they are sums over them. Its
+  ``t_max_us`` repeats points of the attention grid, and is 3.00 times theirs (standard deviation 0.02 over 13,006
+  pairs). They are divided here.
+* Kernel time only: an eager engine's launches and gaps are not in it. The attention module was timed, so the append of
+  new keys and values is inside. ``kv_decode`` counts cached tokens; a decoding sequence reads one more.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.measurements import Measurements, frame
+from sim.errors import ProfileError
+
+US = 1e-6
+FILES = {
+    "attention.csv": ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"),
+    "dense.csv": ("layer", "tokens", "time_us"),
+    "per_sequence.csv": ("layer", "sequences", "time_us"),
+    "skew.csv": ("n", "nb", "kvs", "kv_big", "pc", "kp", "t_mean_us", "t_max_us", "t_skew_us"),
+}
+MODELS = {
+    # name in meta.yaml: heads, KV heads, head_dim. Source: the model's published config.json
+    "meta-llama/Llama-3.1-8B": (32, 8, 128),
+}
+LICENSE = "MIT, LLMServingSim (github.com/casys-kaist/LLMServingSim)"
+
+
+def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
+    """Read ``meta.yaml`` and one ``tp<N>/`` folder of a profile bundle.
+
+    Raises
+    ------
+    ProfileError
+        If a file or column is missing, a value is no finite positive time, or ``skew.csv`` does not repeat the grid.
+    """
+    import pandas as pd
+    import yaml  # type: ignore[import-untyped]
+
+    about_path = path / "meta.yaml"
+    if not about_path.is_file():
+        raise ProfileError(f"{about_path}: missing; path must be the profile folder of an LLMServingSim bundle")
+    about = yaml.safe_load(about_path.read_text(encoding="utf-8"))
+    if about["model"] not in MODELS:
+        raise ProfileError(f"{about_path}: model {about['model']!r} is not one of {', '.join(MODELS)}")
+    n_heads, n_kv_heads, head_dim = MODELS[about["model"]]
+    heads = {"n_heads": n_heads // tensor_parallel, "n_kv_heads": n_kv_heads // tensor_parallel, "head_dim": head_dim}
+    tables = {name: _table(path / f"tp{tensor_parallel}" / name, columns) for name, columns in FILES.items()}
+    rows = pd.concat(
+        [
+            _attention(tables["attention.csv"], heads),
+            _skewed(tables["skew.csv"], tables["attention.csv"], path, heads),
+            _layers(tables["dense.csv"], "tokens", "layer", "new_tokens"),
+            _layers(tables["per_sequence.csv"], "sequences", "sequence_layer", "decode_seqs"),
+        ],
+        ignore_index=True,
+    )
+    return Measurements(
+        device=about["gpu"],
+        source="LLMServingSim",
+        convention=(
+            "sum of kernel times of a module in eager vLLM, mean of "
+            f"{about['measurement_iterations']} calls after one; launches and gaps not included; "
+            "attention includes the append of new keys and values"
+        ),
+        provenance={
+            "vllm": about["vllm_version"],
+            "cuda": about["cuda_version"],
+            "date": str(about["profiled_at"]),
+            "license": LICENSE,
+        },
+        subject={"model": about["model"], "tensor_parallel": tensor_parallel, **heads, "dtype": "bf16"},
+        notes=(
+            f"tp{tensor_parallel}/ holds one of {tensor_parallel} tensor-parallel ranks; the halved hf_overrides of "
+            "meta.yaml are those of the last degree profiled",
+            "times of skew.csv are sums over the iterations, and were divided by their number",
+        ),
+        rows=rows,
+    )
+
+
+def _table(path: Path, columns: tuple[str, ...]) -> Any:
+    """A CSV with these columns, every one but ``layer`` finite and >= 0, times > 0."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise ProfileError(f"{path}: missing")
+    with path.open(encoding="utf-8", newline="") as file:
+        header = next(csv.reader(file), [])
+    if missing := [column for column in columns if column not in header]:
+        raise ProfileError(f"{path}: no column {', '.join(missing)}, it has {', '.join(header)}")
+    table = pd.read_csv(path)
+    for column in columns:
+        if column == "layer":
+            continue
+        values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
+        least = np.nextafter(0.0, 1.0) if column.endswith("_us") else 0.0
+        wrong = np.flatnonzero(~(np.isfinite(values) & (values >= least)))
+        if len(wrong):
+            raise ProfileError(
+                f"{path}: line {wrong[0] + 2}, column {column}: must be a number > 0 for times and >= 0 else, "
+                f"got {table[column].iloc[wrong[0]]!r}"
+            )
+    return table
+
+
+def _attention(table: Any, heads: dict[str, int]) -> Any:
+    chunk, n = table["prefill_chunk"].to_numpy(), table["n_decode"].to_numpy()
+    read = np.where(n > 0, table["kv_decode"].to_numpy() + 1, 0)
+    rows = frame(
+        "mixed_attention",
+        prefill_seqs=(chunk > 0).astype(int),
+        new_tokens=chunk,
+        context_tokens=table["kv_prefill"].to_numpy(),
+        decode_seqs=n,
+        decode_total_tokens=n * read,
+        decode_longest_tokens=read,
+        seconds=table["time_us"].to_numpy() * US,
+        **heads,
+    )
+    rows.loc[chunk == 0, "operation"] = "decode_attention"
+    rows.loc[n == 0, "operation"] = "prefill_attention"
+    return rows
+
+
+def _skewed(table: Any, grid: Any, path: Path, heads: dict[str, int]) -> Any:
+    """Batches with unequal contexts; times are brought from sums to means, checked against the grid."""
+    keys = ["prefill_chunk", "kv_prefill", "n_decode", "kv_decode"]
+    repeated = table.merge(grid, left_on=["pc", "kp", "n", "kv_big"], right_on=keys)
+    n_calls = (repeated["t_max_us"] / repeated["time_us"]).median() if len(repeated) else float("nan")
+    if not abs(n_calls - round(n_calls)) < 0.05 or round(n_calls) < 1:
+        raise ProfileError(f"{path}: skew.csv must hold a whole multiple of the grid's times, got {n_calls:.3f} times")
+    per_call = US / round(n_calls)
+    table = table.drop_duplicates(["n", "nb", "kvs", "kv_big", "pc", "kp"], keep="last")
+    n, n_long = table["n"].to_numpy(), table["nb"].to_numpy()
+    long, short = table["kv_big"].to_numpy() + 1, table["kvs"].to_numpy() + 1
+    chunk = table["pc"].to_numpy()
+    return frame(
+        "skewed_attention",
+        prefill_seqs=(chunk > 0).astype(int),
+        new_tokens=chunk,
+        context_tokens=table["kp"].to_numpy(),
+        decode_seqs=n,
+        decode_total_tokens=n_long * long + (n - n_long) * short,
+        decode_longest_tokens=long,
+        seconds=table["t_skew_us"].to_numpy() * per_call,
+        uniform_s=table["t_mean_us"].to_numpy() * per_call,
+        **heads,
+    )
+
+
+def _layers(table: Any, count: str, operation: str, column: str) -> Any:
+    return frame(
+        operation,
+        detail=table["layer"].to_numpy(),
+        seconds=table["time_us"].to_numpy() * US,
+        **{column: table[count].to_numpy()},
+    )

@@ -1,0 +1,123 @@
+"""Fit one operation: a soft roofline first, then a Gaussian process of what it leaves over."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.gp import condense, learn
+from sim.cost.surface import Residual, SoftRoofline
+
+Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+START_RATES = {
+    # where the search for rates starts, in work per second: of no consequence for where it ends
+    "flops": 1e14,
+    "padded_flops": 1e14,
+    "bytes": 1e12,
+    "blocks": 1e7,
+    "serial_tokens": 5e7,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How an operation is fitted: axes of its residual with their shifts, kinds of work, number of inducing points."""
+
+    axes: tuple[str, ...]
+    shifts: tuple[float, ...]
+    kinds: tuple[str, ...]  # of work, in the roofline; none: the residual corrects another surface
+    n_points: int
+
+
+def fit_roofline(work: Mapping[str, Array], seconds: Array, kinds: Sequence[str]) -> SoftRoofline:
+    """Rates, floor and exponent that fit the logarithms of times best, outliers damped."""
+    from scipy.optimize import least_squares
+
+    logs = np.log(seconds)
+    some = np.random.default_rng(0).permutation(len(logs))[:4000]
+
+    def line(theta: Array) -> SoftRoofline:
+        rates = {kind: float(x) for kind, x in zip(kinds, np.exp(theta[:-2]), strict=True)}
+        return SoftRoofline(rates, float(np.exp(theta[-2])), float(np.exp(theta[-1])))
+
+    def residual(theta: Array) -> Array:
+        result: Array = np.log(line(theta).seconds({kind: work[kind][some] for kind in kinds})) - logs[some]
+        return result
+
+    floor = np.log(seconds.min())
+    start = np.array([*(np.log(START_RATES[kind]) for kind in kinds), floor, np.log(2.0)])
+    low = np.array([*([0.0] * len(kinds)), floor - 5.0, 0.0])
+    high = np.array([*([60.0] * len(kinds)), floor + 3.0, np.log(8.0)])
+    found = least_squares(residual, start, bounds=(low, high), loss="soft_l1", f_scale=0.1, max_nfev=200)
+    return line(found.x)
+
+
+def plain_roofline(work: Mapping[str, Array], seconds: Array, kinds: Sequence[str]) -> Array:
+    """Times by the plain roofline t0 + max(work / rate), fitted likewise: what the soft one is compared with."""
+    from scipy.optimize import least_squares
+
+    logs = np.log(seconds)
+
+    def predict(theta: Array) -> Array:
+        each = [work[kind] / np.exp(x) for kind, x in zip(kinds, theta, strict=False)]
+        result: Array = np.exp(theta[-1]) + np.max(each, axis=0)
+        return result
+
+    start = np.array([*(np.log(START_RATES[kind]) for kind in kinds), np.log(seconds.min())])
+    found = least_squares(lambda theta: np.log(predict(theta)) - logs, start, loss="soft_l1", f_scale=0.1, max_nfev=200)
+    return np.asarray(found.x)
+
+
+def fit_residual(plan: Plan, shape: Mapping[str, Array], logs: Array, rng: np.random.Generator) -> dict[str, Any]:
+    """Gaussian process over log residuals, as the profile's JSON has it."""
+    columns = np.stack([np.asarray(shape[axis], dtype=np.float64) for axis in plan.axes], axis=1)
+    x = np.log2(columns + np.array(plan.shifts))
+    process = learn(x, logs, rng)
+    chosen, weights = condense(process, x, logs, plan.n_points)
+    points = columns[chosen]
+    return {
+        "axes": list(plan.axes),
+        "shifts": list(plan.shifts),
+        "length_scales": [round(float(scale), 4) for scale in process.length_scales],
+        "noise_sd": round(float(np.sqrt(process.noise)), 5),
+        "points": [[int(v) if v == int(v) else float(f"{v:.4g}") for v in row] for row in points],
+        "weights": [float(f"{w:.5g}") for w in weights],
+    }
+
+
+def residual_from(form: Mapping[str, Any]) -> Residual:
+    """The residual that the JSON of `fit_residual` describes."""
+    return Residual(
+        axes=tuple(form["axes"]),
+        shifts=tuple(form["shifts"]),
+        length_scales=tuple(form["length_scales"]),
+        points=np.array(form["points"], dtype=np.float64).reshape(-1, len(form["axes"])),
+        weights=np.array(form["weights"], dtype=np.float64),
+    )
+
+
+def standard_error(predicted_s: Array, measured_s: Array, n_knots: int = 6) -> dict[str, list[float]]:
+    """Spread of log errors against the predicted time: root mean square in bins of equally many points.
+
+    Points must be ones the fit has not seen.
+    """
+    order = np.argsort(predicted_s)
+    logs = np.log(predicted_s[order] / measured_s[order])
+    bins = np.array_split(np.arange(len(logs)), max(1, min(n_knots, len(logs) // 20)))
+    return {
+        "knots_s": [float(f"{np.exp(np.log(predicted_s[order][b]).mean()):.4g}") for b in bins],
+        "log_sd": [float(f"{np.sqrt((logs[b] ** 2).mean()):.3g}") for b in bins],
+    }
+
+
+def roofline_json(line: SoftRoofline) -> dict[str, Any]:
+    """A roofline as the profile's JSON has it: rates in work per second, floor in seconds."""
+    return {
+        "rates": {kind: float(f"{rate:.6g}") for kind, rate in line.rates.items()},
+        "floor_s": float(f"{line.floor_s:.6g}"),
+        "p": round(line.p, 5),
+    }

@@ -1,0 +1,192 @@
+"""Attention of one layer from a profile: fitted surfaces, tabulated once for a model's heads.
+
+Start-up evaluates the surfaces on grids and makes them monotone; a question in the hot loop is then one or two
+look-ups. Two kinds of profile exist. One measured prompts and decoding sequences in one launch (`MixedAttention`); the
+other measured them apart (`SeparateAttention`), and their times add.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, log2
+from typing import Any, Protocol
+
+import numpy as np
+
+from sim.cost.surface import Array, StandardError, Table, monotone, surface_from
+from sim.cost.work import attention_work
+from sim.errors import ProfileError
+from sim.step import Chunk
+
+SERVED = {
+    # operation: axes of its table, and nodes per octave along each
+    "decode_attention": {"decode_seqs": 2, "decode_mean_tokens": 4},
+    "prefill_attention": {"new_tokens": 4, "context_tokens": 2},
+    "batched_prefill_attention": {"prefill_seqs": 2, "new_tokens": 4},
+    "mixed_attention": {"new_tokens": 2, "context_tokens": 1, "decode_seqs": 1, "decode_mean_tokens": 2},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Attention heads of one tensor-parallel rank, and the bytes of a cached element."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    kv_bytes: float = 2.0
+
+    def axes(self) -> dict[str, float]:
+        """As axes of a surface that was fitted over several of them."""
+        return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads, "head_dim": self.head_dim}
+
+
+class Attention(Protocol):
+    """Attention of one layer [s]."""
+
+    def decode_s(self, n_seqs: int, mean_tokens: float) -> float:
+        """Of ``n_seqs`` decoding sequences that read ``mean_tokens`` KV entries each."""
+        ...
+
+    def decode_skew_s(self, n_seqs: int) -> float:
+        """What unequal contexts add, per token of ``n_seqs`` * longest - total."""
+        ...
+
+    def chunks_s(self, chunks: tuple[Chunk, ...], n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
+        """Of prompt chunks, and of the decoding sequences beside them (none: 0, 0, 0)."""
+        ...
+
+
+def nodes(ends: Sequence[float], per_octave: int, shift: float) -> list[float]:
+    """Points from one end to the other, evenly spread in ``log2(x + shift)``, both ends included."""
+    low, high = ends
+    n = max(1, ceil((log2(high + shift) - log2(low + shift)) * per_octave))
+    points = 2.0 ** np.linspace(log2(low + shift), log2(high + shift), n + 1) - shift
+    points[0], points[-1] = low, high
+    return [float(x) for x in points]
+
+
+def error_factor(spread: StandardError, seconds: Array, z: float) -> Array:
+    """By how much times change when the fit is off by ``z`` standard errors."""
+    result: Array = np.exp(z * spread(seconds))
+    return result
+
+
+def tabulate(name: str, form: Mapping[str, Any], heads: Heads, z: float) -> Table:
+    """A fitted operation on the grid of `SERVED`, monotone, off by ``z`` standard errors."""
+    axes = tuple(SERVED[name])
+    surface = surface_from(form)
+    shifts = dict(zip(surface.residual.axes, surface.residual.shifts, strict=True))
+    lines = [nodes(form["range"][axis], SERVED[name][axis], shifts[axis]) for axis in axes]
+    mesh = dict(zip(axes, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
+    shape = {**{name: np.full(len(mesh[axes[0]]), float(x)) for name, x in heads.axes().items()}, **mesh}
+    seconds = surface.seconds(shape, attention_work(kv_bytes=heads.kv_bytes, **work_columns(shape)))
+    seconds = monotone(seconds.reshape([len(line) for line in lines]))
+    seconds = seconds * error_factor(surface.error, seconds, z)
+    return Table(lines, [shifts[axis] for axis in axes], np.log(seconds))
+
+
+def work_columns(shape: Mapping[str, Array]) -> dict[str, Array]:
+    """Arguments of `attention_work` for shapes given by the axes of a surface; decoding contexts are equal."""
+    columns = {name: x for name, x in shape.items() if name != "decode_mean_tokens"}
+    if "new_tokens" in columns:
+        columns.setdefault("prefill_seqs", np.ones_like(columns["new_tokens"]))
+    if "decode_seqs" in shape:
+        columns["decode_total_tokens"] = shape["decode_seqs"] * shape["decode_mean_tokens"]
+        columns["decode_longest_tokens"] = shape["decode_mean_tokens"]
+    return columns
+
+
+class MixedAttention:
+    """Prompt chunks and decoding sequences in one launch, as measured over (chunk, its context, sequences, theirs).
+
+    One chunk was measured at a time. Of several, the one with the most work goes with the decoding sequences, and each
+    other one adds its own time less the floor, which is paid once per launch.
+
+    Unequal contexts cost, without chunks, ``skew`` per token of sequences * longest - total; with chunks a factor that
+    depends on how long the longest would take alone, how unequal they are, on their number and mean.
+    """
+
+    def __init__(self, operations: Mapping[str, Mapping[str, Any]], heads: Heads, z: Mapping[str, float]) -> None:
+        names = ("decode_attention", "prefill_attention", "mixed_attention")
+        self._decode, self._prefill, self._mixed = (
+            tabulate(name, operations[name], heads, z.get(name, 0.0)) for name in names
+        )
+        mixed = operations["mixed_attention"]
+        self._least_new, self._most_new = mixed["range"]["new_tokens"]
+        self._least_context = mixed["range"]["decode_mean_tokens"][0]
+        self._floor_s = self._prefill(self._least_new, 0.0)
+        skew = operations["decode_skew"]
+        self._skew_seqs, self._skew_s = np.log2(skew["decode_seqs"]), np.array(skew["seconds_per_token"])
+        self._factor = skew_table(operations["mixed_skew"])
+
+    def decode_s(self, n_seqs: int, mean_tokens: float) -> float:
+        """Of ``n_seqs`` decoding sequences that read ``mean_tokens`` KV entries each [s]."""
+        return self._decode(n_seqs, max(mean_tokens, self._least_context))
+
+    def decode_skew_s(self, n_seqs: int) -> float:
+        """What unequal contexts add [s] per token of ``n_seqs`` * longest - total; 0 for a single sequence."""
+        return float(np.interp(np.log2(n_seqs), self._skew_seqs, self._skew_s)) if n_seqs > 1 else 0.0
+
+    def chunks_s(self, chunks: tuple[Chunk, ...], n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
+        """Of prompt chunks and the decoding sequences beside them [s]."""
+        first = chunks[0]
+        rest = 0.0
+        if len(chunks) > 1:
+            first = max(chunks, key=lambda chunk: chunk[0] * (chunk[1] + 0.5 * chunk[0]))
+            for chunk in chunks:
+                rest += self._prefill(max(chunk[0], self._least_new), chunk[1]) - self._floor_s
+            rest -= self._prefill(max(first[0], self._least_new), first[1]) - self._floor_s
+        new, context = max(first[0], self._least_new), first[1]
+        if not n_seqs:
+            return rest + self._prefill(new, context)
+        mean = max(total_tokens / n_seqs, self._least_context)
+        seconds = self._mixed(new, context, n_seqs, mean)
+        if longest_tokens > 1.01 * mean:
+            alone = self._mixed(new, context, 1, longest_tokens)
+            seconds *= self._factor(alone / seconds, longest_tokens / mean, n_seqs, mean)
+        return rest + seconds
+
+
+SKEW_AXES = ("alone", "spread", "decode_seqs", "decode_mean_tokens")
+
+
+def skew_table(form: Mapping[str, Any]) -> "Clamped":
+    """The factor of unequal contexts on a grid over `SKEW_AXES`, held constant outside what was measured."""
+    surface = surface_from(form)
+    lines = [nodes(form["range"][axis], 2, 0.0) for axis in SKEW_AXES]
+    mesh = dict(zip(SKEW_AXES, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
+    logs = surface.residual(mesh).reshape([len(line) for line in lines])
+    return Clamped(Table(lines, (0.0,) * len(lines), logs), [form["range"][axis] for axis in SKEW_AXES])
+
+
+class Clamped:
+    """A table that goes on constant outside its range, for corrections that have no physics to go by."""
+
+    def __init__(self, table: Table, ranges: list[tuple[float, float]]) -> None:
+        self._table = table
+        (self._a0, self._a1), (self._b0, self._b1), (self._c0, self._c1), (self._d0, self._d1) = ranges
+
+    def __call__(self, a: float, b: float, c: float, d: float) -> float:
+        """Value at the nearest point of the range."""
+        return self._table(
+            min(max(a, self._a0), self._a1),
+            min(max(b, self._b0), self._b1),
+            min(max(c, self._c0), self._c1),
+            min(max(d, self._d0), self._d1),
+        )
+
+
+def check_heads(subject: Mapping[str, Any], heads: Heads, path: str) -> None:
+    """Refuse heads other than those a profile of one model was measured with.
+
+    Raises
+    ------
+    ProfileError
+        If they differ.
+    """
+    for name, x in heads.axes().items():
+        if name in subject and subject[name] != x:
+            raise ProfileError(
+                f"{path}: measured with {name} {subject[name]} ({subject.get('model')}, tensor parallel "
+                f"{subject.get('tensor_parallel')}), the model has {x:g}; take cost=roofline or a profile of its shapes"
+            )

@@ -1,0 +1,105 @@
+"""Iteration times from a kernel profile: what was measured on a device, fitted, for one model on it."""
+
+from collections.abc import Mapping
+from math import inf
+
+from sim.cost.attention import Attention, Heads, MixedAttention, check_heads, nodes
+from sim.cost.dense import Dense, LayerCurves
+from sim.cost.iteration import DecodeCurve
+from sim.profile import KernelProfile
+from sim.spec import DeviceSpec, ModelSpec
+from sim.step import Chunk
+
+DECODE_KNOTS_PER_OCTAVE = 4
+"""Knots of a decode curve over the mean context. The time is nearly straight between them: 0.1 % off at most."""
+
+
+class CalibratedOperations:
+    """`Operations` of a model on one tensor-parallel rank, from a profile.
+
+    Parameters
+    ----------
+    profile : KernelProfile
+    model : ModelSpec
+        A profile of one model takes this model alone, in any number of layers.
+    device : DeviceSpec
+        For what kernels were not timed: copies, at the bandwidth of its data sheet.
+    tensor_parallel : int
+    errors : mapping of str to float, optional
+        By operation, how many standard errors of the fit its times are off: a draw from a standard normal each, for
+        simulations that carry the profile's uncertainty into their results. Drawn once per run, since an error of the
+        fit is the same in every iteration. Nothing: the best estimates.
+
+    Raises
+    ------
+    ProfileError
+        If the profile lacks an operation or was measured on another model's shapes.
+    """
+
+    def __init__(
+        self,
+        profile: KernelProfile,
+        model: ModelSpec,
+        device: DeviceSpec,
+        tensor_parallel: int = 1,
+        errors: Mapping[str, float] | None = None,
+    ) -> None:
+        z = dict(errors or {})
+        heads = Heads(*model.heads_per_rank(tensor_parallel), model.head_dim, model.kv_bytes)
+        check_heads(profile.subject, heads, profile.path)
+        self._n_layers = model.n_layers
+        self._device = device
+        self._dense: Dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
+        self._attention: Attention = MixedAttention(profile.operations, heads, z)
+        decode = profile.operation("decode_attention")["range"]
+        self._most_seqs, self._most_mean = int(decode["decode_seqs"][1]), decode["decode_mean_tokens"][1]
+        self._means = nodes(decode["decode_mean_tokens"], DECODE_KNOTS_PER_OCTAVE, 0.0)
+        mixed = profile.operations.get("mixed_attention", {}).get("range", {})
+        self._most_new = mixed.get("new_tokens", (0.0, inf))[1]
+        self._most_context = mixed.get("context_tokens", (0.0, inf))[1]
+        self.extrapolated_runs = 0  # iterations with chunks outside the range the profile was fitted in
+
+    def dense_s(self, n_tokens: int) -> float:
+        """GEMMs, norms, activations of all layers on ``n_tokens`` tokens [s]."""
+        return self._dense.dense_s(n_tokens)
+
+    def sequences_s(self, n_seqs: int) -> float:
+        """lm_head and sampler for one token of each of ``n_seqs`` sequences [s]."""
+        return self._dense.sequences_s(n_seqs)
+
+    def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
+        """Attention of chunks in one launch per layer [s]."""
+        return self.fused_attention_s(chunks, 0, 0, 0)
+
+    def fused_attention_s(
+        self, chunks: tuple[Chunk, ...], batch: int, context_tokens: int, longest_tokens: int
+    ) -> float:
+        """Attention of chunks and of the decoding sequences beside them, all layers [s]."""
+        for new, context in chunks:
+            if new > self._most_new or context > self._most_context:
+                self.extrapolated_runs += 1
+                break
+        else:
+            if batch > self._most_seqs or longest_tokens > self._most_mean:
+                self.extrapolated_runs += 1
+        return self._n_layers * self._attention.chunks_s(chunks, batch, context_tokens, longest_tokens)
+
+    def decode_attention(self, batch: int) -> DecodeCurve:
+        """Attention of ``batch`` decoding sequences over their total context, all layers."""
+        knots, seconds = [batch], [self._n_layers * self._attention.decode_s(batch, 1.0)]
+        for mean in self._means:
+            knot = round(mean * batch)
+            if knot > knots[-1]:
+                knots.append(knot)
+                seconds.append(max(seconds[-1], self._n_layers * self._attention.decode_s(batch, knot / batch)))
+        return DecodeCurve(
+            knots=tuple(knots),
+            seconds=tuple(seconds),
+            skew_s=self._n_layers * self._attention.decode_skew_s(batch),
+            valid_to_tokens=int(batch * self._most_mean) if batch <= self._most_seqs else 0,
+        )
+
+    def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
+        """Copies inside device memory (read and written) and over the link to the host [s], by the data sheet."""
+        link = host_bytes / self._device.host_link_bytes_per_s + self._device.host_link_latency_s if host_bytes else 0.0
+        return 2.0 * moved_bytes / self._device.bandwidth_bytes_per_s + link
