@@ -167,7 +167,7 @@ def one_line(error: BaseException, path: str = "") -> str:
         cause = cause.__cause__
     text = str(error).strip()
     if match := re.search(r"Could not find '(.+?)'\s*Available options in '.*?':\s*(.+)", text, re.DOTALL):
-        choice, options = match[1], match[2].split()
+        choice, options = match[1], match[2].partition("Config search path")[0].split()
         group, _, name = choice.rpartition("/")
         near = get_close_matches(name, options, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

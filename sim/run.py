@@ -279,8 +279,41 @@ def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> None:
     task(**{key: value for key, value in offered.items() if key in takes})
 
 
+HELP = """\
+kvtwin: which KV cache, which policy, which hardware and how many, for my traffic and my objectives?
+
+Usage: python -m sim [choice=name ...] [setting=value ...]        (or: kvtwin ...)
+
+Choices (folders of conf/)
+{choices}
+
+Examples
+  python -m sim scenario=chatbot                             simulate, print a table, write a report
+  python -m sim scenario=replay scenario.path=trace.csv      replay a trace
+  python -m sim -m scenario=chatbot cache=static,paged       compare: a sweep over all combinations
+  python -m sim scenario.rate=3 replicas=2 slo.ttft_ms=500   change any setting
+  python -m sim scenario=chatbot --cfg job                   show every setting, and simulate nothing
+  python -m sim --hydra-help                                 what else the command line can do
+"""
+
+
+def help_text() -> str:
+    """Usage, and every choice there is. Read from the folders: Hydra's own help parses all files, for a second."""
+    from sim.config import conf_dir
+
+    lines = []
+    for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        if names:
+            lines.append(f"  {folder.name:<12} {', '.join(names)}")
+    return HELP.format(choices="\n".join(lines))
+
+
 def main() -> None:
     """The command line: Hydra's overrides and multirun; whatever the user got wrong is one line and exit code 2."""
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(help_text())
+        return
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of being printed with a traceback
     import hydra
     from omegaconf import OmegaConf
@@ -298,21 +331,23 @@ def main() -> None:
 
         console = Console()
         hydra_config = HydraConfig.get()
+        out = Path(hydra_config.runtime.output_dir)
         try:
-            do_task(plain(cfg), Path(hydra_config.runtime.output_dir), console)
-        except SimError as error:
-            if hydra_config.mode is not RunMode.MULTIRUN:
-                raise
+            do_task(plain(cfg), out, console)
+        except InvariantError:
+            raise  # a bug of ours: the traceback is wanted
+        except SimError as error:  # not raised: Hydra would add a line of its own, and end a sweep
+            which = f"job {hydra_config.job.num}: " if hydra_config.mode is RunMode.MULTIRUN else ""
             failures.append(str(error))
-            print(f"kvtwin: job {hydra_config.job.num} failed: {error}", file=sys.stderr)
+            print(f"kvtwin: {which}{error}", file=sys.stderr)
+            if out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
 
     version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config", **version)(job)()
-    except InvariantError:
-        raise  # a bug of ours: the traceback is wanted
     except Exception as error:
-        if not _is_users(error):
+        if isinstance(error, InvariantError) or not _is_users(error):
             raise
         overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
         print(f"kvtwin: {explain(error, overrides)}", file=sys.stderr)
