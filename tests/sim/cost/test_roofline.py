@@ -1,0 +1,202 @@
+"""The roofline: published kernel times of two devices, and the laws of the arithmetic."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.config import compose, make
+from sim.cost import Efficiency, IterationCost, Roofline
+from sim.cost.roofline import attended_pairs
+from sim.errors import ConfigError
+from sim.step import Chunk, StepShape
+
+DATA = Path(__file__).parents[3] / "../shared/data"
+H200 = DATA / "published_kernels/h200_sxm"
+RTX = DATA / "engine_runs/rtxpro6000_llama-3.1-8b_vllm-0.19/profile/tp1"
+
+
+@cache
+def cost(*overrides: str) -> IterationCost:
+    return make(compose(["cost=roofline", *overrides])["cost"], "cost")
+
+
+@cache
+def roofline(*overrides: str) -> Roofline:
+    return cost(*overrides).operations
+
+
+def table(path: Path):
+    """A published table as a DataFrame."""
+    pd = pytest.importorskip("pandas")
+    if not path.exists():
+        pytest.skip(f"published measurements are not here: {path}")
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+
+
+def median_error(predicted, measured) -> float:
+    return float(np.median(np.abs(np.asarray(predicted) / np.asarray(measured) - 1.0)))
+
+
+@pytest.mark.parametrize(("dtype", "name", "most"), [("bf16", "bfloat16", 0.06), ("fp8", "fp8", 0.15)])
+def test_gemms_are_near_the_published_h200_kernels(dtype, name, most):
+    rows = table(H200 / "gemm_vllm_0.24.0_gemm_perf.parquet")
+    rows = rows[(rows.gemm_dtype == name) & (rows.m <= 16384) & (rows.n >= 2048) & (rows.k >= 4096)]
+    rows = rows.sample(3000, random_state=0)
+    device = roofline()
+    predicted = [device.gemm_s(m, k, n, dtype) for m, k, n in zip(rows.m, rows.k, rows.n, strict=True)]
+    assert median_error(predicted, rows.latency / 1e3) < most
+
+
+@pytest.mark.parametrize(("dtype", "name", "most"), [("bf16", "bfloat16", 0.12), ("fp8", "fp8", 0.18)])
+def test_decode_attention_is_near_the_published_h200_kernels(dtype, name, most):
+    rows = table(H200 / "attention_vllm_0.24.0_generation_attention_perf.parquet")
+    rows = rows[
+        (rows.num_heads == 32)
+        & (rows.num_key_value_heads == 8)
+        & (rows.head_dim == 128)
+        & (rows.window_size == 0)
+        & (rows.kv_cache_dtype == name)
+    ]
+    device = roofline("model=llama-3.1-8b", f"model.kv_dtype={dtype}")
+    predicted = []
+    for batch, tokens in zip(rows.batch_size, rows.isl + rows.step, strict=True):
+        (near, far), (at_near, at_far), *_ = device.decode_attention(batch)
+        whole = at_near + (at_far - at_near) * (batch * tokens - near) / (far - near)
+        predicted.append(whole / 32)  # one layer
+    assert len(rows) > 50
+    assert median_error(predicted, rows.latency / 1e3) < most
+
+
+@pytest.mark.parametrize(("head_dim", "model"), [(128, "llama-3.1-8b"), (64, "gpt2")])
+def test_prefill_attention_is_near_the_published_h200_kernels(head_dim, model):
+    rows = table(H200 / "attention_vllm_0.24.0_context_attention_perf.parquet")
+    rows = rows[
+        (rows.num_heads == 32)
+        & (rows.num_key_value_heads == 8)
+        & (rows.head_dim == head_dim)
+        & (rows.window_size == 0)
+        & (rows.kv_cache_dtype == "bfloat16")
+        & (rows.isl >= 1024)
+    ]
+    spec = replace(make(compose([f"model={model}"])["model"], "model"), n_layers=1, n_heads=32, n_kv_heads=8)
+    device = replace(roofline(), model=spec)
+    predicted = [
+        device.prefill_attention_s((Chunk(tokens, 0),) * batch)
+        for batch, tokens in zip(rows.batch_size, rows.isl, strict=True)
+    ]
+    assert len(rows) > 50
+    assert median_error(predicted, rows.latency / 1e3) < 0.2
+
+
+def test_dense_layers_carry_over_to_a_device_the_efficiencies_do_not_come_from():
+    rows = table(RTX / "dense.csv").pivot(index="tokens", columns="layer", values="time_us")
+    rows = rows.loc[[1, 16, 64, 128, 256, 512, 1024, 2048]]
+    names = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "act_fn", "rotary_emb"]
+    measured_s = 32e-6 * (rows[names].sum(axis=1) + 2 * rows["layernorm"])
+    device = roofline("model=llama-3.1-8b", "hardware=rtxpro6000")
+    predicted_s = [device.dense_s(n_tokens) for n_tokens in rows.index]
+    assert predicted_s == pytest.approx(measured_s.to_list(), rel=0.2)
+    assert median_error(predicted_s, measured_s) < 0.08
+
+
+def test_lm_head_and_sampler_carry_over_to_another_device():
+    rows = table(RTX / "per_sequence.csv").pivot(index="sequences", columns="layer", values="time_us")
+    measured_s = 1e-6 * rows.loc[[1, 16, 64, 128, 256], ["lm_head", "sampler"]].sum(axis=1)
+    device = roofline("model=llama-3.1-8b", "hardware=rtxpro6000")
+    assert [device.sequences_s(n) for n in measured_s.index] == pytest.approx(measured_s.to_list(), rel=0.3)
+
+
+def test_a_lone_token_takes_little_more_than_reading_the_weights():
+    model = roofline().model
+    read_s = 2.0 * (model.n_matrix_params + model.vocab * model.d_model) / 4.8e12
+    shape = StepShape(decode_seqs=1, decode_context_tokens=100, decode_max_context_tokens=100, decode_growing=1)
+    assert read_s < cost().pace(shape).first_ps / 1e12 < 1.7 * read_s
+
+
+@given(first=st.integers(0, 300), second=st.integers(0, 300), context=st.integers(0, 500), window=st.integers(1, 600))
+def test_a_prompt_cut_in_two_attends_to_as_many_pairs(first, second, context, window):
+    for limit in (None, window):
+        whole = attended_pairs(first + second, context, limit)
+        assert whole == attended_pairs(first, context, limit) + attended_pairs(second, context + first, limit)
+        slow = sum(min(context + i + 1, limit or 10**9) for i in range(first + second))
+        assert whole == slow
+
+
+def test_a_sliding_window_bounds_what_a_prompt_costs_per_token():
+    windowed = roofline("model=mistral-7b")
+    far = windowed.prefill_attention_s((Chunk(1024, 20_000),))
+    assert far == windowed.prefill_attention_s((Chunk(1024, 30_000),))
+    full = replace(windowed, model=replace(windowed.model, window=None))
+    assert full.prefill_attention_s((Chunk(1024, 20_000),)) > 3 * far
+
+
+def test_two_ranks_halve_the_work_but_talk_to_each_other():
+    one, two = roofline("model=llama-3.1-70b"), roofline("model=llama-3.1-70b", "hardware.tensor_parallel=2")
+    assert one.all_reduce_s(1e6) == 0.0
+    talk_s = 80 * 2 * two.all_reduce_s(64 * 8192 * 2)
+    assert 0.5 < (two.dense_s(64) - talk_s) / one.dense_s(64) < 0.6
+    over_pcie = roofline("model=llama-3.1-70b", "hardware.tensor_parallel=2", "hardware.device.link_bytes_per_s=25e9")
+    assert over_pcie.dense_s(2048) > two.dense_s(2048)
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "n_bytes", "measured_s"),
+    [  # NVIDIA's tables of an H200, vLLM's all-reduce in a graph and, above 8 MB, NCCL
+        (2, 1 << 14, 4.62e-6),
+        (8, 1 << 14, 5.67e-6),
+        (2, 1 << 26, 463e-6),
+        (4, 1 << 26, 612e-6),
+        (8, 1 << 26, 565e-6),
+    ],
+)
+def test_all_reduce_is_within_a_quarter_of_the_published_h200_kernels(n_ranks, n_bytes, measured_s):
+    device = roofline("model=llama-3.1-70b", f"hardware.tensor_parallel={n_ranks}")
+    assert device.all_reduce_s(n_bytes) == pytest.approx(measured_s, rel=0.25)
+
+
+def test_fp8_weights_and_kv_make_decoding_faster():
+    wide, narrow = roofline(), roofline("model.weight_dtype=fp8", "model.kv_dtype=fp8")
+    assert 0.5 < narrow.dense_s(8) / wide.dense_s(8) < 0.75
+    assert narrow.decode_attention(8).seconds[1] < wide.decode_attention(8).seconds[1]
+
+
+def test_fp8_weights_save_traffic_but_no_arithmetic_without_fp8_units():
+    wide, narrow = roofline("hardware=a100-80g"), roofline("hardware=a100-80g", "model.weight_dtype=fp8")
+    assert narrow.dense_s(1) < 0.65 * wide.dense_s(1)
+    assert narrow.dense_s(8192) == pytest.approx(wide.dense_s(8192), rel=1e-3)
+
+
+def test_grouped_queries_read_a_quarter_of_the_kv():
+    many, grouped = roofline("model=llama-2-7b"), roofline("model=llama-3.1-8b")
+    (_, far), (zero, at_far), *_ = grouped.decode_attention(1)
+    (_, _), (zero_many, at_far_many), *_ = many.decode_attention(1)
+    assert (at_far_many - zero_many) / (at_far - zero) == pytest.approx(4.0)
+    assert far > 1_000_000
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon-7b", "mistral-7b", "qwen3-32b"])
+def test_all_parts_grow_with_what_is_computed(name):
+    device = roofline(f"model={name}")
+    dense = [device.dense_s(n) for n in (1, 64, 300, 1000, 8000)]
+    heads = [device.sequences_s(n) for n in (1, 64, 500)]
+    prompts = [device.prefill_attention_s((Chunk(n, 500),)) for n in (1, 64, 500, 2000)]
+    for parts in (dense, heads, prompts):
+        assert parts == sorted(parts)
+        assert parts[0] > 0.0
+
+
+def test_copies_take_the_host_link_or_the_memory_twice():
+    device = roofline("hardware=h100")
+    assert device.copy_s(0.0, 50e9) == pytest.approx(1.0, rel=1e-3)
+    assert device.copy_s(3.35e12 * 0.84 / 2, 0.0) == pytest.approx(1.0, rel=1e-3)
+    assert device.copy_s(0.0, 0.0) == 0.0
+
+
+def test_a_share_above_one_is_refused():
+    with pytest.raises(ConfigError, match=r"efficiency\.gemm_flops_frac must be > 0 and <= 1, got 1\.5"):
+        Efficiency(gemm_flops_frac=1.5)

@@ -1,0 +1,97 @@
+"""KV capacity: vLLM's own start-up figures, and the arithmetic shown to the user."""
+
+from functools import cache
+
+import pytest
+
+from sim.config import compose, make
+from sim.errors import ConfigError
+from sim.kv.capacity import activation_peak_bytes, kv_capacity, weights_bytes
+from sim.units import GIB
+
+
+@cache
+def specs(*overrides: str):
+    config = compose(list(overrides))
+    return make(config["model"], "model"), make(config["hardware"], "hardware")
+
+
+def test_capacity_is_vllms_within_one_percent():
+    """vLLM 0.31 on an A100-80G, Llama-3.1-8B, its defaults: 460,496 tokens (start-up log)."""
+    model, hardware = specs("model=llama-3.1-8b", "hardware=a100-80g", "hardware.memory_utilization_frac=0.92")
+    assert kv_capacity(model, hardware, max_batched_tokens=2048, max_seqs=256).n_tokens == pytest.approx(
+        460_496, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor_parallel", "max_seqs", "peak_gib"),
+    [  # llm-d capacity planner, vLLM on H100 with 1,024 sequences; vLLM pull request 10511 with 256
+        ("llama-3.1-8b", 1, 1024, 4.76),
+        ("llama-3.1-70b", 2, 1024, 4.84),
+        ("llama-3.1-8b", 1, 256, 1.26),
+    ],
+)
+def test_the_activation_peak_is_what_vllm_reports(name, tensor_parallel, max_seqs, peak_gib):
+    model, _ = specs(f"model={name}")
+    peak = activation_peak_bytes(model, 8192, max_seqs, tensor_parallel)
+    assert peak / GIB == pytest.approx(peak_gib, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gib"),
+    [  # "model weights take" and "Model loading took" in vLLM's logs
+        (("model=llama-3.1-8b",), 14.99),
+        (("model=llama-3.1-8b", "hardware.tensor_parallel=2"), 7.48),
+    ],
+)
+def test_weights_are_what_vllm_loads(overrides, gib):
+    model, hardware = specs(*overrides)
+    assert weights_bytes(model, hardware.tensor_parallel) / GIB == pytest.approx(gib, rel=0.005)
+
+
+def test_fp8_halves_the_matrices_but_not_the_embeddings():
+    wide, _ = specs("model=llama-3.1-8b")
+    narrow, _ = specs("model=llama-3.1-8b", "model.weight_dtype=fp8")
+    assert weights_bytes(wide) - weights_bytes(narrow) == wide.n_matrix_params
+
+
+def test_the_terms_add_up_to_the_kv_cache_and_fill_whole_blocks():
+    capacity = kv_capacity(*specs("hardware=h100"), block_tokens=16)
+    *before, left = capacity.terms.values()
+    assert sum(before) == pytest.approx(left)
+    assert 0 <= left - capacity.n_tokens * capacity.bytes_per_token < 16 * capacity.bytes_per_token
+    assert not capacity.is_given
+
+
+def test_ranks_with_a_kv_head_each_hold_twice_the_tokens_and_copies_hold_no_more():
+    bytes_per_token = {
+        ranks: kv_capacity(*specs("model=llama-3.1-70b", f"hardware.tensor_parallel={ranks}")).bytes_per_token
+        for ranks in (4, 8, 16)
+    }
+    assert bytes_per_token[4] == 2 * bytes_per_token[8]
+    assert bytes_per_token[16] == bytes_per_token[8]
+
+
+def test_given_blocks_win_over_the_derivation():
+    capacity = kv_capacity(*specs("hardware=rtx4090", "model=llama-3.1-70b", "hardware.kv_blocks=1000"))
+    assert (capacity.n_tokens, capacity.is_given) == (16_000, True)
+    assert capacity.terms["KV cache"] == 16_000 * 327_680
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_arithmetic():
+    with pytest.raises(ConfigError) as refused:
+        kv_capacity(*specs("model=llama-3.1-70b", "hardware=h100"), max_seqs=256)
+    message = str(refused.value)
+    assert message.startswith(
+        "model=llama-3.1-70b (bf16 weights) does not fit hardware=NVIDIA H100 SXM (tensor_parallel=1): "
+        "memory 79.20 - kept free 7.92 - weights 131.42 - activation peak "
+    )
+    assert "GiB for the KV cache. Take more or larger devices, fp8 weights" in message
+
+
+def test_llama_70b_fits_two_h200_and_one_in_fp8():
+    with pytest.raises(ConfigError):
+        kv_capacity(*specs("model=llama-3.1-70b"))
+    assert kv_capacity(*specs("model=llama-3.1-70b", "hardware.tensor_parallel=2")).n_blocks > 10_000
+    assert kv_capacity(*specs("model=llama-3.1-70b", "model.weight_dtype=fp8")).n_blocks > 5_000

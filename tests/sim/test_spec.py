@@ -1,0 +1,131 @@
+"""Data sheets: published parameter counts, KV sizes, what is refused, every YAML builds."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from sim.config import compose, make
+from sim.errors import ConfigError
+from sim.spec import DeviceSpec, HardwareSpec, ModelSpec
+
+CONF = Path(__file__).parents[2] / "conf"
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+HARDWARE = sorted(path.stem for path in (CONF / "hardware").glob("*.yaml"))
+
+
+@cache
+def model(name: str, *overrides: str) -> ModelSpec:
+    return make(compose([f"model={name}", *overrides])["model"], "model")
+
+
+@cache
+def hardware(name: str, *overrides: str) -> HardwareSpec:
+    return make(compose([f"hardware={name}", *overrides])["hardware"], "hardware")
+
+
+TINY = ModelSpec("tiny", 2, 4, 2, 8, 32, 64, 100, 128)
+DEVICE = DeviceSpec("device", 80.0, 2e12, {"bf16": 3e14, "fp8": 6e14}, 108, 3e11, 2.5e10, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "n_params"),
+    [  # safetensors metadata of the checkpoints on the Hugging Face Hub
+        ("gpt2", 124_439_808),
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.1-70b", 70_553_706_496),
+        ("falcon-7b", 6_921_720_704),
+        ("mistral-7b", 7_241_732_096),
+        ("qwen3-32b", 32_762_123_264),
+    ],
+)
+def test_a_models_parameters_are_the_published_number_but_for_biases(name, n_params):
+    assert model(name).n_params == pytest.approx(n_params, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kib_per_token"),
+    [("gpt2", 36), ("llama-2-7b", 512), ("llama-3.1-8b", 128), ("falcon-7b", 8), ("qwen3-32b", 256)],
+)
+def test_kv_of_a_token_follows_the_kv_heads(name, kib_per_token):
+    assert model(name).kv_bytes_per_token == kib_per_token * 1024
+    assert model(name, "model.kv_dtype=fp8").kv_bytes_per_token == kib_per_token * 512
+
+
+def test_every_model_is_named_like_its_file_and_names_its_source():
+    assert {name: model(name).name for name in MODELS} == {name: name for name in MODELS}
+    assert all(model(name).source.startswith("https://") for name in MODELS)
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_every_hardware_builds_below_its_data_sheets_memory(name):
+    device = hardware(name).device
+    paper_gb = {"h200": 141, "h100": 80, "a100-80g": 80, "l40s": 48, "rtx4090": 24, "rtxpro6000": 96}[name]
+    assert 0.9 * paper_gb * 1e9 < device.memory_bytes < paper_gb * 2**30 * 1.07
+    assert device.source
+
+
+def test_a_device_without_fp8_units_computes_it_as_bf16():
+    assert hardware("a100-80g").device.flops_per_s("fp8") == 312e12
+    assert DEVICE.flops_per_s("fp8") == 6e14
+
+
+def test_the_matrices_of_a_layer_multiply_what_the_model_counts():
+    shapes = {name: (inputs, outputs) for name, inputs, outputs in model("qwen3-32b").gemms}
+    assert shapes["qkv"] == (5120, 64 * 128 + 2 * 8 * 128)
+    assert shapes["attention_out"] == (8192, 5120)
+    assert shapes["mlp_in"] == (5120, 2 * 25600)
+
+
+def test_ranks_share_the_heads_and_copy_kv_heads_when_there_are_too_few():
+    assert model("llama-3.1-70b").heads_per_rank(8) == (8, 1)
+    assert model("llama-3.1-70b").heads_per_rank(16) == (4, 1)
+    with pytest.raises(ConfigError, match=r"hardware\.tensor_parallel must divide the 71 heads of falcon-7b"):
+        model("falcon-7b").heads_per_rank(2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_layers": 0}, "model.n_layers must be a whole number >= 1, got 0"),
+        ({"d_ff": 1.5}, "model.d_ff must be a whole number >= 1, got 1.5"),
+        ({"n_kv_heads": 3}, "model.n_heads must be a multiple of model.n_kv_heads (3), got 4"),
+        ({"window": 0}, "model.window must be a whole number >= 1, got 0"),
+        ({"kv_dtype": "int3"}, "model.kv_dtype must be one of fp32, bf16, fp16, fp8, got 'int3'"),
+    ],
+)
+def test_a_wrong_model_is_refused_by_key_and_value(fields, message):
+    with pytest.raises(ConfigError) as refused:
+        replace(TINY, **fields)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"memory_gib": float("nan")}, "hardware.device.memory_gib must be a finite number > 0, got nan"),
+        ({"n_sms": 0}, "hardware.device.n_sms must be a whole number >= 1, got 0"),
+        ({"peak_flops": {"fp8": 1e15}}, "hardware.device.peak_flops must name bf16, got fp8"),
+        ({"peak_flops": {"bf16": -1.0}}, "hardware.device.peak_flops.bf16 must be a finite number > 0, got -1.0"),
+    ],
+)
+def test_a_wrong_device_is_refused_by_key_and_value(fields, message):
+    with pytest.raises(ConfigError) as refused:
+        replace(DEVICE, **fields)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tensor_parallel": 0}, "hardware.tensor_parallel must be a whole number >= 1, got 0"),
+        ({"memory_utilization_frac": 1.2}, "hardware.memory_utilization_frac must be > 0 and <= 1, got 1.2"),
+        ({"kv_blocks": 0}, "hardware.kv_blocks must be a whole number >= 1, got 0"),
+    ],
+)
+def test_wrong_hardware_is_refused_by_key_and_value(fields, message):
+    with pytest.raises(ConfigError) as refused:
+        HardwareSpec(DEVICE, **fields)
+    assert str(refused.value) == message
