@@ -269,7 +269,10 @@ class Replica:
             self.recorder.preemptions.add(sequence.request.id, self.index, sequence.preempted_ns, last_ns, now_ns, 0)
             sequence.preempted_ns = None
         sequence.last_token_ns = now_ns
-        sequence.padding_tokens = 0 if pad_to_tokens is None else pad_to_tokens - sequence.resident_tokens
+        if pad_to_tokens is not None and self.ledger.window_tokens is None:  # a window soon leaves padding behind
+            sequence.padding_tokens = pad_to_tokens - sequence.resident_tokens
+        else:
+            sequence.padding_tokens = 0
         self.ledger.join(sequence)
 
     def _finish(self, sequence: Sequence, now_ns: int) -> None:

@@ -51,7 +51,7 @@ class DecodeLedger:
         self.padding_tokens = 0  # attended although they are no one's: prompts padded to the batch's longest
         self._ends: list[tuple[int, int]] = []  # (step by which it has its last token, order)
         self.alarms: list[tuple[int, int]] = []  # (step at which its window or its room is full, order)
-        self._longest: list[tuple[int, int]] = []  # (-offset, order) of growing members
+        self._longest: list[tuple[int, int]] = []  # (-offset - padding, order) of growing members
         self._phases = [0] * block_tokens  # growing members by offset modulo block size
 
     def join(self, sequence: Sequence) -> None:
@@ -74,7 +74,7 @@ class DecodeLedger:
             return
         self.n_growing += 1
         self._phases[offset % self.block_tokens] += 1
-        heappush(self._longest, (-offset, order))
+        heappush(self._longest, (-offset - sequence.padding_tokens, order))
         if window is not None:
             heappush(self.alarms, (window - offset, order))
         elif sequence.room_tokens is not None:
