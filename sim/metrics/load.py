@@ -47,14 +47,15 @@ def load(result: Result) -> Load:
         column = dict(zip(names, rows, strict=True))
         n, decoding = column["n_steps"], column["decode_seqs"]
         duration_ps = n * column["first_ps"] + n * (n - 1) // 2 * column["growth_ps"]
-        busy_ps += float(duration_ps.sum())
+        weights = duration_ps.astype(np.float64)
+        busy_ps += float(weights.sum())
         totals["steps"] += int(n.sum())
         totals["decode_steps"] += int(n[decoding > 0].sum())
         totals["decoded"] += int(np.dot(n, decoding))
         totals["prefill"] += int(column["prefill_tokens"].sum())
         totals["padding"] += int(np.dot(n, column["padding_seqs"]))
         for name in weighted:
-            weighted[name] += float(np.dot(column[name].astype(np.float64), duration_ps))
+            weighted[name] += float(np.dot(column[name].astype(np.float64), weights))
         used = column["held_tokens"] + column["idle_tokens"]
         for name, values in (("used_tokens", used), *((k, column[k]) for k in ("held_tokens", "waiting_seqs"))):
             peak[name] = max(peak[name], int(values.max(initial=0)))

@@ -3,11 +3,11 @@
 A run of decode iterations produces, for each of ``weight`` sequences, the gaps ``first, first + growth, ...``: a
 million requests make hundreds of millions of gaps but only millions of series. Sums over a series are closed forms.
 Order statistics come from a radix select: the bits of a float64 >= 0, read as an integer, keep its order, so the
-member of a given rank is found digit by digit, counting members per digit and keeping only the series that can still
-contain it.
+member of a given rank is found digit by digit from the top, counting members per digit and keeping only the series that
+can still contain it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,10 @@ from sim.record import Ints
 Floats = npt.NDArray[np.float64]
 Uints = npt.NDArray[np.uint64]
 
-DIGITS = ((63, 44), (44, 32), (32, 20), (20, 8), (8, 0))
-"""Bit ranges of the digits, high to low. The first splits values 0.4 % apart, fine enough that most series fall whole
-into one digit and coarse enough that its histogram fits a cache."""
+DIGIT_BITS = 11
+"""Bits looked at together. 2,048 cells fit a cache; even when the largest member is 256 times the smallest, values
+0.4 % apart differ in the first digit, and yet most series fall whole into one cell."""
+PART_ROWS = 1 << 15
 EXPANDED_MEMBERS = 1 << 20  # written down at a time: bounds memory, not results
 
 
@@ -67,34 +68,47 @@ class Series:
             start = stop
 
 
-@dataclass(frozen=True, slots=True)
+def merged(parts: Iterable[Series]) -> tuple[Series, ...]:
+    """The same rows in fewer parts, `PART_ROWS` or a little more in each, and no empty one."""
+    groups: list[list[Series]] = []
+    room = 0
+    for part in parts:
+        if room <= 0 and len(part):
+            groups.append([])
+            room = PART_ROWS
+        if len(part):
+            groups[-1].append(part)
+            room -= len(part)
+    return tuple(
+        Series(
+            *(np.concatenate([getattr(part, name) for part in group]) for name in ("first", "growth", "n", "weight"))
+        )
+        for group in groups
+    )
+
+
 class Population:
-    """A pooled population, in parts of bounded size."""
+    """A pooled population of ``size`` members, in parts of bounded size."""
 
-    parts: tuple[Series, ...]
+    __slots__ = ("parts", "size")
 
-    @property
-    def size(self) -> int:
-        """Number of members."""
-        return sum(int(np.sum(part.n * part.weight)) for part in self.parts)
+    def __init__(self, parts: Iterable[Series]) -> None:
+        self.parts = merged(parts)
+        self.size = sum(int(np.sum(part.n * part.weight)) for part in self.parts)
 
-    def mean(self) -> float:
-        """Arithmetic mean; NaN when empty."""
-        total = 0.0
+    def mean_std(self) -> tuple[float, float]:
+        """Arithmetic mean and standard deviation (as numpy's, without Bessel's correction); NaN when empty."""
+        if not self.size:
+            return float("nan"), float("nan")
+        pivot = float(self.parts[0].first[0])  # near the mean, so that the squares lose no digits
+        total = squares = 0.0
         for part in self.parts:
-            n, weight = part.n.astype(np.float64), part.weight
-            total += float(np.sum(weight * (n * part.first + part.growth * (n * (n - 1) / 2))))
-        return total / self.size if self.size else float("nan")
-
-    def std(self) -> float:
-        """Standard deviation as numpy's, without Bessel's correction; NaN when empty."""
-        mean, total = self.mean(), 0.0
-        for part in self.parts:
-            n, growth = part.n.astype(np.float64), part.growth.astype(np.float64)
-            off = part.first - mean
-            squares = n * off**2 + off * growth * n * (n - 1) + growth**2 * (n - 1) * n * (2 * n - 1) / 6
-            total += float(np.sum(part.weight * squares))
-        return float(np.sqrt(max(total, 0.0) / self.size)) if self.size else float("nan")
+            n, growth, off = part.n.astype(np.float64), part.growth.astype(np.float64), part.first - pivot
+            grown = growth * (n - 1)
+            total += float(np.sum(part.weight * n * (off + grown / 2)))
+            squares += float(np.sum(part.weight * n * (off * (off + grown) + grown * growth * (2 * n - 1) / 6)))
+        mean = total / self.size
+        return pivot + mean, float(np.sqrt(max(0.0, squares / self.size - mean**2)))
 
     def percentiles(self, q: Sequence[float]) -> Floats:
         """Percentiles with linear interpolation, equal to ``np.percentile`` of all members written down.
@@ -123,18 +137,49 @@ class Population:
     def order_statistics(self, ranks: Ints) -> Floats:
         """The members of given ranks in ascending order, rank 0 the smallest. Shape of ``ranks``."""
         parts = self.parts
+        origin, above = self._span()
         left = ranks.astype(np.int64)  # rank among the members that share the digits found so far
         prefix = np.zeros(len(ranks), dtype=np.uint64)
-        for above, below in DIGITS:
+        while above:
+            below = max(0, above - DIGIT_BITS)
             targets, target_of = np.unique(prefix, return_inverse=True)
             counts = np.zeros((len(targets), 1 << (above - below)), dtype=np.int64)
-            parts = tuple(_count(part, targets, above, below, counts) for part in parts)
+            parts = merged(_count(part, origin, targets, above, below, counts) for part in parts)
             cumulated = np.cumsum(counts, axis=1)
             for i, target in enumerate(target_of):
                 digit = int(np.searchsorted(cumulated[target], left[i], side="right"))
                 left[i] -= cumulated[target, digit] - counts[target, digit]
                 prefix[i] = (int(prefix[i]) << (above - below)) | digit
-        return prefix.view(np.float64)
+            above = below
+        return (prefix + origin).view(np.float64)
+
+    def cdf(self) -> tuple[Floats, Floats]:
+        """Points of the cumulative distribution, exact ones, at most 2,049 of them.
+
+        Returns
+        -------
+        (values, fractions)
+            ``fractions[i]`` of all members are smaller than ``values[i]``.
+        """
+        if not self.size:
+            return np.zeros(0), np.zeros(0)
+        origin, above = self._span()
+        below = max(0, above - DIGIT_BITS)
+        counts = np.zeros((1, 1 << (above - below)), dtype=np.int64)
+        for part in self.parts:
+            _count(part, origin, np.zeros(1, dtype=np.uint64), above, below, counts)
+        cells = np.flatnonzero(counts[0])
+        edges = np.unique(np.concatenate([cells, cells + 1]))
+        values = (origin + (edges.astype(np.uint64) << np.uint64(below))).view(np.float64)
+        smaller = np.concatenate([[0], np.cumsum(counts[0])])[edges]
+        return values, smaller / self.size
+
+    def _span(self) -> tuple[np.uint64, int]:
+        """Bits of the smallest member, and how many bits the others' distance from it takes."""
+        bounds = [part.bounds() for part in self.parts]
+        ends = np.array([min(low.min() for low, _ in bounds), max(high.max() for _, high in bounds)])
+        origin, last = _bits(ends)
+        return origin, int(last - origin).bit_length()
 
 
 def _bits(values: Ints) -> Uints:
@@ -142,29 +187,31 @@ def _bits(values: Ints) -> Uints:
     return values.astype(np.float64).view(np.uint64)
 
 
-def _count(part: Series, targets: Uints, above: int, below: int, counts: Ints) -> Series:
-    """Add the members under each target to its digit's count; returns the rows that have any."""
-    low, high = (_bits(bound) for bound in part.bounds())
-    n_digits = counts.shape[1]
+def _count(part: Series, origin: np.uint64, targets: Uints, above: int, below: int, counts: Ints) -> Series:
+    """Add the members under each target to the count of their digit; returns the rows that have any."""
+    low, high = (_bits(bound) - origin for bound in part.bounds())
+    up, down, mask = np.uint64(above), np.uint64(below), counts.shape[1] - 1
 
     def add(bits: Uints, weights: Ints) -> None:
-        target = np.searchsorted(targets, bits >> np.uint64(above))
-        target[target == len(targets)] = 0
-        hit = targets[target] == bits >> np.uint64(above)
-        digit = (bits >> np.uint64(below)).astype(np.int64) & (n_digits - 1)
-        cell = (target * n_digits + digit)[hit]
+        cell = (bits >> down).astype(np.int64) & mask
+        if len(targets) > 1:
+            cell += np.searchsorted(targets, bits >> up) * counts.shape[1]
         if len(cell):
             first = int(cell.min())
-            found = np.bincount(cell - first, weights=weights[hit])  # float64 holds counts below 2**53 exactly
-            counts.reshape(-1)[first : first + len(found)] += found.astype(np.int64)
+            totals = np.bincount(cell - first, weights=weights)  # whole numbers in float64 are exact below 2**53
+            counts.reshape(-1)[first : first + len(totals)] += totals.astype(np.int64)
 
-    if above < DIGITS[0][0]:
-        reaches = np.searchsorted(targets, high >> np.uint64(above), side="right") > np.searchsorted(
-            targets, low >> np.uint64(above)
-        )
+    is_first = not int(max(high.max() >> up, targets[-1]))  # the first digit: all members are under the one target
+    if not is_first:
+        reaches = np.searchsorted(targets, high >> up, side="right") > np.searchsorted(targets, low >> up)
         part, low, high = part.pick(reaches), low[reaches], high[reaches]
-    whole = low >> np.uint64(below) == high >> np.uint64(below)
-    add(low[whole], part.n[whole] * part.weight[whole])
-    for values, weights in part.pick(~whole).members():
-        add(_bits(values), weights)
+    is_whole = low >> down == high >> down
+    add(low[is_whole], part.n[is_whole] * part.weight[is_whole])
+    for values, weights in part.pick(~is_whole).members():
+        bits = _bits(values) - origin
+        if not is_first:
+            nearest = np.minimum(np.searchsorted(targets, bits >> up), len(targets) - 1)
+            is_under = targets[nearest] == bits >> up
+            bits, weights = bits[is_under], weights[is_under]
+        add(bits, weights)
     return part

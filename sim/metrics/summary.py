@@ -205,7 +205,8 @@ def _itl_statistics(gaps_ps: Population) -> dict[str, float | None]:
     if not gaps_ps.size:
         return dict.fromkeys(_names("itl_ms"))
     median, *tail = gaps_ps.percentiles([50, *PERCENTILES])
-    values = (gaps_ps.mean(), median, gaps_ps.std(), *tail)
+    mean, std = gaps_ps.mean_std()
+    values = (mean, median, std, *tail)
     return dict(zip(_names("itl_ms"), (float(v) / PS_PER_MS for v in values), strict=True))
 
 

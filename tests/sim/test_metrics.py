@@ -62,8 +62,18 @@ def test_order_statistics_of_series_are_the_sorted_members(rows):
 def test_mean_and_deviation_of_series_equal_numpys(rows):
     members, series = written_down(rows), population(rows)
     assert series.size == len(members)
-    assert series.mean() == pytest.approx(members.mean(), rel=1e-12)
-    assert series.std() == pytest.approx(members.std(), rel=1e-6, abs=1e-4 * members.mean())
+    mean, std = series.mean_std()
+    assert mean == pytest.approx(members.mean(), rel=1e-12)
+    assert std == pytest.approx(members.std(), rel=1e-6, abs=1e-6 * (members.max() - members.min() + 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(SERIES, min_size=1, max_size=12))
+def test_the_points_of_the_distribution_are_exact(rows):
+    members = np.sort(written_down(rows))
+    values, fractions = population(rows).cdf()
+    assert np.searchsorted(members, values).tolist() == np.rint(fractions * len(members)).tolist()
+    assert fractions[[0, -1]].tolist() == [0, 1]
 
 
 def test_shrinking_and_far_apart_series_keep_their_order():
@@ -75,7 +85,7 @@ def test_shrinking_and_far_apart_series_keep_their_order():
 
 def test_an_empty_population_has_no_statistics():
     empty = Population(())
-    assert np.isnan([empty.mean(), empty.std(), *empty.percentiles([50])]).all()
+    assert np.isnan([*empty.mean_std(), *empty.percentiles([50])]).all()
 
 
 RUNS = st.fixed_dictionaries(
