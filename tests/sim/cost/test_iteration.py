@@ -112,6 +112,12 @@ def test_async_scheduling_takes_the_slower_of_host_and_device_and_sync_their_sum
     assert IterationCost(Sheet(), sync).pace(decoding(4, 100)).first_ps == device_ps + 504 * US
 
 
+def test_a_run_that_waits_for_the_host_ends_where_the_device_overtakes_it():
+    cost = IterationCost(Sheet(knots=(1, 100_001), seconds=(0.0, 100e-6)), HostCost(5e-6, 0.0))
+    assert cost.pace(decoding(1, 1_901)) == (5 * US, 0, 101)  # 4.9 us and 1 ns more each time: 5 us after 100 more
+    assert cost.pace(decoding(1, 2_002))[:2] == (5 * US + 1_000, 1_000)
+
+
 def test_the_longest_sequence_delays_its_batch_by_the_skew():
     cost = IterationCost(Sheet(skew_s=5e-10), FREE)
     even, uneven = cost.pace(decoding(4, 400)), cost.pace(decoding(4, 400, longest=250))
