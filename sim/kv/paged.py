@@ -21,6 +21,8 @@ from sim.ledger import DecodeLedger
 from sim.request import Request, block_keys
 from sim.sequence import Sequence
 
+SLICE = 64  # blocks looked up at a time: most prompts match little or nearly all
+
 
 @dataclass(slots=True, eq=False)
 class BlockTable:
@@ -77,6 +79,7 @@ class PagedCache:
         self._twins: dict[int, list[Unit]] = {}  # further blocks with the content of a resident one
         self._n_free = self.n_blocks
         self._n_owed = 0  # taken, but not yet popped off the free queue: nothing has looked at it since
+        self._found: tuple[Sequence | None, list[Unit]] = (None, [])  # the last match, while nothing has changed
         self._n_parked = 0
         self._n_evicted = 0
         self._keys: dict[Sequence, list[int]] = {}  # of sequences that wait or hold something
@@ -186,13 +189,17 @@ class PagedCache:
         keys = self._keys.get(sequence)
         if keys is None:
             keys = self._keys[sequence] = block_keys(sequence.text(), sequence.target_tokens, self.block_tokens)
-        resident = self._resident
-        matched = []
-        for key in keys[: (sequence.target_tokens - 1) // self.block_tokens]:
-            unit = resident.get(key)
-            if unit is None:
+        if self._found[0] is sequence:
+            return self._found[1]
+        matched: list[Unit] = []
+        n_keys = (sequence.target_tokens - 1) // self.block_tokens
+        for start in range(0, n_keys, SLICE):
+            found = list(map(self._resident.get, keys[start : min(start + SLICE, n_keys)]))
+            if None in found:
+                matched += found[: found.index(None)]  # type: ignore[arg-type]
                 break
-            matched.append(unit)
+            matched += found  # type: ignore[arg-type]
+        self._found = (sequence, matched)
         return matched
 
     def _take(self, n_blocks: int) -> None:
@@ -203,6 +210,7 @@ class PagedCache:
     def _settle(self) -> None:
         """Pop what has been taken off the free queue, before something looks at it; its content is forgotten."""
         n_blocks, self._n_owed = self._n_owed, 0
+        self._found = (None, [])
         for unit in self._free.victims(n_blocks):
             self._n_parked -= 1
             self._n_evicted += 1
@@ -226,6 +234,7 @@ class PagedCache:
 
     def _name(self, table: BlockTable, keys: list[int]) -> None:
         """Make a sequence's full blocks findable under the keys of their content, those that are not yet."""
+        self._found = (None, [])
         for key in keys[len(table.units) :]:
             unit = Unit(key, self.block_tokens, n_refs=1)
             table.units.append(unit)
