@@ -5,7 +5,7 @@ what anybody says.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,21 +30,52 @@ class Plan:
     outputs: list[int]  # answer [tokens]
     gaps_ns: list[int]  # between the answer before and this turn
     parents: list[int] | None  # turn that each one continues; None: always the one before
+    oldest: list[int] | None = None  # first turn still part of each one's history; None: all are
 
-    def history(self, turn: int, most_tokens: int) -> tuple[Segment, ...]:
-        """What precedes a turn's new text: the head and the exchanges before it, the oldest dropped if too long."""
+    def history(self, turn: int) -> tuple[Segment, ...]:
+        """What precedes a turn's new text: the head, and the exchanges before it that are still kept."""
         pieces: list[Segment] = []
-        room = most_tokens - sum(n_tokens for _, n_tokens in self.head)
-        at = turn - 1 if self.parents is None else self.parents[turn]
-        while at >= 0:
+        for at in self._before(turn, 0 if self.oldest is None else self.oldest[turn]):
             number = self.first_id + at
-            room -= self.prompts[at] + self.outputs[at]
-            if room < 0:
-                break
             pieces.append((text_id(OUTPUT, number), self.outputs[at]))
             pieces.append((text_id(PROMPT, number), self.prompts[at]))
-            at = at - 1 if self.parents is None else self.parents[at]
         return (*self.head, *reversed(pieces))
+
+    def _before(self, turn: int, oldest: int) -> Iterator[int]:
+        """The turns that a turn continues, the latest first."""
+        at = turn - 1 if self.parents is None else self.parents[turn]
+        while at >= oldest:
+            yield at
+            at = at - 1 if self.parents is None else self.parents[at]
+
+    def compacted(self, most_tokens: int) -> "Plan":
+        """The same session when its prompts may not exceed a length.
+
+        A turn that would exceed it drops old exchanges until its history is half full, and those after it go on from
+        there: dropping one exchange a turn would change the prompt's beginning every time, and no cache could help.
+        """
+        room = most_tokens - sum(n_tokens for _, n_tokens in self.head)
+        kept = [0] * len(self.prompts)  # tokens of each turn's history
+        oldest = [0] * len(self.prompts)  # first turn that is part of it
+        for turn in range(1, len(self.prompts)):
+            parent = turn - 1 if self.parents is None else self.parents[turn]
+            if parent < 0:
+                continue
+            kept[turn] = kept[parent] + self.prompts[parent] + self.outputs[parent]
+            oldest[turn] = oldest[parent]
+            if kept[turn] + self.prompts[turn] > room:
+                kept[turn], oldest[turn] = self._newest(turn, oldest[parent], (room - self.prompts[turn]) // 2)
+        return replace(self, oldest=oldest) if any(oldest) else self
+
+    def _newest(self, turn: int, oldest: int, room: int) -> tuple[int, int]:
+        """As many of the latest exchanges before a turn as fit, in tokens, and the first turn of them."""
+        tokens, first = 0, turn
+        for at in self._before(turn, oldest):
+            if tokens + self.prompts[at] + self.outputs[at] > room:
+                break
+            tokens += self.prompts[at] + self.outputs[at]
+            first = at
+        return tokens, first
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +102,11 @@ class Dialogue:
         Share of turns, from the third on, that continue from an earlier point instead of the last answer: an edited
         message or a second attempt.
     max_prompt_tokens : int
-        Clients drop their oldest exchanges to stay within this [tokens].
+        Clients drop their oldest exchanges to stay within this, half of the history at a time [tokens].
     max_output_tokens : int or None
         Longest answer that the client allows; None asks for exactly the drawn length [tokens].
+    max_document_tokens : int
+        Documents are cut to this [tokens].
     """
 
     turns: Distribution
@@ -86,11 +119,16 @@ class Dialogue:
     branch_frac: float = 0.0
     max_prompt_tokens: int = MAX_TOKENS
     max_output_tokens: int | None = None
+    max_document_tokens: int = MAX_TOKENS
 
     def __post_init__(self) -> None:
         require("scenario.dialogue.branch_frac", self.branch_frac, is_number(self.branch_frac, 0, 1), "between 0 and 1")
         is_allowed = is_number(self.max_prompt_tokens, 1, MAX_TOKENS)
         require("scenario.dialogue.max_prompt_tokens", self.max_prompt_tokens, is_allowed, f"from 1 to {MAX_TOKENS}")
+        is_allowed = is_number(self.max_document_tokens, 1, self.max_prompt_tokens) or self.document is None
+        require(
+            "scenario.dialogue.max_document_tokens", self.max_document_tokens, is_allowed, "within max_prompt_tokens"
+        )
         if self.max_output_tokens is not None:
             is_allowed = is_number(self.max_output_tokens, 1)
             require("scenario.dialogue.max_output_tokens", self.max_output_tokens, is_allowed, "at least 1 [tokens]")
@@ -114,7 +152,7 @@ class Dialogue:
             if self.prefixes is not None:
                 heads = self.prefixes.heads(prefixes_rng, BATCH)
             if self.document is not None:
-                documents = whole_tokens(self.document.draw(document_rng, BATCH), MAX_TOKENS).tolist()
+                documents = whole_tokens(self.document.draw(document_rng, BATCH), self.max_document_tokens).tolist()
                 heads = [
                     (*head, (text_id(DOCUMENT, session_id + k), n_tokens))
                     for k, (head, n_tokens) in enumerate(zip(heads, documents, strict=True))
@@ -122,15 +160,17 @@ class Dialogue:
             parents = self._parents(turn, branch_rng) if self.branch_frac else None
             for start, count, head in zip(starts.tolist(), counts.tolist(), heads, strict=True):
                 turns = slice(start, start + count)
-                yield Plan(
+                room = max(1, self.max_prompt_tokens - sum(n_tokens for _, n_tokens in head))
+                plan = Plan(
                     session_id,
                     first_id,
                     head,
-                    prompts[turns].tolist(),
+                    np.minimum(prompts[turns], room).tolist(),
                     outputs[turns].tolist(),
                     gaps_ns[turns].tolist(),
                     None if parents is None else parents[turns].tolist(),
                 )
+                yield plan.compacted(self.max_prompt_tokens) if self.keeps_history and count > 1 else plan
                 session_id += 1
                 first_id += count
 
@@ -143,9 +183,8 @@ class Dialogue:
     def request(self, plan: Plan, turn: int, arrival_ns: int, slo_class: str, priority: int) -> Request:
         """One turn of a session as the engine receives it."""
         number = plan.first_id + turn
-        room = self.max_prompt_tokens
-        new = min(plan.prompts[turn], max(1, room - sum(n_tokens for _, n_tokens in plan.head)))
-        history = plan.history(turn, room - new) if self.keeps_history else plan.head
+        new = plan.prompts[turn]
+        history = plan.history(turn) if self.keeps_history else plan.head
         is_shared = bool(history) or len(plan.prompts) > 1
         content = (*history, (text_id(PROMPT, number), new)) if is_shared else None
         output, cap = plan.outputs[turn], self.max_output_tokens

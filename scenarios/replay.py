@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from scenarios.classify import Classifier
 from scenarios.distributions import require, require_positive
 from scenarios.traces.detect import rows
 from scenarios.traces.row import Row
@@ -41,6 +42,8 @@ class Replay:
     max_output_tokens : int or None
         Longest answer that clients allow; None asks for exactly the answer of the row, which is what replaying load
         generators do [tokens].
+    classify : bool
+        Tag requests with the class that their session looks like, as their ``slo_class``.
     max_rows, max_text_bytes, max_line_bytes : int
         Beyond these a file is refused.
     """
@@ -55,6 +58,7 @@ class Replay:
     skip_empty: bool = False
     max_output_tokens: int | None = None
     slo_class: str = ""
+    classify: bool = False
     max_rows: int = MAX_ROWS
     max_text_bytes: int = MAX_TEXT_BYTES
     max_line_bytes: int = MAX_LINE_BYTES
@@ -81,6 +85,7 @@ class Replay:
             If the file cannot be read, at the row at fault; rows before it have been emitted by then.
         """
         own_ids: bool | None = None
+        classifier = Classifier() if self.classify else None
         cap, slo_class = self.max_output_tokens, self.slo_class
         for number, row in enumerate(self._rows(seed)):
             (
@@ -104,7 +109,7 @@ class Replay:
                 raise TraceError(f"{self.path}:{line}: an id must be in every row or in none")
             if most is None or most < output:
                 most = output if cap is None or output > cap else cap
-            yield Request(
+            request = Request(
                 number if own_id is None else own_id,
                 arrival_ns,
                 prompt,
@@ -118,6 +123,7 @@ class Replay:
                 priority,
                 n_samples,
             )
+            yield request if classifier is None else classifier.tagged(request)
 
     def follow_up(self, finished: Finished) -> None:  # noqa: ARG002  (the protocol's signature)
         """Nothing: what happened does not listen."""

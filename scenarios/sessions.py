@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from scenarios.arrivals import Arrivals
+from scenarios.classify import Classifier
 from scenarios.dialogue import Dialogue, Plan, answer_at_ns
 from scenarios.distributions import require_positive
 from scenarios.synthetic import require_limits
@@ -25,6 +26,8 @@ class Sessions:
         How a session unfolds.
     n_sessions, duration_s : int or None, float or None
         Sessions begin until whichever comes first; those begun go on to their end.
+    classify : bool
+        Tag requests with the class that their session looks like, as their ``slo_class``.
     """
 
     rate: float
@@ -34,7 +37,9 @@ class Sessions:
     duration_s: float | None = None
     slo_class: str = ""
     priority: int = 0
+    classify: bool = False
     is_open_loop: ClassVar[bool] = False
+    _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
     _live: dict[int, Plan] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,6 +49,7 @@ class Sessions:
     def requests(self, seed: int) -> Iterator[Request]:
         """First turns in order of arrival; the same seed gives the same ones."""
         self._live = live = {}
+        self._classifier = Classifier() if self.classify else None
         end_ns = require_limits("n_sessions", self.n_sessions, self.duration_s)
         plans = self.dialogue.plans(seed)
         number = 0
@@ -54,7 +60,7 @@ class Sessions:
                 plan = next(plans)
                 if len(plan.prompts) > 1:
                     live[plan.session_id] = plan
-                yield self.dialogue.request(plan, 0, arrival_ns, self.slo_class, self.priority)
+                yield self._request(plan, 0, arrival_ns)
                 number += 1
 
     def follow_up(self, finished: Finished) -> Request | None:
@@ -68,5 +74,8 @@ class Sessions:
             return None
         if turn == len(plan.prompts) - 1:
             del self._live[session_id]
-        arrival_ns = answer_at_ns(finished, plan.gaps_ns[turn])
-        return self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority)
+        return self._request(plan, turn, answer_at_ns(finished, plan.gaps_ns[turn]))
+
+    def _request(self, plan: Plan, turn: int, arrival_ns: int) -> Request:
+        request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority)
+        return request if self._classifier is None else self._classifier.tagged(request)

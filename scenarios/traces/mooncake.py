@@ -30,10 +30,9 @@ def rows(path: str, caps: Caps) -> Iterator[Row]:
         arrival_ns = json_time(record, "timestamp", NS_PER_S // MS_PER_S, "ms", place)
         prompt = json_whole(record, "input_length", place, 0, MAX_TOKENS)
         output = json_whole(record, "output_length", place, 0, MAX_TOKENS)
-        segments = record.get("segments")
         content = blocks(record.get("hash_ids"), prompt, BLOCK_TOKENS, place)
-        if segments is not None:
-            content = pieces(segments, prompt, place)
+        if "segments" in record:
+            content = pieces(record["segments"], prompt, place)
         row = Row(arrival_ns, prompt, output, place.line, content)
         yield _with_own_keys(row, record, place) if len(record) > 4 else row
 
@@ -53,8 +52,10 @@ def blocks(hash_ids: Any, prompt_tokens: int, block_tokens: int, place: Place) -
     return (*[(h, block_tokens) for h in hash_ids[:-1]], (hash_ids[-1], last))
 
 
-def pieces(segments: Any, prompt_tokens: int, place: Place) -> tuple[Segment, ...]:
-    """A prompt given as [[identity, n_tokens], ...]."""
+def pieces(segments: Any, prompt_tokens: int, place: Place) -> tuple[Segment, ...] | None:
+    """A prompt given as [[identity, n_tokens], ...], or null where nobody shares it."""
+    if segments is None:
+        return None
     is_list = isinstance(segments, list) and all(
         isinstance(s, list) and len(s) == 2 and type(s[0]) is int and type(s[1]) is int and s[1] > 0 and s[0] >= 0
         for s in segments
