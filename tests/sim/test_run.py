@@ -1,0 +1,172 @@
+"""The composition root: what a configuration builds, and what a user sees who gets it wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sim
+from sim.config import compose, conf_dir
+from sim.errors import ConfigError
+from sim.run import help_text, main, run
+
+SMALL = ["scenario=chatbot", "scenario.n_sessions=20"]
+
+
+def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sim", *arguments, f"hydra.run.dir={folder / 'run'}"])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["scenario.ratee=3"], "scenario.ratee is not a setting; did you mean scenario.rate?"),
+        (["+scenario.ratee=3"], "scenario.ratee is not a setting; did you mean scenario.rate?"),
+        (["+sead=3"], "sead is not a setting; did you mean seed?"),
+        (["cache=pagd"], "cache=pagd is not a choice; did you mean paged?"),
+        (["scenario.rate=-1"], "scenario.rate must be"),
+        (["scenario.rate=nan"], "scenario.rate must be"),
+        (["scenario.rate=fast"], "scenario.rate must be a number, got 'fast'"),
+        (["replicas=0"], "replicas must be a whole number >= 1, got 0"),
+        (["seed=x"], "seed must be a whole number >= 0, got 'x'"),
+        (["cache.block_tokens=12"], "cache.block_tokens must be a power of two"),
+        (["batching.max_num_batched_tokens=8"], "batching.max_num_batched_tokens must be >= batching.max_num_seqs"),
+        (["scenario=replay"], "scenario.path must be given"),
+        (["scenario=replay", "scenario.path=no/such/file.csv"], "no/such/file.csv"),
+        (["model=llama-3.1-70b"], "model=llama-3.1-70b (bf16 weights) does not fit hardware=NVIDIA H200 SXM"),
+        (["slo.ttft_ms=-5"], "slo.ttft_ms must be"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
+    arguments: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    code = cli(monkeypatch, tmp_path, *arguments)
+
+    printed = capfd.readouterr()
+    assert code == 2
+    assert printed.err.count("\n") == 1, printed.err
+    assert printed.err.startswith("kvtwin: ")
+    assert expected in printed.err
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_malformed_row_is_named_by_file_and_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0.0,10,5\n1.0,ten,5\n")
+
+    code = cli(monkeypatch, tmp_path, "scenario=replay", f"scenario.path={trace}")
+
+    assert code == 2
+    assert f"{trace}:3" in capfd.readouterr().err
+
+
+def test_a_request_that_can_never_fit_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n0.0,10,5\n0.1,200000,5\n0.2,10,1\n")
+
+    result = sim.simulate("scenario=replay", f"scenario.path={trace}")
+
+    assert result.requests.column("id").tolist() == [0, 2]
+    assert result.refused.column("id").tolist() == [1]
+    assert "exceed the model's maximum of 131072" in result.refusals[1]
+
+
+def test_simulating_in_a_notebook_gives_tables_as_pandas() -> None:
+    result = sim.simulate(*SMALL, cache="static", seed=3)
+
+    frame = result.requests.frame()
+    assert len(frame) >= 20
+    assert (frame["finish_ns"] >= frame["first_token_ns"]).all()
+
+
+def test_the_traffic_is_the_same_whatever_the_cache() -> None:
+    static, paged = (sim.simulate(*SMALL, f"cache={cache}") for cache in ("static", "paged"))
+
+    for column in ("prompt_tokens", "output_tokens", "session_id", "turn"):
+        a, b = static.requests.frame().sort_values("id"), paged.requests.frame().sort_values("id")
+        assert a[column].tolist() == b[column].tolist()
+
+
+def test_another_seed_brings_other_traffic() -> None:
+    one, same, other = (sim.simulate(*SMALL, seed=seed) for seed in (1, 1, 2))
+
+    assert one.requests.rows().tobytes() == same.requests.rows().tobytes()
+    assert one.requests.rows().tobytes() != other.requests.rows().tobytes()
+
+
+@pytest.mark.parametrize("router", ["round_robin", "least_loaded"])
+def test_replicas_share_the_traffic(router: str) -> None:
+    result = sim.simulate(*SMALL, replicas=3, router=router)
+
+    assert set(result.requests.column("replica").tolist()) == {0, 1, 2}
+    assert result.n_devices == 3
+
+
+def test_given_blocks_replace_the_derived_capacity() -> None:
+    result = sim.simulate(*SMALL, "hardware.kv_blocks=1000")
+
+    assert result.capacity_tokens == 16_000
+
+
+def test_nothing_heavy_is_imported_for_help_or_a_simulation() -> None:
+    script = (
+        "import sys, sim; sim.simulate('scenario=synthetic', 'scenario.n_requests=5');"
+        "print([name for name in ('torch', 'triton', 'pandas', 'plotly', 'scipy.stats', 'sklearn', 'kernels')"
+        " if name in sys.modules])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_choice() -> None:
+    text = help_text()
+
+    for path in conf_dir().glob("*/*.yaml"):
+        assert path.stem in text
+
+
+@pytest.mark.parametrize(
+    "choice",
+    sorted(
+        f"{path.parent.name}={path.stem}"
+        for group in ("model", "hardware", "batching", "queue", "router", "cost", "eviction", "slo")
+        for path in (conf_dir() / group).glob("*.yaml")
+    ),
+)
+def test_every_choice_composes_and_serves(choice: str) -> None:
+    extra = ["hardware.tensor_parallel=4", "model.weight_dtype=fp8"] if choice == "model=llama-3.1-70b" else []
+    extra += ["hardware.kv_blocks=2000", "scenario.lengths.prompt.high=600"]
+
+    result = sim.simulate("scenario=synthetic", "scenario.n_requests=6", choice, *extra)
+
+    assert len(result.requests) + len(result.refused) == 6
+
+
+def test_a_run_that_loses_a_request_is_a_bug_that_shows() -> None:
+    from sim.errors import InvariantError
+    from sim.record import Recorder
+    from sim.run import check_conservation
+
+    with pytest.raises(InvariantError, match="3 requests arrived, but 0 were served or refused"):
+        check_conservation([], 3, Recorder())
+
+
+def test_the_config_is_checked_before_anything_runs() -> None:
+    config = compose(SMALL)
+
+    with pytest.raises(ConfigError, match="did you mean seed"):
+        run({**config, "sed": 1})
