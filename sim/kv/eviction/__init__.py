@@ -4,10 +4,14 @@
 ``BlankFirst(capacity_blocks, Lfu)``.
 """
 
+from sim.kv.eviction.arc import Arc
+from sim.kv.eviction.belady import Belady
 from sim.kv.eviction.blank_first import BlankFirst
 from sim.kv.eviction.fifo import Fifo
+from sim.kv.eviction.gdsf import Gdsf
 from sim.kv.eviction.lfu import Lfu
 from sim.kv.eviction.lru import Lru
+from sim.kv.eviction.s3fifo import S3Fifo
 from sim.kv.eviction.unit import Evictor, Order, Unit
 
-__all__ = ["BlankFirst", "Evictor", "Fifo", "Lfu", "Lru", "Order", "Unit"]
+__all__ = ["Arc", "Belady", "BlankFirst", "Evictor", "Fifo", "Gdsf", "Lfu", "Lru", "Order", "S3Fifo", "Unit"]

@@ -1,6 +1,6 @@
 """Blank blocks first, then units in the order of a policy: the other policies' way to be an `Evictor`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from sim.errors import ConfigError, InvariantError
 from sim.kv.eviction.unit import Order, Unit
@@ -49,7 +49,7 @@ class BlankFirst:
                 unit.is_parked = False
                 self._parked_blocks -= unit.n_blocks
 
-    def victims(self, n_blocks: int) -> list[Unit]:
+    def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:
         """Take blank blocks, then whole units until enough."""
         if n_blocks > len(self):
             raise InvariantError(f"{n_blocks} blocks asked of an evictor that has {len(self)}")
@@ -57,8 +57,9 @@ class BlankFirst:
         self._blank_blocks -= n_blank
         missing = n_blocks - n_blank
         evicted: list[Unit] = []
+        keys = iter(wanted[n_blank:])
         while missing > 0:
-            unit = self.order.victim()
+            unit = self.order.victim(next(keys, None))
             unit.is_parked = False
             self._parked_blocks -= unit.n_blocks
             missing -= unit.n_blocks

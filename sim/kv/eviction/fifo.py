@@ -28,7 +28,7 @@ class Fifo:
             del self._late[unit]
             self._passed.add(unit)
 
-    def victim(self) -> Unit:
+    def victim(self, wanted: int | None) -> Unit:  # noqa: ARG002
         """The oldest parked unit. Each referenced one is passed over once, so a victim costs O(1) amortised."""
         if self._late:
             return self._late.popitem(last=False)[0]

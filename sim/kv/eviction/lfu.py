@@ -30,7 +30,7 @@ class Lfu:
         if unit.is_parked:
             del self._queues[unit.n_hits][unit]
 
-    def victim(self) -> Unit:
+    def victim(self, wanted: int | None) -> Unit:  # noqa: ARG002
         """The first of those with the fewest hits."""
         while not (queue := self._queues[self._counts[0]]):
             del self._queues[heappop(self._counts)]

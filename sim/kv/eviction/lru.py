@@ -1,10 +1,12 @@
 """Least recently used: one queue, in which blank blocks wait their turn like the others."""
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 
 from sim.errors import ConfigError, InvariantError
 from sim.kv.eviction.unit import Unit
+
+_MIN_STALE = 1024  # below so many stale entries a queue is not worth tidying
 
 
 class Lru:
@@ -12,6 +14,9 @@ class Lru:
 
     Freeing a request's blocks last-first makes the queue give up leaves before their prefixes. Neighbouring blank
     blocks are one entry with a count, so traffic without shared content costs O(1) per request whatever its length.
+
+    A claimed unit's entry stays behind, stale, until it reaches the head or half of the queue is stale: O(1) amortised,
+    and half the time of an ordered dict, from whose middle it could be taken.
 
     References
     ----------
@@ -22,46 +27,51 @@ class Lru:
         if capacity_blocks < 1:
             raise ConfigError(f"eviction.capacity_blocks must be >= 1 [blocks], got {capacity_blocks!r}")
         self.capacity_blocks = capacity_blocks
-        self._queue: OrderedDict[Unit, None] = OrderedDict()  # C linked list: O(1) at both ends and in the middle
+        self._queue: deque[Unit] = deque()
+        self._n_stale = 0  # entries; each unit counts its own
         self._n_blocks = 0
-        self._blank_tail: Unit | None = None  # the last entry, if blank: it grows
         self.park_blank(capacity_blocks)
 
     def park(self, units: Iterable[Unit]) -> None:
         """Append units at the tail, in the order given."""
-        queue = self._queue
-        n_blocks = 0
+        append = self._queue.append
+        n_blocks = self._n_blocks
         for unit in units:
             if unit.is_parked:
                 raise InvariantError(f"unit {unit.key} parked twice")
-            queue[unit] = None
             unit.is_parked = True
             n_blocks += unit.n_blocks
-        if n_blocks:
-            self._blank_tail = None
-            self._grow(n_blocks)
+            append(unit)
+        self._n_blocks = n_blocks
+        if n_blocks > self.capacity_blocks:
+            self._refuse()
 
     def park_blank(self, n_blocks: int) -> None:
         """Append blank blocks at the tail: O(1)."""
         if n_blocks < 1:
             return
-        if self._blank_tail is None:
-            self._blank_tail = Unit(None, 0, 0)
-            self._queue[self._blank_tail] = None
-        self._blank_tail.n_blocks += n_blocks
-        self._grow(n_blocks)
+        queue = self._queue
+        if queue and queue[-1].key is None:
+            queue[-1].n_blocks += n_blocks
+        else:
+            queue.append(Unit(None, 0, n_blocks))
+        self._n_blocks += n_blocks
+        if self._n_blocks > self.capacity_blocks:
+            self._refuse()
 
     def claim(self, units: Iterable[Unit]) -> None:
-        """Take units out of the middle of the queue."""
-        queue = self._queue
+        """Take units out of the queue, wherever they stand."""
         for unit in units:
             unit.n_hits += 1
             if unit.is_parked:
-                del queue[unit]
                 unit.is_parked = False
+                unit.n_stale += 1
+                self._n_stale += 1
                 self._n_blocks -= unit.n_blocks
+        if self._n_stale > _MIN_STALE and self._n_stale > len(self._queue) // 2:
+            self._tidy()
 
-    def victims(self, n_blocks: int) -> list[Unit]:
+    def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:  # noqa: ARG002
         """Take blocks from the head of the queue; of a blank entry only as many as are missing."""
         if n_blocks > self._n_blocks:
             raise InvariantError(f"{n_blocks} blocks asked of an evictor that has {self._n_blocks}")
@@ -69,25 +79,36 @@ class Lru:
         queue = self._queue
         missing = n_blocks
         while missing > 0:
-            head = next(iter(queue))
+            head = queue[0]
             if head.key is None and head.n_blocks > missing:
                 head.n_blocks -= missing
-                self._n_blocks -= missing
+                missing = 0
                 break
-            del queue[head]
+            queue.popleft()
+            if head.n_stale:
+                head.n_stale -= 1
+                self._n_stale -= 1
+                continue
             missing -= head.n_blocks
-            self._n_blocks -= head.n_blocks
             if head.key is not None:
                 head.is_parked = False
                 evicted.append(head)
-            elif head is self._blank_tail:
-                self._blank_tail = None
+        self._n_blocks -= n_blocks - missing
         return evicted
 
     def __len__(self) -> int:
         return self._n_blocks
 
-    def _grow(self, n_blocks: int) -> None:
-        self._n_blocks += n_blocks
-        if self._n_blocks > self.capacity_blocks:
-            raise InvariantError(f"{self._n_blocks} blocks parked in a cache of {self.capacity_blocks}: freed twice")
+    def _tidy(self) -> None:
+        """Drop the stale entries: of each unit all but the last, and that too if it is claimed."""
+        live = deque[Unit]()
+        for unit in self._queue:
+            if unit.n_stale:
+                unit.n_stale -= 1
+            else:
+                live.append(unit)
+        self._queue = live
+        self._n_stale = 0
+
+    def _refuse(self) -> None:
+        raise InvariantError(f"{self._n_blocks} blocks parked in a cache of {self.capacity_blocks}: freed twice")

@@ -1,6 +1,6 @@
 """What an eviction policy orders, and the two contracts: what a cache talks to, and what a new policy implements."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ class Unit:
     n_hits: int = 0  # requests that found it, since it was made
     n_refs: int = 0  # running sequences that use it now; the cache's own count
     is_parked: bool = False
+    n_stale: int = 0  # entries that `Lru` has of it besides the one that holds
 
 
 class Evictor(Protocol):
@@ -39,8 +40,15 @@ class Evictor(Protocol):
         """Note that a request found these units. Parked ones leave; referenced ones only gain a hit."""
         ...
 
-    def victims(self, n_blocks: int) -> list[Unit]:
+    def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:
         """Take out at least ``n_blocks`` blocks, and more only if the last unit is larger than what was missing.
+
+        Parameters
+        ----------
+        n_blocks : int
+            How many [blocks].
+        wanted : sequence of int
+            Keys of the content they are taken for, as far as it is known: some policies remember what they gave up.
 
         Returns
         -------
@@ -70,6 +78,6 @@ class Order(Protocol):
         """A request found the unit (``n_hits`` does not count it yet); if it ``is_parked`` it stops being evictable."""
         ...
 
-    def victim(self) -> Unit:
-        """Remove and return the unit to give up; called only while one is parked."""
+    def victim(self, wanted: int | None) -> Unit:
+        """Remove and return the unit to give up for the content ``wanted``; called only while one is parked."""
         ...

@@ -1,0 +1,99 @@
+"""S3-FIFO: a small queue that most units leave soon, a main queue for those that were asked for again."""
+
+from sim.errors import ConfigError
+from sim.kv.eviction.queue import Ghosts, Queue
+from sim.kv.eviction.unit import Unit
+
+_MAX_COUNT = 3  # two bits per unit (Yang et al. 2023, section 4.1)
+
+
+class S3Fifo:
+    """New units join the small queue, or the main one if they were given up lately.
+
+    A unit at the head of the small queue moves to the main one if it was hit ``promote_at`` times, else it goes. In
+    the main queue a hit earns another round. A referenced unit at either head leaves its queue; once parked again it
+    joins the main one.
+
+    Parameters
+    ----------
+    capacity_blocks : int
+        Size of the cache [blocks].
+    small_frac : float
+        The small queue's share of it.
+    ghost_frac : float
+        How much of it is remembered after eviction.
+    promote_at : int
+        Hits that move a unit to the main queue.
+
+    References
+    ----------
+    Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023.
+    """
+
+    def __init__(
+        self, capacity_blocks: int, small_frac: float = 0.1, ghost_frac: float = 0.9, promote_at: int = 2
+    ) -> None:
+        for name, frac in (("small_frac", small_frac), ("ghost_frac", ghost_frac)):
+            if not 0.0 < frac < 1.0:
+                raise ConfigError(f"eviction.order.{name} must be in (0, 1), got {frac!r}")
+        if promote_at < 1:
+            raise ConfigError(f"eviction.order.promote_at must be >= 1 [hits], got {promote_at!r}")
+        self._small_blocks = int(capacity_blocks * small_frac)
+        self._main_blocks = capacity_blocks - self._small_blocks
+        self._ghost_blocks = int(capacity_blocks * ghost_frac)
+        self._promote_at = promote_at
+        self._small, self._main, self._ghosts = Queue(), Queue(), Ghosts()
+        self._returning: set[int] = set()  # remembered when room was made for them
+        self._passed: set[Unit] = set()  # referenced when at a head
+        self._has_evicted = False
+
+    def park(self, unit: Unit) -> None:
+        """Join a queue the first time; afterwards the place is kept."""
+        if unit in self._small.counts or unit in self._main.counts:
+            return
+        is_returning = unit.key in self._returning or self._recall(unit.key)
+        self._returning.discard(unit.key)
+        is_small_full = self._small.n_blocks >= self._small_blocks
+        if unit in self._passed or is_returning or (is_small_full and not self._has_evicted):
+            self._passed.discard(unit)
+            self._main.push(unit)
+        else:
+            self._small.push(unit)
+
+    def claim(self, unit: Unit) -> None:
+        """Count the hit where the unit stands."""
+        for queue in (self._small, self._main):
+            if unit in queue.counts:
+                queue.counts[unit] += 1
+
+    def victim(self, wanted: int | None) -> Unit:
+        """The first unit at a head that did not earn its stay."""
+        self._has_evicted = True
+        if wanted is not None and self._recall(wanted):
+            self._returning.add(wanted)
+        while True:
+            if self._main.counts and (self._main.n_blocks > self._main_blocks or not self._small.counts):
+                unit, count = self._main.pop()
+                if not unit.is_parked:
+                    self._passed.add(unit)
+                elif count:
+                    self._main.push(unit, min(count, _MAX_COUNT) - 1)
+                else:
+                    return unit
+            else:
+                unit, count = self._small.pop()
+                if not unit.is_parked:
+                    self._passed.add(unit)
+                elif count >= self._promote_at:
+                    self._main.push(unit)
+                else:
+                    self._remember(unit)
+                    return unit
+
+    def _recall(self, key: int | None) -> bool:
+        return key is not None and self._ghosts.recall(key)
+
+    def _remember(self, unit: Unit) -> None:
+        self._ghosts.remember(unit)
+        while self._ghosts.n_blocks > self._ghost_blocks:
+            self._ghosts.forget()
