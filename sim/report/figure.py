@@ -1,0 +1,79 @@
+"""A chart as the page needs it: what Plotly draws, words under it, and the same numbers as a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Json = dict[str, Any]
+DIGITS = 5  # significant digits of plotted numbers: finer than any pixel
+MAX_TABLE_ROWS = 24
+MAX_POINTS = 1_000  # of a distribution's curve
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One chart.
+
+    Colours in ``traces`` and ``layout`` are names of the page's CSS variables (``--blue``), so that one chart serves
+    light and dark pages.
+    """
+
+    id: str
+    title: str
+    caption: str
+    traces: list[Json]
+    layout: Json = field(default_factory=dict)
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    height_px: int = 280
+    is_wide: bool = True
+
+
+def numbers(values: npt.ArrayLike) -> list[float | None]:
+    """Numbers for a chart: rounded, and None where there is none."""
+    return [
+        None if not np.isfinite(v) else float(f"{v:.{DIGITS}g}") for v in np.asarray(values, dtype=np.float64).tolist()
+    ]
+
+
+def line(x: list[float | None], y: list[float | None], name: str, colour: str, **more: Any) -> Json:
+    """A line."""
+    style = {"color": colour, "width": 2} | more.pop("line", {})
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "name": name, "line": style, **more}
+
+
+def band(
+    x: list[float | None], low: list[float | None], high: list[float | None], name: str, colour: str
+) -> list[Json]:
+    """The area between two lines."""
+    edge = {"width": 0, "color": colour}
+    common = {"type": "scatter", "mode": "lines", "x": x, "line": edge, "hoverinfo": "skip", "legendgroup": name}
+    return [
+        {**common, "y": low, "showlegend": False},
+        {**common, "y": high, "name": name, "fill": "tonexty", "fillcolor": colour},
+    ]
+
+
+def curve(values: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Points of a cumulative distribution: (values, fractions), at most `MAX_POINTS`; NaN are left out.
+
+    Quantiles are evenly spaced in probability, and closer in the last percent, where the objectives bite.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = np.sort(known[~np.isnan(known)])
+    if not len(known):
+        return known, known
+    q = np.concatenate([np.linspace(0, 0.99, MAX_POINTS // 2), np.linspace(0.99, 1, MAX_POINTS // 2)])
+    index = np.unique(np.rint(q * (len(known) - 1)).astype(np.int64))
+    return known[index], (index + 1) / len(known)
+
+
+def time_axis(end_s: float) -> tuple[str, float]:
+    """Unit for a time axis, and its length in seconds."""
+    for unit, size_s in (("s", 1.0), ("min", 60.0)):
+        if end_s < 240 * size_s:
+            return unit, size_s
+    return "h", 3_600.0

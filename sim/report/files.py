@@ -1,0 +1,140 @@
+"""The folder a run leaves behind, written so that it is whole or absent."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import numpy as np
+
+from sim.metrics import Measures, Slo, measure, summary, to_json
+from sim.record import Result, Table
+
+SCHEMA_VERSION = 1  # raised when a file's columns or keys change meaning
+ROWS_PER_GROUP = 1 << 17
+
+
+def write(result: Result, slo: Slo, out_dir: str | os.PathLike[str], measures: Measures | None = None) -> Path:
+    """Write a run's results into a folder, made if need be.
+
+    ===================== ==============================================================================
+    report.html           everything at a glance, opens offline
+    summary.json          the numbers, keys as ``vllm bench serve``'s
+    requests.parquet      a row per request, in order of id
+    iterations.parquet    a row per run of engine iterations
+    trace.json.gz         a timeline for https://ui.perfetto.dev or chrome://tracing
+    manifest.json         configuration, seed, versions and the hashes of the others; written last
+    ===================== ==============================================================================
+
+    Every file appears under its name only when complete. The same run gives the same bytes, except that the report
+    and the manifest name the versions that made them.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    from sim.report.page import report_page
+    from sim.report.trace import trace_json
+
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "manifest.json").unlink(missing_ok=True)  # a folder without it is unfinished
+    measures = measures or measure(result, slo)
+    numbers = summary(result, slo, measures)
+    writers: dict[str, Callable[[Path], None]] = {
+        "summary.json": lambda path: _text(path, to_json(numbers)),
+        "requests.parquet": lambda path: write_requests(result, measures, path),
+        "iterations.parquet": lambda path: write_table(result.iterations, path),
+        "trace.json.gz": lambda path: _bytes(path, trace_json(result)),
+        "report.html": lambda path: _text(path, report_page(result, slo, measures, numbers)),
+    }
+    for name, writer in writers.items():
+        with replacing(out / name) as path:
+            writer(path)
+    hashes = {name: sha256((out / name).read_bytes()).hexdigest() for name in sorted(writers)}
+    with replacing(out / "manifest.json") as path:
+        _text(path, json.dumps(manifest(result, hashes), sort_keys=True, indent=2, default=str) + "\n")
+    return out
+
+
+def manifest(result: Result, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What a run was and what made it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "config": result.config,
+        "config_sha256": config_hash(result.config),
+        "seed": result.seed,
+        "provenance": result.provenance,
+        "versions": {
+            "python": python_version(),
+            **{name: version(name) for name in ("kvtwin", "numpy", "pyarrow", "plotly", "simpy")},
+        },
+        "files": dict(hashes),
+    }
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Names a configuration: equal for equal settings, whatever their order."""
+    return sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place when the block has ended well, and vanishes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_requests(result: Result, measures: Measures, path: Path) -> None:
+    """The requests table as Parquet: its columns, the latencies, and whether the objectives were met."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    requests = result.requests
+    order = np.argsort(requests.column("id"), kind="stable")
+    arrays: dict[str, Any] = {name: pa.array(requests.column(name)[order]) for name in requests.columns}
+    session = requests.column("session_id")[order]
+    arrays["session_id"] = pa.array(session, mask=session < 0)
+    classes = pa.array(list(result.slo_classes) or [""], type=pa.string())
+    slo_class = requests.column("slo_class")[order].astype(np.int32)
+    arrays["slo_class"] = pa.DictionaryArray.from_arrays(pa.array(slo_class), classes)
+    for name, values in measures.latency_ms.items():
+        arrays[name] = pa.array(values[order], mask=np.isnan(values[order]))
+    arrays["is_good"] = pa.array(measures.is_good[order])
+    dictionary = ["slo_class"]
+    pq.write_table(pa.table(arrays), path, compression="zstd", use_dictionary=dictionary)
+
+
+def write_table(table: Table, path: Path) -> None:
+    """A table of integers as Parquet, a bounded number of rows in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.int64()) for name in table.columns])
+    rows = table.rows()
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=False, column_encoding="DELTA_BINARY_PACKED"
+    ) as writer:
+        for start in range(0, len(rows), ROWS_PER_GROUP):
+            columns = np.ascontiguousarray(rows[start : start + ROWS_PER_GROUP].T)
+            writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+
+
+def _text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

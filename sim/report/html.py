@@ -1,0 +1,103 @@
+"""One self-contained page: no network, no server, light and dark.
+
+Plotly is written into the page once. A content security policy lets nothing run but the page's own two scripts,
+named by their hashes, and nothing be fetched. Text goes through jinja2's autoescaping.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+
+from sim.report.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A headline number."""
+
+    name: str
+    value: str
+    unit: str = ""
+    more: str = ""
+
+
+class Best(str):
+    """A table cell that wins its column."""
+
+    __slots__ = ()
+    is_best = True
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of words."""
+
+    rows: Sequence[Sequence[str]]
+    headings: Sequence[str] = ()
+    title: str = ""
+    style: str = ""  # "facts": words rather than numbers; "wide": as wide as the page
+    is_folded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Part of a page under a heading: tables, then charts."""
+
+    id: str
+    title: str
+    lead: str = ""
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page says."""
+
+    title: str
+    heading: str
+    lead: str
+    sections: Sequence[Section]
+    verdict: Sequence[str] = ()
+    mood: str = ""  # good, fair or poor
+    tiles: Sequence[Tile] = ()
+    warnings: Sequence[str] = ()
+    footer: str = (
+        "Made by kvtwin. Every time on this page is simulated; where the costs come from is said under Provenance."
+    )
+
+
+def render(page: Page) -> str:
+    """The page's HTML text, about 5 MB of which are Plotly."""
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    ours = files("sim.report")
+    plotly_js = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    page_js = (ours / "page.js").read_text(encoding="utf-8")
+    figures = [
+        {"id": f"plot-{figure.id}", "traces": figure.traces, "layout": figure.layout, "height_px": figure.height_px}
+        for section in page.sections
+        for figure in section.figures
+    ]
+    template = Environment(autoescape=True, trim_blocks=True).from_string(
+        (ours / "page.html").read_text(encoding="utf-8")
+    )
+    marked = {  # written by us or escaped here, so not to be escaped again
+        "css": (ours / "page.css").read_text(encoding="utf-8"),
+        "plotly_js": plotly_js,
+        "page_js": page_js,
+        "figures_json": json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+    }
+    return template.render(
+        page=page,
+        script_hashes=[_csp_hash(plotly_js), _csp_hash(page_js)],
+        **{name: Markup(text) for name, text in marked.items()},  # noqa: S704
+    )
+
+
+def _csp_hash(script: str) -> str:
+    return b64encode(sha256(script.encode()).digest()).decode()

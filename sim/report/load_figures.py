@@ -1,0 +1,289 @@
+"""Charts of load and memory: what happened over time, where the memory went."""
+
+import numpy as np
+
+from sim.metrics import Measures
+from sim.record import Result
+from sim.report.figure import MAX_TABLE_ROWS, Figure, Json, band, line, numbers, time_axis
+from sim.report.timeline import Floats, Timelines, timelines
+from sim.report.words import count, gibibytes, percent, rate
+from sim.units import GIB
+
+
+def over_time(result: Result) -> list[Figure]:
+    """What happened over time. Charts of what never happened are left out."""
+    lines = timelines(result)
+    unit, unit_s = time_axis(float(lines.edges_s[-1]))
+    x = numbers(lines.centres_s / unit_s)
+    figures = [
+        _kv(result, lines, x, unit),
+        _level(lines, "decode_seqs", x, unit, "batch", "Batch size", _BATCH, "--green"),
+        _level(lines, "waiting_seqs", x, unit, "queue", "Queue", _QUEUE, "--orange"),
+        _tokens(lines, x, unit),
+    ]
+    if lines.preemptions.any():
+        figures.append(_preemptions(lines, x, unit))
+    if lines.cached_tokens.any():
+        figures.append(_hits(lines, x, unit))
+    if any(traffic.any() for traffic in lines.link_bytes_per_s.values()):
+        figures.append(_traffic(lines, x, unit))
+    return figures
+
+
+_BATCH = (
+    "Sequences that get a token in the same engine iteration. The line is the average over time, the band reaches from "
+    "the lowest to the highest."
+)
+_QUEUE = (
+    "Requests that have arrived and are not being served. A queue that only grows means more traffic than the engine "
+    "can serve."
+)
+
+
+def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> Figure:
+    capacity = max(1, result.capacity_tokens)
+    held, idle = (100 * lines.levels[name].mean / capacity for name in ("held_tokens", "idle_tokens"))
+    peak = 100 * (lines.levels["held_tokens"].high + lines.levels["idle_tokens"].mean) / capacity
+    live = 100 * lines.levels["live_tokens"].mean / capacity
+    traces = [
+        line(x, numbers(held), "held by running requests", "--blue", stackgroup="kv", fillcolor="--blue-soft"),
+        line(x, numbers(np.maximum(peak, held + idle)), "highest", "--grey", line={"width": 1, "dash": "dot"}),
+    ]
+    if idle.any():
+        kept = line(x, numbers(idle), "kept for reuse", "--teal", stackgroup="kv", fillcolor="--teal-soft")
+        traces.insert(1, kept)
+    top = max(1e-3, float(np.max(np.maximum(peak, held + idle), initial=0.0)))
+    layout: Json = {"yaxis": {"ticksuffix": " %", "range": [0, min(104.0, 1.15 * top)]}, **_time(unit)}
+    if 1.15 * top > 100:
+        layout["shapes"] = [
+            {
+                "type": "line",
+                "x0": 0,
+                "x1": 1,
+                "xref": "paper",
+                "y0": 100,
+                "y1": 100,
+                "line": {"color": "--red", "width": 1.5, "dash": "dash"},
+            }
+        ]
+    return Figure(
+        "kv",
+        "KV cache in use",
+        f"Share of the {count(capacity)} token slots of one replica. "
+        + (
+            "The dashed line is its capacity."
+            if 1.15 * top > 100
+            else f"The axis ends far below the capacity, at {1.15 * top:.2g} %."
+        ),
+        traces,
+        layout,
+        (f"time [{unit}]", "held", "kept for reuse", "holding KV"),
+        _sample(x, [held, idle, live], lambda v: f"{v:.1f} %"),
+    )
+
+
+def _level(
+    lines: Timelines, column: str, x: list[float | None], unit: str, key: str, title: str, words: str, colour: str
+) -> Figure:
+    level = lines.levels[column]
+    return Figure(
+        key,
+        title,
+        words,
+        [
+            *band(x, numbers(level.low), numbers(level.high), "lowest to highest", f"{colour}-soft"),
+            line(x, numbers(level.mean), "average", colour),
+        ],
+        {"yaxis": {"rangemode": "tozero"}, **_time(unit)},
+        (f"time [{unit}]", "average", "lowest", "highest"),
+        _sample(x, [level.mean, level.low, level.high], rate),
+        height_px=230,
+        is_wide=False,
+    )
+
+
+def _tokens(lines: Timelines, x: list[float | None], unit: str) -> Figure:
+    return Figure(
+        "tokens",
+        "Tokens per second",
+        "All replicas together: tokens generated, and prompt tokens computed (those found in the cache cost nothing).",
+        [
+            line(x, numbers(lines.prefilled_per_s), "prompt", "--blue", line={"width": 1.5}),
+            line(x, numbers(lines.decoded_per_s), "output", "--green"),
+        ],
+        {"yaxis": {"rangemode": "tozero"}, **_time(unit)},
+        (f"time [{unit}]", "output/s", "prompt/s"),
+        _sample(x, [lines.decoded_per_s, lines.prefilled_per_s], rate),
+    )
+
+
+def _preemptions(lines: Timelines, x: list[float | None], unit: str) -> Figure:
+    bars = {
+        "type": "bar",
+        "x": x,
+        "y": numbers(lines.preemptions),
+        "name": "preemptions",
+        "marker": {"color": "--red", "line": {"width": 0}},
+    }
+    return Figure(
+        "preemptions",
+        "Preemptions",
+        "Running requests thrown out because the KV cache was full; they start over or are swapped back in.",
+        [bars],
+        {"yaxis": {"rangemode": "tozero"}, "bargap": 0, "showlegend": False, **_time(unit)},
+        (f"time [{unit}]", "preemptions"),
+        _sample(x, [lines.preemptions.astype(np.float64)], count),
+        height_px=230,
+        is_wide=False,
+    )
+
+
+def _hits(lines: Timelines, x: list[float | None], unit: str) -> Figure:
+    asked = lines.prompt_tokens
+    hit = np.where(asked > 0, 100 * lines.cached_tokens / np.maximum(asked, 1), np.nan)
+    total = 100 * np.cumsum(lines.cached_tokens) / np.maximum(np.cumsum(asked), 1)
+    return Figure(
+        "hits",
+        "Prefix hit rate",
+        "Prompt tokens whose keys and values were already in the cache, by the time the request was first scheduled.",
+        [
+            line(x, numbers(hit), "in this time", "--teal-soft", line={"width": 1}, connectgaps=True),
+            line(x, numbers(total), "so far", "--teal"),
+        ],
+        {"yaxis": {"range": [0, 103], "ticksuffix": " %"}, **_time(unit)},
+        (f"time [{unit}]", "in this time", "so far"),
+        _sample(x, [hit, total], lambda v: f"{v:.1f} %"),
+        height_px=230,
+        is_wide=False,
+    )
+
+
+def _traffic(lines: Timelines, x: list[float | None], unit: str) -> Figure:
+    colours = ("--purple", "--orange", "--teal", "--blue", "--green", "--red")
+    links = {name: traffic / 1e9 for name, traffic in lines.link_bytes_per_s.items()}
+    return Figure(
+        "traffic",
+        "Traffic between memory tiers",
+        "KV moved over each link, in gigabytes per second.",
+        [
+            line(x, numbers(traffic), name, colours[i % len(colours)], line={"width": 1.5})
+            for i, (name, traffic) in enumerate(links.items())
+        ],
+        {"yaxis": {"rangemode": "tozero", "ticksuffix": " GB/s"}, **_time(unit)},
+        (f"time [{unit}]", *links),
+        _sample(x, list(links.values()), rate),
+        height_px=230,
+    )
+
+
+def capacity(result: Result) -> Figure | None:
+    """How the KV cache's size follows from the device's memory."""
+    terms = dict(result.memory)
+    if len(terms) < 2:
+        return None
+    names, sizes = list(terms), [size / GIB for size in terms.values()]
+    left = sum(sizes[:-1])
+    unused = left - sizes[-1]
+    if unused > 0.005 * abs(left):  # the configuration gave a smaller cache than fits
+        names.insert(-1, "left unused")
+        sizes.insert(-1, -unused)
+    measures = ["absolute", *["relative"] * (len(sizes) - 2), "total"]
+    tokens = count(result.capacity_tokens)
+    share_bytes = result.kv_bytes_per_token * result.n_replicas / max(1, result.n_devices)
+    return Figure(
+        "capacity",
+        "Where the KV cache's size comes from",
+        f"Memory of one accelerator, what else lives in it, and what is left for keys and values: "
+        f"{gibibytes(sizes[-1] * GIB)} at {share_bytes / 1024:,.4g} KiB per token "
+        f"make room for {tokens} tokens per replica.",
+        [
+            {
+                "type": "waterfall",
+                "orientation": "v",
+                "x": names,
+                "y": numbers(sizes),
+                "measure": measures,
+                "text": [
+                    f"{size:+.1f}" if kind == "relative" else f"{size:.1f}"
+                    for size, kind in zip(sizes, measures, strict=True)
+                ],
+                "textposition": "outside",
+                "cliponaxis": False,
+                "connector": {"line": {"color": "--line", "width": 1}},
+                "decreasing": {"marker": {"color": "--grey"}},
+                "increasing": {"marker": {"color": "--orange"}},
+                "totals": {"marker": {"color": "--blue"}},
+                "hovertemplate": "%{x}: %{delta:.2f} GiB<extra></extra>",
+            }
+        ],
+        {
+            "yaxis": {"title": {"text": "GiB"}, "rangemode": "tozero", "range": [0, 1.12 * max(sizes[0], 1e-9)]},
+            "showlegend": False,
+        },
+        ("term", "bytes", "GiB"),
+        [(name, f"{size * GIB:,.0f}", f"{size:.2f}") for name, size in zip(names, sizes, strict=True)],
+    )
+
+
+def memory_split(result: Result, measures: Measures) -> Figure:
+    """What the KV cache held on average."""
+    load, size = measures.load, max(1, result.capacity_tokens)
+    held, live, idle = load.mean_held_tokens / size, load.mean_live_tokens / size, load.mean_idle_tokens / size
+    shared = max(0.0, live - held)
+    parts = [
+        ("keys and values in use", min(live, held), "--blue"),
+        ("held, but empty", max(0.0, held - live), "--red"),
+        ("kept for reuse", idle, "--teal"),
+        ("free", max(0.0, 1 - held - idle), "--line"),
+    ]
+    caption = (
+        "Average over the time the engine worked. Empty slots are reserved for tokens still to come, "
+        "or lost to rounding."
+    )
+    if shared:
+        caption += f" Requests sharing a prefix saved another {percent(shared)} of the capacity."
+    bars = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "y": [""],
+            "x": numbers([100 * share]),
+            "name": f"{name}  {percent(share)}",
+            "marker": {"color": colour, "line": {"width": 0}},
+            "hovertemplate": f"{name}: %{{x:.1f}} %<extra></extra>",
+        }
+        for name, share, colour in parts
+    ]
+    return Figure(
+        "memory",
+        "What the KV cache held",
+        caption,
+        bars,
+        {
+            "barmode": "stack",
+            "xaxis": {"range": [0, 100], "ticksuffix": " %"},
+            "yaxis": {"showticklabels": False},
+            "hovermode": "closest",
+            "legend": {"traceorder": "normal"},
+        },
+        ("slots", "share of capacity", "GiB"),
+        [
+            (name, percent(share), f"{share * size * result.kv_bytes_per_token / GIB:.2f}")
+            for name, share, _ in [*parts, ("saved by sharing prefixes", shared, "")]
+        ],
+        height_px=170,
+    )
+
+
+def _time(unit: str) -> Json:
+    return {"xaxis": {"title": {"text": unit}, "rangemode": "tozero"}, "hovermode": "x unified"}
+
+
+def _sample(x: list[float | None], columns: list[Floats], words: object) -> list[tuple[str, ...]]:
+    """Every so many bins as table rows."""
+    assert callable(words), "a formatter of numbers"
+    step = max(1, len(x) // MAX_TABLE_ROWS)
+    return [
+        (f"{x[i]:g}", *("–" if np.isnan(column[i]) else words(float(column[i])) for column in columns))
+        for i in range(step // 2, len(x), step)
+    ]

@@ -1,0 +1,236 @@
+"""The report of one run: the answer first, then what it rests on."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sim.metrics import Measures, Slo
+from sim.metrics.slo import LIMITS
+from sim.record import Result
+from sim.report.html import Page, Section, Table, Tile, render
+from sim.report.latency_figures import distributions, gantt
+from sim.report.load_figures import capacity, memory_split, over_time
+from sim.report.terminal import KINDS, LATENCIES
+from sim.report.words import count, duration, gibibytes, milliseconds, percent, rate, slo_words
+
+GOOD_FRAC, FAIR_FRAC = 0.99, 0.9  # share of requests within their objectives: MLPerf asks for 99 %
+MAX_LISTED = 8
+
+
+def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, Any]) -> str:
+    """The report as HTML text."""
+    ours = numbers["kvtwin"]
+    memory = [figure for figure in (memory_split(result, measures), capacity(result)) if figure is not None]
+    lives = gantt(result)
+    attainment = ours["slo_attainment_frac"]
+    mood = (
+        ""
+        if attainment is None
+        else "good"
+        if attainment >= GOOD_FRAC
+        else "fair"
+        if attainment >= FAIR_FRAC
+        else "poor"
+    )
+    page = Page(
+        title=f"kvtwin: {name_of(result.config)}",
+        heading=name_of(result.config),
+        lead=choices(result.config),
+        verdict=verdict(numbers),
+        mood=mood,
+        tiles=tiles(numbers),
+        warnings=ours["warnings"],
+        sections=[
+            Section(
+                "latency",
+                "Latency",
+                "What a user waits for. Each curve says what share was at least so fast: the further left, the better.",
+                distributions(measures, slo),
+                [latency_table(numbers), *class_tables(numbers)],
+            ),
+            Section(
+                "time",
+                "Over time",
+                "How the run went. Averages hide bursts, and these charts do not.",
+                over_time(result),
+            ),
+            Section("memory", "KV cache memory", "What the cache is made of, and how well it was used.", memory),
+            Section("requests", "Single requests", "", [lives] if lives else []),
+            Section(
+                "configuration", "Configuration", "Everything that was chosen.", tables=configuration(result.config)
+            ),
+            Section("provenance", "Provenance", "Where the numbers come from.", tables=provenance(result, ours)),
+        ],
+    )
+    return render(page)
+
+
+def name_of(config: Mapping[str, Any]) -> str:
+    """What was simulated, in a line: the model, the hardware and how many of it."""
+    model = config.get("model", {}).get("name")
+    hardware = config.get("hardware", {})
+    device = hardware.get("device", {}).get("name") or hardware.get("name")
+    n = int(config.get("replicas", 1)) * int(hardware.get("tensor_parallel", 1))
+    what = [str(model)] if model else []
+    if device:
+        what.append(f"on {n} × {device}" if n > 1 else f"on {device}")
+    return " ".join(what) or "A simulated run"
+
+
+def choices(config: Mapping[str, Any]) -> str:
+    """The classes chosen for each part, in words."""
+    parts = []
+    for group in ("scenario", "cache", "eviction", "batching", "queue", "router"):
+        target = config.get(group, {}).get("_target_") if isinstance(config.get(group), Mapping) else None
+        if target:
+            words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(target).rsplit(".", 1)[-1]).lower()
+            parts.append(f"{group} {words.removesuffix(' ' + group)}")
+    return " · ".join(parts)
+
+
+def verdict(numbers: Mapping[str, Any]) -> list[str]:
+    """The answer in a few sentences."""
+    ours, kv = numbers["kvtwin"], numbers["kvtwin"]["kv"]
+    if not numbers["completed"]:
+        return ["No request was served."]
+    said = [
+        f"{count(numbers['completed'])} requests were served in {duration(1e3 * numbers['duration'])}"
+        f" at {rate(numbers['output_throughput'])} output tokens per second."
+    ]
+    if ours["slo_attainment_frac"] is not None:
+        said.append(
+            f"{percent(ours['slo_attainment_frac'])} of all requests met "
+            f"{slo_words(ours['slo']) or 'the objectives of their class'}."
+        )
+    if numbers["mean_ttft_ms"] and ours["mean_queue_ms"] > numbers["mean_ttft_ms"] / 2:
+        share = ours["mean_queue_ms"] / numbers["mean_ttft_ms"]
+        said.append(f"{percent(share)} of the time to first token was spent waiting in the queue.")
+    if ours["preemptions"]:
+        said.append(f"The KV cache ran full: running requests were preempted {count(ours['preemptions'])} times.")
+    else:
+        said.append(
+            f"Running requests held at most {percent(kv['peak_held_frac'])} of the KV cache; none was preempted."
+        )
+    return [" ".join(said)]
+
+
+def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
+    """The headline numbers."""
+    ours, kv = numbers["kvtwin"], numbers["kvtwin"]["kv"]
+    shown = []
+    if numbers["request_goodput"] is not None:
+        met = f"{percent(ours['slo_attainment_frac'])} of requests, {rate(numbers['request_throughput'])} req/s served"
+        shown.append(Tile("Goodput", rate(numbers["request_goodput"]), "req/s", met))
+    else:
+        shown.append(Tile("Requests served", rate(numbers["request_throughput"]), "req/s", "no objective set"))
+    for name, (key, words) in LATENCIES.items():
+        if name != "ITL":
+            value, _, unit = duration(numbers[f"median_{key}"]).partition(" ")
+            shown.append(Tile(f"{name}, median: {words}", value, unit, f"p99 {duration(numbers[f'p99_{key}'])}"))
+    per_device = f", {rate(ours['total_token_throughput_per_device'])} per accelerator" if ours["n_devices"] > 1 else ""
+    shown += [
+        Tile(
+            "Output throughput",
+            rate(numbers["output_throughput"]),
+            "tok/s",
+            f"{rate(numbers['total_token_throughput'])} with prompts{per_device}",
+        ),
+        Tile(
+            "KV cache held, at most",
+            *_split(percent(kv["peak_held_frac"])),
+            f"{percent(kv['held_frac'])} on average of {gibibytes(kv['capacity_tokens'] * kv['bytes_per_token'])}",
+        ),
+        Tile(
+            "Prefix hit rate",
+            *_split(percent(ours["prefix_hit_frac"])),
+            f"{count(ours['cached_tokens'])} prompt tokens not computed",
+        ),
+        Tile("Preemptions", count(ours["preemptions"]), "", f"of {count(ours['preempted_requests'])} requests"),
+    ]
+    return shown
+
+
+def _split(text: str) -> tuple[str, str]:
+    value, _, unit = text.rpartition(" ")
+    return (value, unit) if value else (text, "")
+
+
+def latency_table(numbers: Mapping[str, Any]) -> Table:
+    """The four latencies and the wait in the queue."""
+    kinds = {**LATENCIES, "queue": ("queue_ms", "of TTFT, waiting to be scheduled")}
+    rows = []
+    for name, (key, words) in kinds.items():
+        source = numbers if f"mean_{key}" in numbers else numbers["kvtwin"]
+        rows.append((f"{name}: {words}", *(milliseconds(source[f"{kind}_{key}"]) for kind in KINDS)))
+    return Table(rows, ("milliseconds", "mean", "p50", "p90", "p95", "p99"), style="wide")
+
+
+def class_tables(numbers: Mapping[str, Any]) -> list[Table]:
+    """Goodput by class of requests, where there are several."""
+    classes = numbers["kvtwin"]["classes"]
+    if len(classes) < 2:
+        return []
+    rows = [
+        (
+            name,
+            slo_words({key: facts[key] for key in LIMITS}) or "none",
+            count(facts["completed"]),
+            rate(facts["goodput"]),
+            percent(facts["attainment_frac"]),
+        )
+        for name, facts in classes.items()
+    ]
+    return [
+        Table(
+            rows, ("class", "objectives", "completed", "goodput [req/s]", "within objectives"), "By class of requests"
+        )
+    ]
+
+
+def configuration(config: Mapping[str, Any]) -> list[Table]:
+    """Every setting, a table per group."""
+    single = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    tables = [Table(list(flat(single)), title="run", style="facts")] if single else []
+    for group, settings in config.items():
+        if isinstance(settings, Mapping) and group != "task":
+            tables.append(Table(list(flat(settings)), title=group, style="facts", is_folded=True))
+    return tables
+
+
+def provenance(result: Result, ours: Mapping[str, Any]) -> list[Table]:
+    """Where the costs come from, what else was counted, and who was refused."""
+    from sim.report.files import config_hash
+
+    source = [
+        ("seed", str(result.seed)),
+        ("configuration, SHA-256", config_hash(result.config)),
+        *flat(result.provenance),
+    ]
+    tables = [Table(source, title="Source of the costs, versions", style="facts")]
+    counts = [
+        ("iterations", count(ours["iterations"])),
+        ("sequences per decode iteration, mean", rate(ours["mean_decode_seqs"])),
+    ]
+    counts += [(name.replace("_", " "), f"{value:,}") for name, value in ours["counts"].items()]
+    tables.append(Table(counts, title="Counted along the way, all replicas", style="facts"))
+    if result.refusals:
+        refused = [
+            (f"request {request_id}", reason) for request_id, reason in list(result.refusals.items())[:MAX_LISTED]
+        ]
+        if len(result.refused) > len(refused):
+            refused.append((f"and {len(result.refused) - len(refused):,} more", ""))
+        tables.append(Table(refused, title="Refused", style="facts"))
+    return tables
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted key, value) pairs."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{name}.")
+        elif isinstance(value, list | tuple) and len(value) > MAX_LISTED:
+            first = ", ".join(str(item) for item in value[:MAX_LISTED])
+            yield name, f"{first}, … ({len(value)} values)"
+        else:
+            yield name.replace("_target_", "class"), "none" if value is None else str(value)

@@ -1,0 +1,79 @@
+"""What a run says on the terminal: one table."""
+
+from typing import TYPE_CHECKING, Any
+
+from sim.metrics import Measures, Slo, measure, summary
+from sim.record import Result
+from sim.report.words import count, milliseconds, percent, rate, slo_words
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LATENCIES = {
+    "TTFT": ("ttft_ms", "time to first token"),
+    "TPOT": ("tpot_ms", "time per output token"),
+    "ITL": ("itl_ms", "gap between tokens"),
+    "E2EL": ("e2el_ms", "whole answer"),
+}
+KINDS = ("mean", "median", "p90", "p95", "p99")
+
+
+def table(result: Result, slo: Slo, measures: Measures | None = None) -> "RenderableType":
+    """The run's metrics as one table for a rich console."""
+    return table_of(summary(result, slo, measures or measure(result, slo)))
+
+
+def table_of(numbers: dict[str, Any]) -> "RenderableType":
+    """The same from a summary, such as one read from ``summary.json``."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    latency = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    latency.add_column("latency [ms]")
+    for heading in ("mean", "p50", "p90", "p95", "p99"):
+        latency.add_column(heading, justify="right")
+    latency.add_column("", style="dim")
+    for name, (key, words) in LATENCIES.items():
+        latency.add_row(name, *(milliseconds(numbers[f"{kind}_{key}"]) for kind in KINDS), words)
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim")
+    facts.add_column()
+    for name, value in fact_rows(numbers):
+        facts.add_row(name, value)
+    warned = [Text(f"! {warning}", style="yellow") for warning in numbers["kvtwin"]["warnings"]]
+    return Group(latency, facts, *([Text(""), *warned] if warned else []))
+
+
+def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    """The run's other numbers in words."""
+    ours, kv = numbers["kvtwin"], numbers["kvtwin"]["kv"]
+    goodput = "no objective set"
+    if numbers["request_goodput"] is not None:
+        goodput = (
+            f"{rate(numbers['request_goodput'])} requests/s, {percent(ours['slo_attainment_frac'])} within "
+            f"{slo_words(ours['slo'])}"
+        )
+    devices = f" ({rate(ours['total_token_throughput_per_device'])} per accelerator)" if ours["n_devices"] > 1 else ""
+    return [
+        (
+            "requests",
+            f"{count(numbers['completed'])} completed, {count(numbers['failed'])} refused, "
+            f"in {rate(numbers['duration'])} s",
+        ),
+        (
+            "throughput",
+            f"{rate(numbers['request_throughput'])} requests/s, {rate(numbers['output_throughput'])} output tokens/s, "
+            f"{rate(numbers['total_token_throughput'])} tokens/s{devices}",
+        ),
+        ("goodput", goodput),
+        (
+            "KV cache",
+            f"{percent(kv['held_frac'])} of {count(kv['capacity_tokens'])} slots held on average, "
+            f"{percent(kv['peak_held_frac'])} at most; {percent(kv['waste_frac'])} of it empty",
+        ),
+        ("prefix hit rate", f"{percent(ours['prefix_hit_frac'])} of prompt tokens"),
+        ("preemptions", f"{count(ours['preemptions'])}, of {count(ours['preempted_requests'])} requests"),
+    ]

@@ -1,0 +1,93 @@
+"""A run as a Chrome trace, which https://ui.perfetto.dev and chrome://tracing open.
+
+One process per replica: its iterations as slices, its load as counters, its requests as asynchronous tracks (they
+overlap). Times are microseconds. The file holds the beginning of a run, up to `MAX_EVENTS` events.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sim.record import Result
+from sim.units import NS_PER_S, PS_PER_NS, US_PER_S
+
+MAX_EVENTS = 120_000  # Perfetto opens ten times as many, but the file is written with every run
+NS_PER_US = NS_PER_S // US_PER_S
+EVENTS_PER_ITERATION, EVENTS_PER_REQUEST = 3, 6
+
+
+def trace_json(result: Result, max_events: int = MAX_EVENTS) -> bytes:
+    """The trace, gzipped; the same bytes for the same run."""
+    until_ns = _horizon_ns(result, max_events)
+    events = [*_names(result), *_iterations(result, until_ns), *_requests(result, until_ns)]
+    shown_s = min(until_ns, result.end_ns) / NS_PER_S
+    about = {"seed": result.seed, "shown_s": shown_s, "of_s": result.end_ns / NS_PER_S}
+    head = json.dumps({"displayTimeUnit": "ms", "otherData": about}, sort_keys=True)[:-1]
+    text = head + ', "traceEvents": [\n' + ",\n".join(events) + "\n]}\n"
+    return gzip.compress(text.encode(), compresslevel=1, mtime=0)
+
+
+def _horizon_ns(result: Result, max_events: int) -> int:
+    """Until when events fit the cap."""
+    starts = np.concatenate([result.iterations.column("start_ns"), result.requests.column("finish_ns")])
+    weight = np.ones(len(starts), dtype=np.int64) * EVENTS_PER_ITERATION
+    weight[len(result.iterations) :] = EVENTS_PER_REQUEST
+    if int(weight.sum()) <= max_events:
+        return result.end_ns + 1
+    order = np.argsort(starts, kind="stable")
+    return int(starts[order[np.searchsorted(np.cumsum(weight[order]), max_events)]])
+
+
+def _names(result: Result) -> Iterator[str]:
+    for replica in range(result.n_replicas):
+        yield _event(ph="M", pid=replica, name="process_name", args={"name": f"replica {replica}"})
+        yield _event(ph="M", pid=replica, tid=0, name="thread_name", args={"name": "iterations"})
+
+
+def _iterations(result: Result, until_ns: int) -> Iterator[str]:
+    table = result.iterations
+    rows = table.rows()[: int(np.searchsorted(_ascending(table.column("start_ns")), until_ns))]
+    for row in rows.tolist():
+        f = dict(zip(table.columns, row, strict=True))
+        n = f["n_steps"]
+        start_us = f["start_ns"] / NS_PER_US
+        length_us = (n * f["first_ps"] + n * (n - 1) // 2 * f["growth_ps"]) / (PS_PER_NS * NS_PER_US)
+        kind = "prefill" if not f["decode_seqs"] else "mixed" if f["prefill_tokens"] else "decode"
+        yield (
+            f'{{"ph":"X","pid":{f["replica"]},"tid":0,"ts":{start_us:.3f},"dur":{length_us:.3f},"name":"{kind}",'
+            f'"args":{{"iterations":{n},"decoding sequences":{f["decode_seqs"]},'
+            f'"prompt tokens":{f["prefill_tokens"]},"context tokens":{f["decode_context_tokens"]}}}}}'
+        )
+        yield (
+            f'{{"ph":"C","pid":{f["replica"]},"ts":{start_us:.3f},"name":"KV slots",'
+            f'"args":{{"held":{f["held_tokens"]},"reusable":{f["idle_tokens"]}}}}}'
+        )
+        yield (
+            f'{{"ph":"C","pid":{f["replica"]},"ts":{start_us:.3f},"name":"requests",'
+            f'"args":{{"decoding":{f["decode_seqs"]},"waiting":{f["waiting_seqs"]}}}}}'
+        )
+
+
+def _ascending(start_ns: Any) -> Any:
+    """Rows are written when they end, so those of other replicas may start a little earlier than the row before."""
+    return np.maximum.accumulate(start_ns)
+
+
+def _requests(result: Result, until_ns: int) -> Iterator[str]:
+    table = result.requests
+    rows = table.rows()[table.column("finish_ns") < until_ns]
+    for row in rows.tolist():
+        f = dict(zip(table.columns, row, strict=True))
+        common = f'"cat":"request","id":{f["id"]},"pid":{f["replica"]},"tid":1'
+        tokens = f'"args":{{"prompt tokens":{f["prompt_tokens"]},"output tokens":{f["output_tokens"]}}}'
+        marks = ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns")
+        for phase, begin, end in zip(("queued", "prefill", "decode"), marks, marks[1:], strict=False):
+            yield f'{{"ph":"b",{common},"ts":{f[begin] / NS_PER_US:.3f},"name":"{phase}",{tokens}}}'
+            yield f'{{"ph":"e",{common},"ts":{f[end] / NS_PER_US:.3f},"name":"{phase}"}}'
+
+
+def _event(**fields: Any) -> str:
+    return json.dumps(fields, separators=(",", ":"))

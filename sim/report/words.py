@@ -1,0 +1,90 @@
+"""Numbers as people read them: three or four digits, a unit, and a dash for what is undefined."""
+
+from collections.abc import Mapping
+
+from sim.units import GIB, MS_PER_S
+
+NOTHING = "–"
+SLO_NAMES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}
+
+
+def rate(value: float | None) -> str:
+    """Three significant digits, thousands separated.
+
+    Examples
+    --------
+    >>> rate(7.96531), rate(1531.36), rate(0.0421), rate(None)
+    ('7.97', '1,531', '0.0421', '–')
+    """
+    if value is None:
+        return NOTHING
+    if value and abs(value) < 0.1:
+        return f"{value:.3g}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+def count(value: float) -> str:
+    """A whole number, thousands separated."""
+    return f"{value:,.0f}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage; what is nearly none or nearly all does not read as none or all.
+
+    Examples
+    --------
+    >>> percent(0.6712), percent(0.99999), percent(0.00001), percent(1), percent(0), percent(None)
+    ('67.1 %', '> 99.9 %', '< 0.1 %', '100 %', '0 %', '–')
+    """
+    if fraction is None:
+        return NOTHING
+    if 0 < fraction < 0.001:
+        return "< 0.1 %"
+    if 0.999 < fraction < 1:
+        return "> 99.9 %"
+    return f"{100 * fraction:.0f} %" if fraction in (0, 1) else f"{100 * fraction:.1f} %"
+
+
+def milliseconds(value: float | None) -> str:
+    """Milliseconds, without the unit."""
+    return rate(value)
+
+
+def duration(value_ms: float | None) -> str:
+    """A time in the unit that suits it.
+
+    Examples
+    --------
+    >>> duration(0.25), duration(21.04), duration(1234.5), duration(3_915_693), duration(86_400_000)
+    ('0.25 ms', '21.0 ms', '1.23 s', '65.3 min', '24.0 h')
+    """
+    if value_ms is None:
+        return NOTHING
+    for unit, size_ms, most in (("ms", 1, 1_000), ("s", MS_PER_S, 120), ("min", 60 * MS_PER_S, 120)):
+        if value_ms / size_ms < most:
+            return f"{rate(value_ms / size_ms)} {unit}"
+    return f"{rate(value_ms / (3_600 * MS_PER_S))} h"
+
+
+def gibibytes(n_bytes: float) -> str:
+    """Bytes in GiB.
+
+    Examples
+    --------
+    >>> gibibytes(150_109_106_995), gibibytes(3_000_000)
+    ('139.8 GiB', '0.003 GiB')
+    """
+    value = n_bytes / GIB
+    return f"{value:.1f} GiB" if abs(value) >= 0.1 else f"{value:.3f} GiB"
+
+
+def slo_words(limits: Mapping[str, float | None]) -> str:
+    """Objectives in a line.
+
+    Examples
+    --------
+    >>> slo_words({"ttft_ms": 500, "tpot_ms": 30, "e2el_ms": None})
+    'TTFT ≤ 500 ms, TPOT ≤ 30 ms'
+    """
+    return ", ".join(f"{SLO_NAMES[key]} ≤ {value:,g} ms" for key, value in limits.items() if value is not None)
