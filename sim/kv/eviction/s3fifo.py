@@ -72,23 +72,35 @@ class S3Fifo:
         if wanted is not None and self._recall(wanted):
             self._returning.add(wanted)
         while True:
-            if self._main.counts and (self._main.n_blocks > self._main_blocks or not self._small.counts):
-                unit, count = self._main.pop()
-                if not unit.is_parked:
-                    self._passed.add(unit)
-                elif count:
-                    self._main.push(unit, min(count, _MAX_COUNT) - 1)
-                else:
-                    return unit
+            is_main = self._main.n_blocks > self._main_blocks or not self._small.counts
+            unit = self._from_main() if is_main else self._from_small()
+            if unit is not None:
+                return unit
+
+    def _from_main(self) -> Unit | None:
+        """The first unit without hits to spend; None if all were referenced."""
+        while self._main.counts:
+            unit, count = self._main.pop()
+            if not unit.is_parked:
+                self._passed.add(unit)
+            elif count:
+                self._main.push(unit, min(count, _MAX_COUNT) - 1)
             else:
-                unit, count = self._small.pop()
-                if not unit.is_parked:
-                    self._passed.add(unit)
-                elif count >= self._promote_at:
-                    self._main.push(unit)
-                else:
-                    self._remember(unit)
-                    return unit
+                return unit
+        return None
+
+    def _from_small(self) -> Unit | None:
+        """The first unit that did not earn promotion; None if all did or were referenced."""
+        while self._small.counts:
+            unit, count = self._small.pop()
+            if not unit.is_parked:
+                self._passed.add(unit)
+            elif count >= self._promote_at:
+                self._main.push(unit)
+            else:
+                self._remember(unit)
+                return unit
+        return None
 
     def _recall(self, key: int | None) -> bool:
         return key is not None and self._ghosts.recall(key)

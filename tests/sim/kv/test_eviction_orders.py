@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,17 @@ EXACT = {
     "ARC": partial(BlankFirst, order=Arc),
 }
 ONLINE = EXACT | {"GDSF": partial(BlankFirst, order=Gdsf)}
-skewed_streams = st.lists(st.one_of(st.integers(0, 6), st.integers(0, 60)), min_size=1, max_size=300)
+
+
+def skewed(seed: int, n_keys: int) -> list[int]:
+    """400 references, popular keys often, the popular ones changing halfway."""
+    rng = np.random.default_rng(seed)
+    ranks = np.floor(n_keys * rng.random(400) ** 3).astype(int)
+    ranks[200:] = (ranks[200:] + n_keys // 4) % n_keys
+    return [int(rank) for rank in ranks]
+
+
+skewed_streams = st.builds(skewed, st.integers(0, 10**6), st.integers(30, 120))
 
 
 def hits(evictor: Evictor, stream: list[int]) -> list[bool]:
