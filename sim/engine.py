@@ -33,6 +33,27 @@ class Clock(simpy.Environment):
         return self._now  # type: ignore[return-value]  # starts at 0 and every delay is a whole number
 
 
+class Turn(simpy.Event):
+    """The end of a replica's iterations: one event, set again and again.
+
+    Those that end in the same nanosecond do so in the order of their replicas, after the arrivals of that nanosecond,
+    however long ago each was scheduled: so jumping over iterations changes nothing.
+    """
+
+    def __init__(self, env: Clock, index: int) -> None:
+        self.env = env
+        self.callbacks: Any = None
+        self._ok = True
+        self._value = None
+        self._priority: Any = simpy.events.NORMAL + 1 + index
+
+    def after(self, delay_ns: int) -> "Turn":
+        """Set to end so much later."""
+        self.callbacks = []
+        self.env.schedule(self, self._priority, delay_ns)
+        return self
+
+
 class Inbox:
     """Where requests reach a replica, and what an idle replica waits for."""
 
@@ -99,9 +120,11 @@ class Replica:
         self.ledger = DecodeLedger(kv.block_tokens, kv.window_tokens)
         self.batch = Batch(queue, kv, self.ledger, self.preempt)
         self.inbox = Inbox(env)
+        self.turn = Turn(env, index)
         self.n_outstanding = 0  # requests taken and not yet ended
         self._carry_ps = 0  # what rounding to whole nanoseconds has left over
         self._last_decode_ns = 0
+        self._n_preempted = 0  # sequences that gave way in planning this iteration
         self._n_ended = 0  # sequences that ended with the previous iteration
         self._ended: list[Sequence] = []  # of a batch whose answers return together
         env.process(self.serve())
@@ -143,7 +166,7 @@ class Replica:
             pace, n_steps = self.horizon(plan, start_ns)
             owed_ps = self._carry_ps + elapsed_ps(pace.first_ps, pace.growth_ps, n_steps)
             duration_ns = owed_ps // PS_PER_NS
-            yield env.timeout(duration_ns)
+            yield self.turn.after(duration_ns)
             self.commit(plan, pace, n_steps, start_ns, start_ns + duration_ns)
             self._carry_ps = owed_ps - duration_ns * PS_PER_NS
 
@@ -167,7 +190,7 @@ class Replica:
                 (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended),
             )
         )
-        if chunks or plan.n_preempted or moved or hosted:
+        if chunks or self._n_preempted or moved or hosted:
             kv.moved_bytes = kv.host_bytes = 0.0
             return pace, 1
         first_ps, growth_ps, n_steps = pace
@@ -220,9 +243,10 @@ class Replica:
             kv.held_tokens,
             live_tokens,
             kv.idle_tokens,
-            plan.n_preempted,
+            self._n_preempted,
             n_decoding - n_emitting,
         )
+        self._n_preempted = 0
         if n_decoding:
             kv.advance(ledger, n_steps)
             ledger.advance(n_steps)
@@ -243,8 +267,16 @@ class Replica:
             self._finish(sequence, end_ns)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's memory and put it back at the head of the queue, to be recomputed."""
+        """Take a running sequence's memory and put it back at the head of the queue, to be recomputed.
+
+        One that only pads its batch has its answer: it is returned now.
+        """
         now_ns = self.env.now_ns
+        if sequence in self._ended:
+            self._ended.remove(sequence)
+            self._finish(sequence, now_ns)
+            return
+        self._n_preempted += 1
         if sequence.order in self.ledger.members:
             self.ledger.leave(sequence)
             sequence.last_token_ns = max(sequence.last_token_ns or 0, self._last_decode_ns)

@@ -66,7 +66,7 @@ class Chunked:
                 n_running += 1
         if not chunks and not n_decoding:  # all gave way: now they come back one by one
             return self.plan(batch, now_ns) if n_preempted else None
-        if chunks or n_preempted:
-            return Plan(chunks, n_preempted=n_preempted)
+        if chunks:
+            return Plan(chunks)
         is_full = not budget or n_running >= self.max_num_seqs
         return DECODE_ON if is_full or (waiting and waiting.keeps_head) else DECODE_OPEN

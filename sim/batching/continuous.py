@@ -52,7 +52,5 @@ class Continuous:
         n_preempted = batch.make_room()
         if not ledger.members:
             return self.plan(batch, now_ns) if n_preempted else None
-        if n_preempted:
-            return Plan(n_preempted=n_preempted)
         is_full = batch.n_running() >= self.max_num_seqs
         return DECODE_ON if is_full or (len(waiting) and waiting.keeps_head) else DECODE_OPEN

@@ -76,7 +76,6 @@ class Plan(NamedTuple):
 
     chunks: Chunks = ()  # prompt tokens to compute, by sequence
     decodes: bool = True  # every decoding sequence gets a token; else they are held back
-    n_preempted: int = 0
     pad_to_tokens: int | None = None  # prompts are computed as if so long (request-level batches)
     is_open: bool = False  # an arrival could change the plan of the iterations that follow
     valid_until_ns: int | None = None  # a clock of the scheduler's own

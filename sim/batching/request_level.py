@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sim.batching.plan import Batch, Plan
+from sim.batching.plan import DECODE_ON, Batch, Plan
 from sim.errors import ConfigError
 from sim.sequence import Sequence
 from sim.units import MS_PER_S, ns_from_s
@@ -41,9 +41,9 @@ class RequestLevel:
     def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
         """The next iteration; the time a batch starts although it is not full; or None, on arrival."""
         ledger, waiting = batch.ledger, batch.waiting
-        n_preempted = batch.make_room()
+        batch.make_room()
         if ledger.members:
-            return Plan(n_preempted=n_preempted)
+            return DECODE_ON
         if not len(waiting):
             return None
         starts_ns = waiting.head().request.arrival_ns + self._max_wait_ns

@@ -1,0 +1,153 @@
+"""A small house to serve in: integer costs anybody can add up, traffic from a list, and a run to its end."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sim.batching import Chunked, Fcfs
+from sim.batching.plan import Batch
+from sim.engine import Clock, Replica
+from sim.kv.eviction import Lru
+from sim.kv.paged import PagedCache
+from sim.record import Recorder, iteration_ends_ns
+from sim.request import Finished, Request
+from sim.router import RoundRobin, Traffic
+from sim.step import Pace, StepShape
+from tests.sim.naive_ledger import NaiveLedger
+
+
+@dataclass(frozen=True)
+class LinearCost:
+    """An iteration takes a constant, and so much for each thing it does [ps]; at least ``host_ps``."""
+
+    base_ps: int = 1_000_000
+    per_seq_ps: int = 0
+    per_context_ps: int = 0
+    per_prompt_ps: int = 0
+    per_prompt_context_ps: int = 0
+    per_skew_ps: int = 0  # per token of sequences * longest - total
+    per_ended_ps: int = 0
+    host_ps: int = 0
+    most_steps: int = 1 << 40  # how far one answer reaches
+
+    def pace(self, shape: StepShape) -> Pace:
+        chunks, batch, context, longest, growing, _moved, _hosted, ended = shape
+        ps = self.base_ps + batch * self.per_seq_ps + context * self.per_context_ps + ended * self.per_ended_ps
+        ps += self.per_skew_ps * (longest * batch - context)
+        for new, cached in chunks:
+            ps += new * self.per_prompt_ps + cached * self.per_prompt_context_ps
+        growth = self.per_context_ps * growing
+        if growing != batch:
+            growth -= self.per_skew_ps * growing
+        if chunks or (ended and self.per_ended_ps) or growth < 0:
+            return Pace(max(ps, self.host_ps), 0, 1)
+        if ps < self.host_ps:
+            reach = (self.host_ps - ps) // growth + 1 if growth else self.most_steps
+            return Pace(self.host_ps, 0, min(reach, self.most_steps))
+        return Pace(ps, growth, self.most_steps)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Requests as listed, and by session the further turns that each finished one brings about."""
+
+    listed: Sequence[Request]
+    turns: Mapping[int, Sequence[tuple[int, int, int]]] = field(default_factory=dict)  # (think ns, question, answer)
+
+    def requests(self, seed: int) -> Iterator[Request]:
+        return iter(self.listed)
+
+    def follow_up(self, finished: Finished) -> Request | None:
+        request = finished.request
+        turns = self.turns.get(request.session_id, ())
+        if request.turn >= len(turns) or finished.is_refused:
+            return None
+        think_ns, question, answer = turns[request.turn]
+        number = request.id + 1000
+        said = (*request.content, (request.output_id, request.output_tokens), (number, question))
+        return Request(
+            number,
+            finished.finish_ns + think_ns,
+            sum(n_tokens for _, n_tokens in said),
+            answer,
+            answer,
+            said,
+            -number,
+            request.session_id,
+            request.turn + 1,
+            priority=request.priority,
+        )
+
+
+def asked(number: int, at_ns: int, prompt: int, output: int, **fields: Any) -> Request:
+    return Request(number, at_ns, prompt, output, output, **fields)
+
+
+@dataclass
+class House:
+    """Everything a finished run leaves to look at."""
+
+    env: Clock
+    recorder: Recorder
+    replicas: list[Replica]
+    traffic: Traffic
+
+    def requests(self) -> list[dict[str, int]]:
+        table = self.recorder.requests
+        return [dict(zip(table.columns, row, strict=True)) for row in table.rows().tolist()]
+
+    def iterations(self) -> list[dict[str, int]]:
+        table = self.recorder.iterations
+        return [dict(zip(table.columns, row, strict=True)) for row in table.rows().tolist()]
+
+    def ends_ns(self, replica: int = 0) -> list[int]:
+        """When each single iteration of a replica ended."""
+        table = self.recorder.iterations
+        rows = table.rows()
+        steps = table.column("n_steps")
+        ends = iteration_ends_ns(table).tolist()
+        owner = [index for index, n in zip(rows[:, 0].tolist(), steps.tolist(), strict=True) for _ in range(n)]
+        return [end for end, index in zip(ends, owner, strict=True) if index == replica]
+
+    def facts(self) -> dict[str, object]:
+        """What a run must say however far it jumps."""
+        return {
+            "requests": self.requests(),
+            "ends_ns": [self.ends_ns(replica.index) for replica in self.replicas],
+            "preemptions": self.recorder.preemptions.rows().tolist(),
+            "refused": self.recorder.refused.rows().tolist(),
+            "counts": [dict(replica.kv.counts()) for replica in self.replicas],
+        }
+
+
+def serve(
+    scenario: Listed,
+    *,
+    scheduler: Callable[[], Any] = Chunked,
+    queue: Callable[[], Any] = Fcfs,
+    kv: Callable[[], Any] = lambda: PagedCache(1 << 20, Lru),
+    cost: Callable[[], Any] = LinearCost,
+    router: Callable[[], Any] = RoundRobin,
+    replicas: int = 1,
+    max_steps: int | None = None,
+    max_len: int = 1 << 20,
+    is_naive: bool = False,
+) -> House:
+    """Serve everybody."""
+    env = Clock()
+    recorder = Recorder()
+    is_open_loop = not scenario.turns
+    traffic = Traffic(env, scenario, 0, router(), is_open_loop)
+    next_outside_ns = traffic.next_arrival_ns if is_open_loop else env.peek
+    on_finish = None if is_open_loop else traffic.ended
+    house = [
+        Replica(env, i, scheduler(), queue(), kv(), cost(), recorder, next_outside_ns, on_finish, max_len, max_steps)
+        for i in range(replicas)
+    ]
+    if is_naive:
+        for replica in house:
+            replica.ledger = NaiveLedger(replica.kv.block_tokens, replica.kv.window_tokens)
+            replica.batch = Batch(replica.batch.waiting, replica.kv, replica.ledger, replica.preempt)
+    traffic.start(house)
+    env.run()
+    return House(env, recorder, house, traffic)
