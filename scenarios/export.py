@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from scenarios.traces.mooncake import BLOCK_TOKENS
 from scenarios.traces.plain import COLUMNS
-from scenarios.walk import Ending, as_in_run, idle_server, walk
+from scenarios.walk import Server, idle_server, recorded_server, walk
 from sim.errors import ConfigError
 from sim.request import Request, Scenario, block_keys
 from sim.units import MS_PER_S, NS_PER_S
@@ -96,14 +96,7 @@ def _hash_ids(request: Request, numbers: dict[int, int]) -> list[int]:
     return ids
 
 
-def export(
-    scenario: Scenario,
-    path: Path,
-    seed: int,
-    file_format: str,
-    ending: Ending,
-    rank: Callable[[Request], int] | None,
-) -> int:
+def export(scenario: Scenario, path: Path, seed: int, file_format: str, server: Server) -> int:
     """Write a scenario's traffic, completely or not at all; gzipped where the path ends in ``.gz``.
 
     Returns
@@ -120,9 +113,9 @@ def export(
         with open(partial, "wb") as raw:
             if path.suffix == ".gz":  # no name and no time inside: the same traffic gives the same bytes
                 with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-                    n = _written(write, walk(scenario, seed, ending, rank), packed)
+                    n = _written(write, walk(scenario, seed, server), packed)
             else:
-                n = _written(write, walk(scenario, seed, ending, rank), raw)
+                n = _written(write, walk(scenario, seed, server), raw)
         os.replace(partial, path)
     except OSError as problem:
         raise ConfigError(f"task.path cannot be written: {problem}") from None
@@ -169,15 +162,8 @@ def export_task(
     """
     name = "traffic.csv" if format == "csv" else "traffic.jsonl"
     to = out / name if path is None else Path(path)
-    ending, rank = idle_server(first_token_s, per_token_s), None
-    if run is not None:
-        finish_ns, order = _finishes(Path(run))
-        ending = as_in_run(finish_ns)
-
-        def rank(request: Request) -> int:
-            return order.get(request.id, -1)
-
-    n = export(scenario, to, seed, format, ending, rank)
+    server = idle_server(first_token_s, per_token_s) if run is None else recorded(Path(run))
+    n = export(scenario, to, seed, format, server)
     if run is None and not getattr(scenario, "is_open_loop", False):
         console.print(
             f"Clients wait for answers here: they came after {first_token_s:g} s + {per_token_s:g} s a token; "
@@ -186,17 +172,21 @@ def export_task(
     console.print(f"{n:,} requests written to {to}", soft_wrap=True)
 
 
-def _finishes(run: Path) -> tuple[dict[int, int], dict[int, int]]:
-    """When each request of a run ended, and which ended before which, by id."""
+def recorded(run: Path) -> Server:
+    """Answers at the times of a run that was written to a folder.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such run.
+    """
     import pyarrow.parquet as pq
 
     path = run / "requests.parquet" if run.is_dir() else run
     try:
-        table = pq.read_table(path, columns=["id", "finish_ns"])
+        table = pq.read_table(path, columns=["id", "scheduled_ns", "finish_ns"])
     except (OSError, ValueError, KeyError) as problem:
-        raise ConfigError(
-            f"task.run must be the folder of a run or its requests.parquet, got {run}: {problem}"
-        ) from None
-    ids = table.column("id").to_pylist()
-    finish_ns = dict(zip(ids, table.column("finish_ns").to_pylist(), strict=True))
-    return finish_ns, {number: row for row, number in enumerate(ids)}
+        said = str(problem).splitlines()[0]
+        raise ConfigError(f"task.run must be the folder of a run or its requests.parquet, got {run}: {said}") from None
+    ids, scheduled, finished = (table.column(name).to_pylist() for name in table.column_names)
+    return recorded_server(dict(zip(ids, scheduled, strict=True)), dict(zip(ids, finished, strict=True)))

@@ -87,7 +87,7 @@ class Replay:
         own_ids: bool | None = None
         classifier = Classifier() if self.classify else None
         cap, slo_class = self.max_output_tokens, self.slo_class
-        for number, row in enumerate(self._rows(seed)):
+        for number, row in enumerate(self.rows(seed)):
             (
                 arrival_ns,
                 prompt,
@@ -129,12 +129,19 @@ class Replay:
         """Nothing: what happened does not listen."""
         return
 
-    def _rows(self, seed: int) -> Iterator[Row]:
-        """The rows wanted, in order, at the times of the run."""
-        in_order: Iterator[Row] = self._in_order()
+    def rows(self, seed: int, is_served: bool = True) -> Iterator[Row]:
+        """The rows wanted, at the times of the run.
+
+        Parameters
+        ----------
+        is_served : bool
+            Whether they have to make sense as traffic: in order, each with a prompt and an answer. A look at a trace
+            takes them as they are.
+        """
+        chosen = self._in_order(is_served)
         if self.time_range is not None:
-            in_order = self._within(in_order, *map(ns_from_s, self.time_range))
-        wanted: Iterator[Row] = islice(in_order, self.limit)
+            chosen = _within(chosen, *map(ns_from_s, self.time_range))
+        wanted: Iterator[Row] = islice(chosen, self.limit)
         if self.shuffle:
             held = list(wanted)
             dealt = stream(seed, "shuffle").permutation(len(held)).tolist()
@@ -143,14 +150,17 @@ class Replay:
             return wanted
         return (row._replace(arrival_ns=round(row.arrival_ns / self.rate_scale)) for row in wanted)
 
-    def _in_order(self) -> Iterator[Row]:
-        caps = Caps(self.max_rows, self.max_text_bytes, self.max_line_bytes)
-        read = self._checked(rows(self.path, self.format, caps))
+    def _in_order(self, is_served: bool) -> Iterator[Row]:
+        read = rows(self.path, self.format, Caps(self.max_rows, self.max_text_bytes, self.max_line_bytes))
+        if is_served:
+            read = self._filled(read)
         if self.sort:
             held = list(read)
             order = np.argsort(np.array([row.arrival_ns for row in held], dtype=np.int64), kind="stable")
-            yield from (held[i] for i in order.tolist())
-            return
+            return (held[i] for i in order.tolist())
+        return self._ascending(read) if is_served else read
+
+    def _ascending(self, read: Iterator[Row]) -> Iterator[Row]:
         last_ns = 0
         for row in read:
             if row.arrival_ns < last_ns:
@@ -161,7 +171,7 @@ class Replay:
             last_ns = row.arrival_ns
             yield row
 
-    def _checked(self, read: Iterator[Row]) -> Iterator[Row]:
+    def _filled(self, read: Iterator[Row]) -> Iterator[Row]:
         for row in read:
             if row.prompt_tokens and row.output_tokens:
                 yield row
@@ -171,9 +181,11 @@ class Replay:
                     f"{row.prompt_tokens} and {row.output_tokens} (scenario.skip_empty=true leaves such rows out)"
                 )
 
-    def _within(self, read: Iterator[Row], start_ns: int, end_ns: int) -> Iterator[Row]:
-        for row in read:
-            if row.arrival_ns >= end_ns:
-                return
-            if row.arrival_ns >= start_ns:
-                yield row._replace(arrival_ns=row.arrival_ns - start_ns)
+
+def _within(read: Iterator[Row], start_ns: int, end_ns: int) -> Iterator[Row]:
+    """Rows that arrive in [start, end), counted from the start."""
+    for row in read:
+        if row.arrival_ns >= end_ns:
+            return
+        if row.arrival_ns >= start_ns:
+            yield row._replace(arrival_ns=row.arrival_ns - start_ns)

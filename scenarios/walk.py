@@ -6,71 +6,81 @@ busy.
 
 from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
+from math import inf
+from typing import NamedTuple
 
 from sim.errors import ConfigError
 from sim.request import Finished, Request, Scenario
 from sim.units import ns_from_s
 
-Ending = Callable[[Request], Finished]
+
+class Ending(NamedTuple):
+    """When an answer is there, and which of two that are there in the same tick is the first."""
+
+    finished: Finished
+    rank: int = 0  # ties go by rank, then by arrival
 
 
-def idle_server(first_token_s: float, per_token_s: float) -> Ending:
+Server = Callable[[Request], Ending]
+
+
+def idle_server(first_token_s: float, per_token_s: float) -> Server:
     """Answers as of a server without load: so long to the first token, so long for each further one [s]."""
     first_ns, each_ns = ns_from_s(first_token_s), ns_from_s(per_token_s)
-    return lambda request: Finished(request, request.arrival_ns + first_ns + (request.output_tokens - 1) * each_ns)
+    return lambda request: Ending(
+        Finished(request, request.arrival_ns + first_ns + (request.output_tokens - 1) * each_ns)
+    )
 
 
-def as_in_run(finish_ns: Mapping[int, int]) -> Ending:
-    """Answers at the times of a run, by request id [ns]; who is not among them was refused on arrival."""
+def recorded_server(scheduled_ns: Mapping[int, int], finish_ns: Mapping[int, int]) -> Server:
+    """Answers at the times of a run, by request id [ns]; who is not among them was refused on arrival.
 
-    def ending(request: Request) -> Finished:
+    An engine ends the sequences of an iteration in the order in which it had admitted them.
+    """
+
+    def answer(request: Request) -> Ending:
         at_ns = finish_ns.get(request.id)
-        return Finished(request, request.arrival_ns, is_refused=True) if at_ns is None else Finished(request, at_ns)
+        if at_ns is None:
+            return Ending(Finished(request, request.arrival_ns, is_refused=True), -1)
+        return Ending(Finished(request, at_ns), scheduled_ns[request.id])
 
-    return ending
+    return answer
 
 
-def walk(
-    scenario: Scenario, seed: int, ending: Ending, rank: Callable[[Request], int] | None = None
-) -> Iterator[Request]:
+def walk(scenario: Scenario, seed: int, server: Server) -> Iterator[Request]:
     """Every request that a scenario brings about, in order of arrival.
 
-    Parameters
-    ----------
-    ending : callable
-        When each request's answer is there.
-    rank : callable or None
-        Order of requests that end in the same tick; None is the order of their arrival.
+    Raises
+    ------
+    ConfigError
+        If the server's times do not belong to this traffic.
     """
-    due: list[tuple[int, int, int, Request]] = []  # arrivals and ends to come: time, kind, order, request
+    arriving: list[tuple[int, int, Request]] = []  # follow-ups: time, order
+    ending: list[tuple[int, int, int, Finished]] = []  # answers: time, rank, order
     stream = scenario.requests(seed)
     is_open_loop = bool(getattr(scenario, "is_open_loop", False))
-    n_pushed = 0
     following = next(stream, None)
-    last_ns = 0
-    while following is not None or due:
-        if following is not None and (not due or following.arrival_ns <= due[0][0]):
+    order = last_ns = 0
+    while following is not None or arriving or ending:
+        outside_ns = inf if following is None else following.arrival_ns
+        follow_up_ns = arriving[0][0] if arriving else inf
+        if ending and ending[0][0] < min(outside_ns, follow_up_ns):
+            answer = scenario.follow_up(heappop(ending)[3])
+            if answer is not None:
+                order += 1
+                heappush(arriving, (answer.arrival_ns, order, answer))
+            continue
+        if following is not None and outside_ns <= follow_up_ns:
             request, following = following, next(stream, None)
         else:
-            at_ns, is_end, _, request = heappop(due)
-            if is_end:
-                answer = scenario.follow_up(_ended(request, at_ns, ending))
-                if answer is not None:
-                    n_pushed += 1
-                    heappush(due, (answer.arrival_ns, 0, n_pushed, answer))
-                continue
+            request = heappop(arriving)[2]
         if request.arrival_ns < last_ns:
-            raise ConfigError(f"scenario: request {request.id} arrives before the one ahead of it in the stream")
+            raise ConfigError(f"scenario: request {request.id} arrives before one that it follows has ended")
         last_ns = request.arrival_ns
         yield request
         if not is_open_loop:
-            n_pushed += 1
-            order = n_pushed if rank is None else rank(request)
-            heappush(due, (ending(request).finish_ns, 1, order, request))
-
-
-def _ended(request: Request, at_ns: int, ending: Ending) -> Finished:
-    finished = ending(request)
-    if finished.finish_ns != at_ns or at_ns < request.arrival_ns:
-        raise ConfigError(f"scenario: request {request.id} cannot end at {finished.finish_ns} ns")
-    return finished
+            finished, rank = server(request)
+            if finished.finish_ns < request.arrival_ns:
+                raise ConfigError(f"scenario: request {request.id} cannot end before it arrives")
+            order += 1
+            heappush(ending, (finished.finish_ns, rank, order, finished))
