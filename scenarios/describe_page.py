@@ -62,31 +62,23 @@ def facts(description: Description) -> Iterator[tuple[str, str]]:
     if r := d.reuse:
         yield (
             "prefix reuse",
-            f"{r.ceiling_frac:.1%} of prompt tokens seen before: the most that any prefix cache can save",
+            f"{r.ceiling_frac:.1%} of prompt tokens seen before: the most that a prefix cache can save",
         )
         yield (
             "pieces of text",
-            f"{r.n_pieces:,}, {r.n_unique_pieces:,} of them unique, of which {r.once_frac:.1%} used once",
+            f"{r.n_pieces:,}; {r.n_unique_pieces:,} different ones, of which {r.once_frac:.1%} used once",
         )
         if r.common_tokens:
             yield "common to all", f"the first {r.common_tokens:,} tokens"
         yield "requests with a parent", f"{r.child_frac:.1%}; {r.single_frac:.1%} of the others have no child"
     if load := d.load:
-        yield (
-            "offered load",
-            (
-                f"{short(load.prompt_tokens_per_s)} prompt and {short(load.output_tokens_per_s)} answer tokens per second, "
-                f"{short(load.new_prompt_tokens_per_s)} prompt tokens new"
-            ),
+        offered = (
+            f"{short(load.prompt_tokens_per_s)} prompt and {short(load.output_tokens_per_s)} answer tokens per second"
         )
+        yield "offered load", f"{offered}, {short(load.new_prompt_tokens_per_s)} prompt tokens new"
         if load.capacity_tokens_per_s is not None and load.least_utilization_frac is not None:
-            yield (
-                "of the hardware",
-                (
-                    f"at least {load.least_utilization_frac:.1%} of {short(load.capacity_tokens_per_s)} tokens/s, its peak "
-                    "arithmetic without attention"
-                ),
-            )
+            used = f"at least {load.least_utilization_frac:.1%} of {short(load.capacity_tokens_per_s)} tokens/s"
+            yield "of the hardware", f"{used}, its peak arithmetic without attention"
 
 
 def fit_rows(description: Description) -> list[tuple[str, str, str, str]]:
@@ -113,9 +105,8 @@ def client_table(categories: Sequence[Clients]) -> "RichTable":
     for group in categories:
         known = group.gap_cv[~np.isnan(group.gap_cv)]
         p50, p90 = np.percentile(known, [50, 90])
-        rows.append(
-            (group.category, str(len(group.gap_cv)), short(float(group.rate_per_s.sum())), short(p50), short(p90))
-        )
+        rate = float(group.rate_per_s.sum())
+        rows.append((group.category, str(len(group.gap_cv)), short(rate), short(p50), short(p90)))
     rows.append(("all", str(sum(len(group.gap_cv) for group in categories)), "", "", ""))
     return _rich(("category", "clients", "requests/s", "CV of gaps, p50", "p90"), rows)
 
@@ -185,7 +176,7 @@ def _against_fit(description: Description, quantity: str, values: Floats, colour
     ks = description.fits[quantity][0].ks
     return (
         traces,
-        f"Share of requests at or below a value. The nearest published fit is {name}, at a distance of {ks:.3f}.",
+        f"Share of requests at or below a value. Nearest published fit: {name}, at a distance of {ks:.3f}.",
     )
 
 
