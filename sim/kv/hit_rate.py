@@ -1,0 +1,188 @@
+"""The task ``hit_rate``: what share of a trace's prompts a prefix cache finds, by policy and size, without time."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from time import process_time
+from typing import TYPE_CHECKING, Any, get_args
+
+from sim.errors import ConfigError
+from sim.kv.eviction import Arc, Belady, BlankFirst, Evictor, Fifo, Gdsf, Lfu, Lru, S3Fifo
+from sim.kv.replay import Hits, Touch, Trace, read, replay
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sim.request import Scenario
+
+POLICIES: dict[str, Callable[[Trace], Callable[[int], Evictor]]] = {
+    "lru": lambda _: Lru,
+    "lfu": lambda _: partial(BlankFirst, order=Lfu),
+    "fifo": lambda _: partial(BlankFirst, order=Fifo),
+    "s3fifo": lambda _: partial(BlankFirst, order=S3Fifo),
+    "arc": lambda _: partial(BlankFirst, order=Arc),
+    "gdsf": lambda _: partial(BlankFirst, order=Gdsf),
+    "belady": lambda trace: partial(BlankFirst, order=partial(Belady, future=trace.future())),
+}
+"""How a replay makes the evictors of ``conf/eviction/``: the bound alone needs the trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One replay: a policy at a capacity."""
+
+    policy: str
+    capacity_blocks: int
+    hits: Hits
+    accesses_per_s: float  # block accesses per second of this machine's processor time
+
+    def row(self) -> dict[str, str | int | float]:
+        """What is written down; nothing of it depends on the machine."""
+        return {
+            "policy": self.policy,
+            "capacity_blocks": self.capacity_blocks,
+            "block_frac": self.hits.block_frac,
+            "full_frac": self.hits.full_frac,
+            "token_frac": self.hits.token_frac,
+            "resident_frac": self.hits.resident_frac,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class HitRate:
+    """Replays the scenario's prompts through every policy at every capacity.
+
+    Parameters
+    ----------
+    policies : sequence of str
+        Of ``conf/eviction/``.
+    capacity_blocks : sequence of int
+        Cache sizes [blocks].
+    block_tokens : int
+        Block size [tokens].
+    touch : {"tail_first", "head_first", "head_first_once"}
+        In which order a request's blocks reach the policy, see `sim.kv.replay.Touch`.
+    """
+
+    policies: Sequence[str]
+    capacity_blocks: Sequence[int]
+    block_tokens: int = 512
+    touch: str = "tail_first"
+
+    def __post_init__(self) -> None:
+        for policy in _some("policies", self.policies):
+            if policy not in POLICIES:
+                near = get_close_matches(str(policy), POLICIES, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise ConfigError(f"policies: {policy} is not a choice; {hint}(there are {', '.join(POLICIES)})")
+        for capacity in _some("capacity_blocks", self.capacity_blocks):
+            if type(capacity) is not int or capacity < 1:
+                raise ConfigError(f"capacity_blocks must be whole numbers >= 1 [blocks], got {capacity!r}")
+            if "s3fifo" in self.policies and capacity < 20:
+                raise ConfigError(f"capacity_blocks must be >= 20 [blocks] for s3fifo, got {capacity!r}")
+        if type(self.block_tokens) is not int or self.block_tokens < 1:
+            raise ConfigError(f"task.block_tokens must be >= 1 [tokens], got {self.block_tokens!r}")
+        if self.touch not in get_args(Touch):
+            raise ConfigError(f"task.touch must be one of {', '.join(get_args(Touch))}, got {self.touch!r}")
+
+    def __call__(self, *, scenario: "Scenario", seed: int, out: Path, console: "Console") -> None:
+        """Replay, print the table, write ``hit_rate.json`` and ``hit_rate.html`` into ``out``."""
+        trace = read(scenario.requests(seed), self.block_tokens)
+        ceiling = replay(trace, Lru(trace.n_references))
+        points = self.points(trace)
+        out.mkdir(parents=True, exist_ok=True)
+        summary = {
+            "n_requests": len(trace.blocks),
+            "n_block_references": trace.n_references,
+            "n_distinct_blocks": trace.n_distinct,
+            "block_tokens": self.block_tokens,
+            "touch": self.touch,
+            "unlimited": Point("unlimited", trace.n_references, ceiling, 0.0).row(),
+            "points": [point.row() for point in points],
+        }
+        (out / "hit_rate.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        curve(points, ceiling, self.block_tokens).write_html(
+            out / "hit_rate.html", include_plotlyjs=True, config={"displaylogo": False, "showSendToCloud": False}
+        )
+        console.print(table(points, trace, ceiling))
+        console.print(f"Curve: {out / 'hit_rate.html'}", soft_wrap=True)
+
+    def points(self, trace: Trace) -> list[Point]:
+        """One replay per policy and capacity."""
+        points = []
+        for policy in self.policies:
+            evictor = POLICIES[policy](trace)
+            for capacity in self.capacity_blocks:
+                start_s = process_time()
+                hits = replay(trace, evictor(capacity), self.touch)  # type: ignore[arg-type]
+                points.append(Point(policy, capacity, hits, trace.n_references / (process_time() - start_s)))
+        return points
+
+
+def table(points: Sequence[Point], trace: Trace, ceiling: Hits) -> "Table":
+    """The points as a terminal table, the best policy of each capacity marked."""
+    from rich.table import Table
+
+    shown = Table(
+        title=f"{len(trace.blocks):,} prompts, {trace.n_references:,} blocks of {trace.block_tokens} tokens: share hit",
+        caption="*: most tokens hit at this capacity",
+    )
+    shown.add_column("policy")
+    for column in ("capacity [blocks]", "all blocks", "full blocks", "tokens", "M accesses/s"):
+        shown.add_column(column, justify="right")
+    best = {
+        p.capacity_blocks: max(q.hits.hit_tokens for q in points if q.capacity_blocks == p.capacity_blocks)
+        for p in points
+    }
+    for point in sorted(points, key=lambda point: point.capacity_blocks):
+        hits = point.hits
+        mark = "*" if hits.hit_tokens == best[point.capacity_blocks] else ""
+        shown.add_row(
+            f"{point.policy}{mark}",
+            f"{point.capacity_blocks:,}",
+            f"{hits.block_frac:.4f}",
+            f"{hits.full_frac:.4f}",
+            f"{hits.token_frac:.4f}",
+            f"{point.accesses_per_s / 1e6:.2f}",
+        )
+    shown.add_section()
+    shown.add_row(
+        "unlimited", "", f"{ceiling.block_frac:.4f}", f"{ceiling.full_frac:.4f}", f"{ceiling.token_frac:.4f}", ""
+    )
+    return shown
+
+
+def curve(points: Sequence[Point], ceiling: Hits, block_tokens: int) -> Any:
+    """Share of prompt tokens hit over capacity, one line per policy: a Plotly figure."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for policy in dict.fromkeys(point.policy for point in points):
+        line = sorted((p for p in points if p.policy == policy), key=lambda point: point.capacity_blocks)
+        figure.add_scatter(
+            x=[point.capacity_blocks for point in line],
+            y=[point.hits.token_frac for point in line],
+            customdata=[point.capacity_blocks * block_tokens for point in line],
+            name=policy,
+            mode="lines+markers",
+            hovertemplate="%{x:,} blocks (%{customdata:,} tokens)<br>%{y:.2%} of prompt tokens hit",
+        )
+    figure.add_hline(y=ceiling.token_frac, line_dash="dot", annotation_text="unlimited")
+    figure.update_layout(
+        title="Prompt tokens found in the prefix cache",
+        xaxis={"title": f"capacity [blocks of {block_tokens} tokens]", "type": "log"},
+        yaxis={"title": "share of prompt tokens", "tickformat": ".0%", "rangemode": "tozero"},
+        hovermode="x unified",
+    )
+    return figure
+
+
+def _some(key: str, values: Any) -> Sequence[Any]:
+    """A list that is not empty."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise ConfigError(f"{key} must be a list of at least one, got {values!r}")
+    return values

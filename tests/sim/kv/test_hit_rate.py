@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from scenarios.replay import Replay
+from sim.errors import ConfigError
+from sim.kv.eviction import BlankFirst, Fifo, Lru
+from sim.kv.hit_rate import POLICIES, HitRate, curve
+from sim.kv.replay import Trace, read, replay
+from sim.request import Request
+
+TRACE = Path("../shared/data/traces/mooncake/conversation_trace.jsonl.gz")
+
+
+def request(id_: int, *content: tuple[int, int], prompt_tokens: int | None = None) -> Request:
+    n_tokens = prompt_tokens or sum(n for _, n in content)
+    return Request(id_, id_, n_tokens, 1, 1, content=content or None)
+
+
+class Prompts:
+    """A scenario of given requests."""
+
+    def __init__(self, *requests: Request) -> None:
+        self._requests = requests
+
+    def requests(self, seed: int):
+        return iter(self._requests)
+
+    def follow_up(self, finished):
+        return None
+
+
+def test_a_prompt_is_cut_into_blocks_and_equal_prefixes_get_equal_numbers():
+    trace = read(
+        [request(0, (7, 8), (8, 6)), request(1, (7, 8), (9, 6)), request(2, (7, 8), (8, 6)), request(3, (8, 6))], 4
+    )
+    assert trace.blocks == [[0, 1, 2, 3], [0, 1, 4, 5], [0, 1, 2, 3], [6, 7]]
+    assert (trace.n_references, trace.n_full, trace.n_distinct) == (14, 10, 8)
+
+
+def test_text_without_identity_takes_room_and_never_hits():
+    prompts = [
+        request(0, (1, 8)),
+        request(1, prompt_tokens=12),
+        request(2, (1, 8)),
+        request(3, (1, 4), prompt_tokens=8),
+    ]
+    trace = read(prompts, 4)
+    assert trace.blocks == [[0, 1], [], [0, 1], [0]]
+    roomy, tight = replay(trace, Lru(5)), replay(trace, Lru(3))
+    assert (roomy.hit_blocks, roomy.hit_tokens, roomy.n_references) == (3, 12, 9)
+    assert tight.hit_blocks == 1  # request 1 pushes out 0 and 1; request 3 finds what request 2 brought back
+
+
+def test_a_hit_ends_where_the_first_block_is_missing():
+    trace = read([request(0, (1, 12)), request(1, (2, 4)), request(2, (1, 12))], 4)
+    tail_first = replay(trace, Lru(3))
+    head_first = replay(trace, Lru(3), "head_first")
+    assert (tail_first.hit_blocks, tail_first.resident_blocks) == (2, 2)  # the leaf made room
+    assert (head_first.hit_blocks, head_first.resident_blocks) == (0, 0)  # the root did, and a stream chases its tail
+    once = replay(trace, Lru(3), "head_first_once")
+    assert (once.hit_blocks, once.resident_blocks) == (0, 2)
+
+
+def test_an_incomplete_last_block_counts_its_own_tokens_only():
+    trace = read([request(0, (1, 10)), request(1, (1, 10))], 4)
+    hits = replay(trace, Lru(10))
+    assert (hits.hit_blocks, hits.hit_full, hits.hit_tokens) == (3, 2, 10)
+    assert (hits.block_frac, hits.full_frac, hits.token_frac) == (0.5, 0.5, 0.5)
+
+
+def test_of_a_prompt_longer_than_the_cache_the_beginning_is_kept():
+    trace = read([request(0, (1, 40)), request(1, (1, 40))], 4)
+    assert replay(trace, Lru(6)).hit_blocks == 6
+
+
+prompts = st.lists(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=1, max_size=4), min_size=1, max_size=25
+)
+
+
+def slow_lru_hits(trace: Trace, capacity: int) -> int:
+    """Tail-first LRU in the plainest words: a list of blocks, the most recent last."""
+    recent: list[int] = []
+    n_hits = 0
+    for blocks in trace.blocks:
+        for block in blocks:
+            if block not in recent:
+                break
+            n_hits += 1
+        recent = [block for block in recent if block not in blocks] + blocks[::-1]
+        recent = recent[max(0, len(recent) - capacity) :]
+    return n_hits
+
+
+@given(prompts=prompts, capacity=st.integers(1, 20))
+@settings(max_examples=150, deadline=None)
+def test_the_bulk_replay_equals_a_plain_list(prompts, capacity):
+    trace = read([request(i, *content) for i, content in enumerate(prompts)], 4)
+    assert replay(trace, Lru(capacity)).hit_blocks == slow_lru_hits(trace, capacity)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(prompts=prompts)
+@settings(max_examples=20, deadline=None)
+def test_every_policy_hits_all_that_repeats_if_nothing_must_go(policy, prompts):
+    trace = read([request(i, *content) for i, content in enumerate(prompts)], 4)
+    hits = replay(trace, POLICIES[policy](trace)(1000))
+    assert hits.resident_blocks == len(trace.future()) - trace.n_distinct == hits.hit_blocks
+
+
+def test_every_eviction_policy_of_the_configuration_can_be_replayed():
+    assert {path.stem for path in Path("conf/eviction").glob("*.yaml")} == set(POLICIES)
+
+
+@pytest.mark.skipif(
+    not TRACE.exists(), reason=f"{TRACE} is not there: the Mooncake trace is not part of this repository"
+)
+def test_the_mooncake_trace_meets_its_published_hit_rates():
+    trace = read(Replay(str(TRACE)).requests(0), 512)
+    golden = json.loads((TRACE.parent / "golden_hit_rates.json").read_text())["conversation"]["request_level"]["10000"]
+    tail_first = replay(trace, Lru(10_000))
+    fifo = replay(trace, BlankFirst(10_000, Fifo), "head_first_once")
+    ours = [tail_first.block_frac, tail_first.full_frac, tail_first.token_frac, fifo.block_frac]
+    theirs = [golden["lru_tail_first"][k] for k in ("block", "fullblk", "token")] + [golden["fifo_head_first"]["block"]]
+    assert ours == pytest.approx(theirs, abs=5e-7)
+
+
+def test_the_task_writes_what_it_prints(tmp_path):
+    scenario = Prompts(*(request(i, (i % 3, 8), (i % 5, 8)) for i in range(40)))
+    console = Console(record=True, width=120)
+    HitRate(["lru", "belady"], [4, 400], block_tokens=4)(scenario=scenario, seed=0, out=tmp_path, console=console)
+    written = json.loads((tmp_path / "hit_rate.json").read_text())
+    assert [(p["policy"], p["capacity_blocks"]) for p in written["points"]] == [
+        ("lru", 4),
+        ("lru", 400),
+        ("belady", 4),
+        ("belady", 400),
+    ]
+    assert written["n_block_references"] == 160
+    assert written["points"][1]["token_frac"] == written["unlimited"]["token_frac"] > written["points"][0]["token_frac"]
+    assert f"{written['unlimited']['token_frac']:.4f}" in console.export_text()
+    assert "belady" in (tmp_path / "hit_rate.html").read_text()
+
+
+def test_the_curve_has_a_line_per_policy_over_rising_capacity():
+    trace = read([request(0, (1, 8)), request(1, (1, 8))], 4)
+    points = HitRate(["lru", "fifo"], [30, 20]).points(trace)
+    figure = curve(points, points[0].hits, 4)
+    assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
+        ("lru", [20, 30], [0.5, 0.5]),
+        ("fifo", [20, 30], [0.5, 0.5]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policies": ["lrru"]}, "policies: lrru is not a choice; did you mean lru"),
+        ({"policies": []}, r"policies must be a list of at least one, got \[\]"),
+        ({"policies": "lru"}, "policies must be a list of at least one, got 'lru'"),
+        ({"capacity_blocks": [10, 0]}, r"capacity_blocks must be whole numbers >= 1 \[blocks\], got 0"),
+        ({"policies": ["s3fifo"], "capacity_blocks": [10]}, "must be >= 20 .* for s3fifo, got 10"),
+        ({"block_tokens": 0}, r"task.block_tokens must be >= 1 \[tokens\], got 0"),
+        ({"touch": "random"}, "task.touch must be one of tail_first, head_first, head_first_once, got 'random'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        HitRate(**{"policies": ["lru"], "capacity_blocks": [100]} | settings)
+
+
+def test_a_scenario_without_requests_is_refused():
+    with pytest.raises(ConfigError, match="no request"):
+        read([], 4)
