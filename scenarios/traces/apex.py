@@ -6,8 +6,9 @@ https://github.com/microsoft/apex_plus
 """
 
 from collections.abc import Iterator
+from itertools import starmap
 
-from scenarios.traces.row import Row, tokens, whole
+from scenarios.traces.row import TOKENS, WHOLE, Row
 from scenarios.traces.table import Table
 from scenarios.traces.text import Caps
 
@@ -16,12 +17,4 @@ HEADER = ("StartTimeOffset_ns", "ContextTokens", "GeneratedTokens")
 
 def rows(path: str, caps: Caps) -> Iterator[Row]:
     """Requests in file order."""
-    table = Table(path, caps, HEADER)
-    place = table.place
-    for offset, prompt, output in table.rows():
-        yield Row(
-            whole(offset, "StartTimeOffset_ns", place),
-            tokens(prompt, "ContextTokens", place),
-            tokens(output, "GeneratedTokens", place),
-            place.line,
-        )
+    return starmap(Row, Table(path, caps, HEADER).values(WHOLE, TOKENS, TOKENS))

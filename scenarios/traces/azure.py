@@ -8,8 +8,8 @@ https://github.com/Azure/AzurePublicDataset (Splitwise, ISCA 2024; DynamoLLM, HP
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from scenarios.traces.row import Row, tokens
-from scenarios.traces.table import Table
+from scenarios.traces.row import TOKENS, Row, each
+from scenarios.traces.table import Kind, Table
 from scenarios.traces.text import Caps, Place
 from sim.units import NS_PER_S
 
@@ -18,22 +18,28 @@ HEADER = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 def rows(path: str, caps: Caps) -> Iterator[Row]:
     """Requests in file order; time starts with the first."""
+    stamp = _Stamp()
+    first_ns = None
     table = Table(path, caps, HEADER)
-    place = table.place
-    minute, minute_ns, first_ns = "", 0, None
-    for stamp, prompt, output in table.rows():
-        if stamp[:17] != minute:
-            minute_ns = _minute_ns(stamp, place)
-            minute = stamp[:17]
-        at_ns = minute_ns + _within_minute_ns(stamp, place)
+    for at_ns, prompt, output, line in table.values(Kind(stamp.read, each(stamp.read)), TOKENS, TOKENS):
         if first_ns is None:
             first_ns = at_ns
-        yield Row(
-            at_ns - first_ns,
-            tokens(prompt, "ContextTokens", place),
-            tokens(output, "GeneratedTokens", place),
-            place.line,
-        )
+        yield Row(at_ns - first_ns, prompt, output, line)
+
+
+class _Stamp:
+    """Reads times like ``2023-11-16 18:17:03.9799600``; neighbours mostly share their minute, which is read once."""
+
+    def __init__(self) -> None:
+        self._minute = ""
+        self._minute_ns = 0
+
+    def read(self, stamp: str, column: str, place: Place) -> int:  # noqa: ARG002  (a column's reader)
+        """A time [ns since 1970]."""
+        if stamp[:17] != self._minute:
+            self._minute_ns = _minute_ns(stamp, place)
+            self._minute = stamp[:17]
+        return self._minute_ns + _within_minute_ns(stamp, place)
 
 
 def _minute_ns(stamp: str, place: Place) -> int:

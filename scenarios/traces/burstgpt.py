@@ -8,10 +8,11 @@ https://github.com/HPMLL/BurstGPT (KDD 2025)
 """
 
 from collections.abc import Iterator
+from itertools import starmap
 
-from scenarios.traces.row import Row, seconds, tokens
+from scenarios.traces.row import SECONDS, TOKENS, Row, seconds, tokens
 from scenarios.traces.table import Table
-from scenarios.traces.text import Caps
+from scenarios.traces.text import Caps, head
 
 HEADER = ("Timestamp", "Request tokens", "Response tokens")
 SESSION = ("Session ID", "SessionID")
@@ -19,6 +20,9 @@ SESSION = ("Session ID", "SessionID")
 
 def rows(path: str, caps: Caps) -> Iterator[Row]:
     """Requests in file order, on the file's clock [s since its first midnight]."""
+    if not any(name in head(path).partition("\n")[0] for name in SESSION):
+        yield from starmap(Row, Table(path, caps, HEADER).values(SECONDS, TOKENS, TOKENS))
+        return
     table = Table(path, caps, HEADER, SESSION)
     place = table.place
     sessions: dict[str, list[int]] = {}  # name -> number, turns so far

@@ -8,9 +8,10 @@ https://github.com/casys-kaist/LLMServingSim (IISWC 2024)
 """
 
 from collections.abc import Iterator
+from itertools import starmap
 
 from scenarios.traces.records import records
-from scenarios.traces.row import MAX_NS, MAX_TOKENS, Row, json_time, json_whole, tokens, whole
+from scenarios.traces.row import MAX_NS, MAX_TOKENS, TOKENS, WHOLE, Row, json_time, json_whole
 from scenarios.traces.table import Table
 from scenarios.traces.text import Caps, Place
 from sim.units import NS_PER_S
@@ -37,12 +38,4 @@ def rows(path: str, caps: Caps) -> Iterator[Row]:
 
 def csv_rows(path: str, caps: Caps) -> Iterator[Row]:
     """Requests of the CSV form in file order."""
-    table = Table(path, caps, HEADER)
-    place = table.place
-    for arrival, prompt, output in table.rows():
-        yield Row(
-            whole(arrival, "arrival_ns", place),
-            tokens(prompt, "input_tokens", place),
-            tokens(output, "output_tokens", place),
-            place.line,
-        )
+    return starmap(Row, Table(path, caps, HEADER).values(WHOLE, TOKENS, TOKENS))

@@ -5,10 +5,11 @@ is unknown. ``content`` names the prompt piece by piece: ``identity:tokens`` joi
 """
 
 from collections.abc import Iterator
+from itertools import starmap
 
-from scenarios.traces.row import MAX_ID, Row, seconds, tokens, whole
-from scenarios.traces.table import Table
-from scenarios.traces.text import Caps, Place
+from scenarios.traces.row import MAX_ID, SECONDS, TOKENS, Row, seconds, tokens, whole
+from scenarios.traces.table import Table, split
+from scenarios.traces.text import Caps, Place, head
 from sim.request import Segment
 
 HEADER = ("arrival_s", "prompt_tokens", "output_tokens")
@@ -28,17 +29,19 @@ COLUMNS = (*HEADER, *OWN_COLUMNS)
 
 def rows(path: str, caps: Caps) -> Iterator[Row]:
     """Requests in file order."""
+    if set(split(head(path).partition("\n")[0].rstrip("\r"), Place(path, 1))) <= set(HEADER):
+        yield from starmap(Row, Table(path, caps, HEADER).values(SECONDS, TOKENS, TOKENS))
+        return
     table = Table(path, caps, HEADER, OWN_COLUMNS)
     place = table.place
-    for cells in table.rows():
-        arrival, prompt, output = cells[:3]
+    for arrival, prompt, output, *own in table.rows():
         row = Row(
             seconds(arrival, "arrival_s", place),
             tokens(prompt, "prompt_tokens", place),
             tokens(output, "output_tokens", place),
             place.line,
         )
-        yield row if len(cells) == 3 else _with_own_columns(row, table.optional, cells[3:], place)
+        yield _with_own_columns(row, table.optional, own, place)
 
 
 def _with_own_columns(row: Row, columns: tuple[str, ...], cells: list[str], place: Place) -> Row:

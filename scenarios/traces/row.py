@@ -3,10 +3,13 @@
 Nothing is repaired: a value that is not plainly right is an error that says where it stands.
 """
 
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
+from scenarios.traces.table import Kind
 from scenarios.traces.text import Place
+from sim.errors import TraceError
 from sim.request import Segment
 from sim.units import NS_PER_S
 
@@ -70,6 +73,36 @@ def scaled(text: str, ns_per_unit: int, unit: str, column: str, place: Place) ->
     if value is None or not value.is_finite() or value < 0 or value * ns_per_unit >= MAX_NS:
         raise place.error(problem, column)
     return round(value * ns_per_unit)
+
+
+def _many_tokens(cells: Sequence[str]) -> list[int] | None:
+    return _many_whole(cells, 10, MAX_TOKENS)
+
+
+def _many_whole(cells: Sequence[str], most_digits: int = 18, high: int = MAX_ID) -> list[int] | None:
+    joined = "".join(cells)
+    if not (joined.isdigit() and joined.isascii()) or "" in cells or max(map(len, cells)) > most_digits:
+        return None
+    values = list(map(int, cells))
+    return values if max(values) < high else None
+
+
+def each(one: Callable[[str, str, Place], int]) -> Callable[[Sequence[str]], list[int] | None]:
+    """Reads a block of cells one by one."""
+    nowhere = Place("")
+
+    def many(cells: Sequence[str]) -> list[int] | None:
+        try:
+            return [one(cell, "", nowhere) for cell in cells]
+        except TraceError:
+            return None
+
+    return many
+
+
+TOKENS = Kind(tokens, _many_tokens)
+WHOLE = Kind(whole, _many_whole)
+SECONDS = Kind(seconds, each(seconds))
 
 
 def json_whole(record: dict[str, Any], column: str, place: Place, low: int = 0, high: int = MAX_ID) -> int:

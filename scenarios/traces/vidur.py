@@ -6,8 +6,9 @@ https://github.com/microsoft/vidur (MLSys 2024)
 """
 
 from collections.abc import Iterator
+from itertools import starmap
 
-from scenarios.traces.row import Row, seconds, tokens
+from scenarios.traces.row import SECONDS, TOKENS, Row
 from scenarios.traces.table import Table
 from scenarios.traces.text import Caps
 
@@ -17,22 +18,10 @@ HEADER = ("arrived_at", *LENGTHS)
 
 def rows(path: str, caps: Caps) -> Iterator[Row]:
     """Requests in file order."""
-    table = Table(path, caps, HEADER)
-    place = table.place
-    for arrived, prompt, output in table.rows():
-        yield Row(
-            seconds(arrived, "arrived_at", place),
-            tokens(prompt, "num_prefill_tokens", place),
-            tokens(output, "num_decode_tokens", place),
-            place.line,
-        )
+    return starmap(Row, Table(path, caps, HEADER).values(SECONDS, TOKENS, TOKENS))
 
 
 def length_rows(path: str, caps: Caps) -> Iterator[Row]:
     """Requests of a file that tells only lengths: all arrive at time zero."""
-    table = Table(path, caps, LENGTHS)
-    place = table.place
-    for prompt, output in table.rows():
-        yield Row(
-            0, tokens(prompt, "num_prefill_tokens", place), tokens(output, "num_decode_tokens", place), place.line
-        )
+    for prompt, output, line in Table(path, caps, LENGTHS).values(TOKENS, TOKENS):
+        yield Row(0, prompt, output, line)
