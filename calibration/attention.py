@@ -65,7 +65,7 @@ def work_of(rows: Any, kv_bytes: float) -> dict[str, Array]:
     return attention_work(kv_bytes=kv_bytes, **columns)
 
 
-def fit_attention(name: str, rows: Any, kv_bytes: float, seed: int, compare: bool = True) -> Form:
+def fit_attention(name: str, rows: Any, kv_bytes: float, seed: int, compare: bool, n_points: int) -> Form:
     """Fit one operation over all its rows and score it, as served, on those held out.
 
     Parameters
@@ -92,7 +92,7 @@ def fit_attention(name: str, rows: Any, kv_bytes: float, seed: int, compare: boo
     kinds = KINDS[name]
     line = fit_roofline({kind: work[kind][train] for kind in kinds}, seconds[train], kinds)
     soft = line.seconds(work)
-    plan = Plan(axes, tuple(SHIFTS.get(axis, 0.0) for axis in axes), kinds, N_POINTS[name])
+    plan = Plan(axes, tuple(SHIFTS.get(axis, 0.0) for axis in axes), kinds, n_points)
     logs = np.log(seconds / soft)
     rng = np.random.default_rng([seed, 1])
     learnt = fit_residual(plan, {axis: x[train] for axis, x in shape.items()}, logs[train], rng)

@@ -2,12 +2,13 @@
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from calibration.attention import fit_attention, fit_decode_skew, fit_mixed_skew
+from calibration.attention import N_POINTS, fit_attention, fit_decode_skew, fit_mixed_skew
+from calibration.gemms import fit_all_reduce, fit_gemm, shipped_shapes
 from calibration.layers import fit_layers
 from calibration.measurements import Measurements, replace
 from calibration.split import SEED
@@ -15,6 +16,7 @@ from sim.cost.attention import SERVED
 from sim.errors import ProfileError
 from sim.profile import MAX_BYTES, SCHEMA, content_sha256
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
 KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp32": 4.0}
 UNITS = {
     "seconds": "s",
@@ -50,11 +52,21 @@ def fit_profile(
     """
     operations: dict[str, Any] = {}
     present = set(measured.rows["operation"])
-    for name in SERVED:
-        if name in present:
-            rows = measured.of(name)
-            operations[name] = fit_attention(name, rows, KV_BYTES[rows["kv_dtype"].iloc[0]], seed, compare)
+    for served in SERVED:
+        for name, rows in formats(measured, served, "kv_dtype"):
+            kv_bytes = KV_BYTES[rows["kv_dtype"].iloc[0]]
+            n_points = N_POINTS[served] if name == served else N_POINTS[served] // 2
+            operations[name] = fit_attention(served, rows, kv_bytes, seed, compare, n_points)
             say(f"{name}: {operations[name]['error']['held_out']}")
+    for name, rows in formats(measured, "gemm", "dtype"):
+        points = 900 if name == "gemm" else 500
+        operations[name] = fit_gemm(rows, shipped_shapes(CONF), seed, points, compare)
+        say(f"{name}: {operations[name]['error']}")
+    if "all_reduce" in present:
+        rows = measured.of("all_reduce")
+        own = rows[rows["detail"] != "nccl"] if (rows["detail"] != "nccl").any() else rows
+        operations["all_reduce"] = fit_all_reduce(own)
+        say(f"all_reduce: {operations['all_reduce']['error']['held_out']}")
     if "skewed_attention" in present and "mixed_attention" in operations:
         rows = measured.of("skewed_attention")
         pure = rows[rows["prefill_seqs"] == 0].reset_index(drop=True)
@@ -90,6 +102,14 @@ def fit_profile(
     }
     content["sha256"] = content_sha256(content)
     return content
+
+
+def formats(measured: Measurements, operation: str, column: str) -> Iterator[tuple[str, Any]]:
+    """Rows of an operation by number format: the first under the operation's name, others with theirs appended."""
+    rows = measured.of(operation)
+    for i, dtype in enumerate(sorted(rows[column].unique())):
+        name = operation if i == 0 else f"{operation}_{dtype}"
+        yield name, rows[rows[column] == dtype].reset_index(drop=True)
 
 
 def commit() -> str:

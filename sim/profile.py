@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,55 @@ def read_profile(path: Path | str, device: str | None = None) -> KernelProfile:
         operations=content["operations"],
         sha256=content["sha256"],
     )
+
+
+PROFILES = Path(__file__).resolve().parent.parent / "calibration" / "profiles"
+SOURCES = ("triton", "published")  # the first that is there is a device's default: our own kernels before others'
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """Profiles that come with kvtwin: ``device/source`` -> file."""
+    return {path.relative_to(PROFILES).with_suffix("").as_posix(): path for path in sorted(PROFILES.glob("*/*.json"))}
+
+
+def find_profile(name: str | None, device: str) -> KernelProfile:
+    """A profile by name or path, or the best of a device, checked against the device.
+
+    Parameters
+    ----------
+    name : str or None
+        ``device/source`` of a shipped profile, the path of a file, or None for the device's default.
+    device : str
+        As a data sheet names it: a profile is of this device if one of the two names begins with the other.
+
+    Raises
+    ------
+    ProfileError
+        If there is none, or it is of another device.
+    """
+    shipped = shipped_profiles()
+    if name is not None:
+        if name not in shipped and not name.endswith(".json"):
+            near = get_close_matches(name, shipped, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ProfileError(f"cost.profile must be one of {', '.join(shipped)} or a .json file, got {name!r}{hint}")
+        found = read_profile(shipped.get(name, Path(name)))
+        if not is_of(found.device, device):
+            raise ProfileError(f"{found.path}: measured on {found.device!r}, but hardware.device is {device!r}")
+        return found
+    candidates = [read_profile(path) for path in shipped.values()]
+    fitting = {Path(p.path).stem: p for p in candidates if is_of(p.device, device)}
+    for source in (*SOURCES, *sorted(fitting)):
+        if source in fitting:
+            return fitting[source]
+    raise ProfileError(
+        f"no profile of {device!r}: there are {', '.join(shipped) or 'none'}; take cost=roofline, or measure with "
+        f"`python -m calibration step=measure`"
+    )
+
+
+def is_of(measured: str, device: str) -> bool:
+    """Whether a profile's device and a data sheet's are the same: one name begins with the other's words."""
+    a, b = measured.lower().split(), device.lower().split()
+    n = min(len(a), len(b))
+    return a[:n] == b[:n]

@@ -32,8 +32,8 @@ FILES = {
     "skew.csv": ("n", "nb", "kvs", "kv_big", "pc", "kp", "t_mean_us", "t_max_us", "t_skew_us"),
 }
 MODELS = {
-    # name in meta.yaml: heads, KV heads, head_dim. Source: the model's published config.json
-    "meta-llama/Llama-3.1-8B": (32, 8, 128),
+    # name in meta.yaml: heads, KV heads, head_dim, d_model, d_ff, vocab. Source: the model's published config.json
+    "meta-llama/Llama-3.1-8B": (32, 8, 128, 4096, 14336, 128256),
 }
 LICENSE = "MIT, LLMServingSim (github.com/casys-kaist/LLMServingSim)"
 
@@ -55,7 +55,7 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
     about = yaml.safe_load(about_path.read_text(encoding="utf-8"))
     if about["model"] not in MODELS:
         raise ProfileError(f"{about_path}: model {about['model']!r} is not one of {', '.join(MODELS)}")
-    n_heads, n_kv_heads, head_dim = MODELS[about["model"]]
+    n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = MODELS[about["model"]]
     heads = {"n_heads": n_heads // tensor_parallel, "n_kv_heads": n_kv_heads // tensor_parallel, "head_dim": head_dim}
     tables = {name: _table(path / f"tp{tensor_parallel}" / name, columns) for name, columns in FILES.items()}
     rows = pd.concat(
@@ -81,7 +81,16 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
             "date": str(about["profiled_at"]),
             "license": LICENSE,
         },
-        subject={"model": about["model"], "tensor_parallel": tensor_parallel, **heads, "dtype": "bf16"},
+        subject={
+            "model": about["model"],
+            "tensor_parallel": tensor_parallel,
+            **heads,
+            "d_model": d_model,
+            "d_ff": d_ff,
+            "vocab": vocab,
+            "dtype": "bf16",
+            "kv_dtype": "bf16",
+        },
         notes=(
             f"tp{tensor_parallel}/ holds one of {tensor_parallel} tensor-parallel ranks; the halved hf_overrides of "
             "meta.yaml are those of the last degree profiled",

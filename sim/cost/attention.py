@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sim.cost.roofline import attended_pairs
 from sim.cost.surface import Array, StandardError, Table, monotone, surface_from
-from sim.cost.work import attention_work
+from sim.cost.work import ACTIVATION_BYTES, attention_work
 from sim.errors import ProfileError
 from sim.step import Chunk
 
@@ -145,6 +146,85 @@ class MixedAttention:
             alone = self._mixed(new, context, 1, longest_tokens)
             seconds *= self._factor(alone / seconds, longest_tokens / mean, n_seqs, mean)
         return rest + seconds
+
+
+class SeparateAttention:
+    """Prompts and decoding sequences measured apart: an iteration launches both, and their times add.
+
+    Prompts were measured in equal batches without cached context. Chunks are taken as the batch of equal prompts with
+    as many query rows and as many attended pairs; what the roofline says of their true work over that batch's scales
+    its time. So a chunk after a long context keeps the efficiency of a prompt with its work, lowered where the
+    roofline finds it short of parallel rows. No measurement of cached contexts stands behind this.
+    """
+
+    def __init__(
+        self,
+        operations: Mapping[str, Mapping[str, Any]],
+        heads: Heads,
+        z: Mapping[str, float],
+        suffix: str = "",
+        window: int | None = None,
+    ) -> None:
+        prefill, decode = operations[f"batched_prefill_attention{suffix}"], operations[f"decode_attention{suffix}"]
+        self._prefill = tabulate(
+            "batched_prefill_attention", prefill, heads, z.get(f"batched_prefill_attention{suffix}", 0.0)
+        )
+        self._decode = tabulate("decode_attention", decode, heads, z.get(f"decode_attention{suffix}", 0.0))
+        line = surface_from(prefill).roofline
+        assert line is not None, "prefill attention has a roofline"
+        self._line, self._heads, self._window = line, heads, window
+        self._most_seqs = prefill["range"]["prefill_seqs"][1]
+        self._least_context = decode["range"]["decode_mean_tokens"][0]
+        width = heads.head_dim
+        self._flops_s = 4.0 * heads.n_heads * width / line.rates["flops"]  # per attended pair
+        self._kv_s = 2.0 * heads.kv_bytes * heads.n_kv_heads * width / line.rates["bytes"]  # per entry read
+        self._row_s = 2.0 * ACTIVATION_BYTES * heads.n_heads * width / line.rates["bytes"]  # per query
+        self._serial_s = 1.0 / line.rates["serial_tokens"]
+
+    def decode_s(self, n_seqs: int, mean_tokens: float) -> float:
+        """Of ``n_seqs`` decoding sequences that read ``mean_tokens`` KV entries each [s]."""
+        return self._decode(n_seqs, max(mean_tokens, self._least_context))
+
+    def decode_skew_s(self, n_seqs: int) -> float:  # noqa: ARG002 the profile holds none
+        """Unequal contexts were not measured: 0."""
+        return 0.0
+
+    def chunks_s(
+        self,
+        chunks: tuple[Chunk, ...],
+        n_seqs: int,
+        total_tokens: int,
+        longest_tokens: int,  # noqa: ARG002 unequal contexts were not measured
+    ) -> float:
+        """Of prompt chunks, then of the decoding sequences [s]."""
+        rows = pairs = entries = longest = 0
+        for new, context in chunks:
+            rows += new
+            pairs += attended_pairs(new, context, self._window)
+            seen = new + (context if self._window is None else min(context, self._window))
+            entries += seen
+            longest = max(longest, seen)
+        length = 2.0 * pairs / rows - 1.0  # of equal prompts with as many rows and pairs
+        n_equal = rows / length
+        if n_equal < 1.0:  # after a long context: one prompt with as many pairs
+            n_equal, length = 1.0, (2.0 * pairs) ** 0.5
+        equal_rows = n_equal * length
+        scale = self._seconds(pairs, entries, rows, longest) / self._seconds(pairs, equal_rows, equal_rows, length)
+        seconds = scale * self._prefill(min(n_equal, self._most_seqs), length)
+        if n_equal > self._most_seqs:
+            seconds *= n_equal / self._most_seqs
+        return seconds + (self.decode_s(n_seqs, total_tokens / n_seqs) if n_seqs else 0.0)
+
+    def _seconds(self, pairs: float, entries: float, rows: float, longest: float) -> float:
+        """The fitted roofline, in plain numbers [s]."""
+        p = self._line.p
+        total: float = (
+            (pairs * self._flops_s) ** p
+            + (entries * self._kv_s + rows * self._row_s) ** p
+            + (longest * self._serial_s) ** p
+            + self._line.floor_s**p
+        ) ** (1.0 / p)
+        return total
 
 
 SKEW_AXES = ("alone", "spread", "decode_seqs", "decode_mean_tokens")

@@ -1,12 +1,16 @@
 """Iteration times from a kernel profile: what was measured on a device, fitted, for one model on it."""
 
 from collections.abc import Mapping
-from math import inf
+from zlib import crc32
 
-from sim.cost.attention import Attention, Heads, MixedAttention, check_heads, nodes
-from sim.cost.dense import Dense, LayerCurves
-from sim.cost.iteration import DecodeCurve
-from sim.profile import KernelProfile
+import numpy as np
+
+from sim.cost.attention import Attention, Heads, MixedAttention, SeparateAttention, check_heads, nodes
+from sim.cost.dense import Dense, LayerCurves, ShapedGemms
+from sim.cost.host import HostCost
+from sim.cost.iteration import CAPTURE_SIZES, DecodeCurve, IterationCost
+from sim.errors import ProfileError
+from sim.profile import KernelProfile, find_profile
 from sim.spec import DeviceSpec, ModelSpec
 from sim.step import Chunk
 
@@ -47,16 +51,33 @@ class CalibratedOperations:
         z = dict(errors or {})
         heads = Heads(*model.heads_per_rank(tensor_parallel), model.head_dim, model.kv_bytes)
         check_heads(profile.subject, heads, profile.path)
+        check_model(profile, model, tensor_parallel)
+        self.provenance = profile.describe() | {"standard_errors_off": z}
         self._n_layers = model.n_layers
         self._device = device
-        self._dense: Dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
-        self._attention: Attention = MixedAttention(profile.operations, heads, z)
-        decode = profile.operation("decode_attention")["range"]
-        self._most_seqs, self._most_mean = int(decode["decode_seqs"][1]), decode["decode_mean_tokens"][1]
-        self._means = nodes(decode["decode_mean_tokens"], DECODE_KNOTS_PER_OCTAVE, 0.0)
-        mixed = profile.operations.get("mixed_attention", {}).get("range", {})
-        self._most_new = mixed.get("new_tokens", (0.0, inf))[1]
-        self._most_context = mixed.get("context_tokens", (0.0, inf))[1]
+        self._attention: Attention
+        self._dense: Dense
+        suffix = "" if model.kv_dtype in ("bf16", "fp16") else f"_{model.kv_dtype}"
+        if "mixed_attention" in profile.operations:
+            self._attention = MixedAttention(profile.operations, heads, z)
+            prompts, decode = profile.operation("mixed_attention")["range"], profile.operation("decode_attention")
+        else:
+            decode = profile.operation(f"decode_attention{suffix}")
+            prompts = profile.operation(f"batched_prefill_attention{suffix}")["range"]
+            self._attention = SeparateAttention(profile.operations, heads, z, suffix, model.window)
+        if "layers" in profile.operations:
+            self._dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
+        else:
+            self._dense = ShapedGemms(profile.operations, model, tensor_parallel, z)
+        reach = decode["range"]
+        are_heads_inside = all(
+            reach[axis][0] <= x <= reach[axis][1] for axis, x in heads.axes().items() if axis in reach
+        )
+        self._most_seqs = int(reach["decode_seqs"][1]) if are_heads_inside else 0
+        self._most_mean = reach["decode_mean_tokens"][1]
+        self._means = nodes(reach["decode_mean_tokens"], DECODE_KNOTS_PER_OCTAVE, 0.0)
+        self._most_new = prompts["new_tokens"][1]
+        self._most_context = prompts.get("context_tokens", (0.0, self._most_new))[1]
         self.extrapolated_runs = 0  # iterations with chunks outside the range the profile was fitted in
 
     def dense_s(self, n_tokens: int) -> float:
@@ -103,3 +124,65 @@ class CalibratedOperations:
         """Copies inside device memory (read and written) and over the link to the host [s], by the data sheet."""
         link = host_bytes / self._device.host_link_bytes_per_s + self._device.host_link_latency_s if host_bytes else 0.0
         return 2.0 * moved_bytes / self._device.bandwidth_bytes_per_s + link
+
+
+def check_model(profile: KernelProfile, model: ModelSpec, tensor_parallel: int) -> None:
+    """Refuse a model, number format or degree other than the one a profile of a single model was measured with.
+
+    Raises
+    ------
+    ProfileError
+        If they differ.
+    """
+    subject = profile.subject
+    if not subject:
+        return
+    found = {
+        "d_model": model.d_model,
+        "d_ff": model.d_ff,
+        "vocab": model.vocab,
+        "dtype": model.weight_dtype,
+        "kv_dtype": model.kv_dtype,
+        "tensor_parallel": tensor_parallel,
+    }
+    for key, value in found.items():
+        if key in subject and subject[key] != value:
+            raise ProfileError(
+                f"{profile.path}: measured on {subject.get('model')} with {key} {subject[key]}, got {value}; take "
+                f"cost=roofline or a profile of any shapes"
+            )
+
+
+def draw_errors(profile: KernelProfile, seed: int) -> dict[str, float]:
+    """One draw from a standard normal per operation: how many standard errors its times are off in one run.
+
+    An error of the fit is the same in every iteration of a run, so runs with several seeds show how far a result
+    depends on it.
+    """
+    rng = np.random.default_rng([seed, crc32(b"cost")])
+    return {name: float(rng.standard_normal()) for name in sorted(profile.operations)}
+
+
+def calibrated_cost(
+    model: ModelSpec,
+    device: DeviceSpec,
+    host: HostCost,
+    tensor_parallel: int = 1,
+    profile: str | None = None,
+    sample: bool = False,
+    seed: int = 0,
+    capture_sizes: tuple[int, ...] = CAPTURE_SIZES,
+) -> IterationCost:
+    """Iteration times from a profile file: what ``conf/cost/calibrated.yaml`` calls.
+
+    Parameters
+    ----------
+    profile : str, optional
+        ``device/source`` among the shipped ones, or the path of a file; None takes the best there is for the device.
+    sample : bool
+        Whether the profile's times are off by a draw of their standard error (`draw_errors`).
+    """
+    fitted = find_profile(profile, device.name)
+    errors = draw_errors(fitted, seed) if sample else {}
+    operations = CalibratedOperations(fitted, model, device, tensor_parallel, errors)
+    return IterationCost(operations, host, capture_sizes)

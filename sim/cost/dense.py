@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from math import exp
 from typing import Any, Protocol
 
+import numpy as np
+
+from sim.cost.roofline import ACTIVATION_BYTES, ELEMENTWISE_KERNELS, LOGIT_BYTES, SAMPLER_PASSES
+from sim.cost.surface import SoftRoofline, Surface, monotone, surface_from
+from sim.cost.work import gemm_work
 from sim.errors import ProfileError
+from sim.spec import ModelSpec
 
 CALLS = {
     # of one forward pass, per decoder layer (layer) or once (model). Source: vLLM 0.19, models/llama.py
@@ -85,3 +91,93 @@ class LayerCurves:
     def sequences_s(self, n_seqs: int) -> float:
         """lm_head and sampler for ``n_seqs`` sequences [s]."""
         return self._sequences_factor * sum(curve(n_seqs) for curve in self._sequences)
+
+
+class ShapedGemms:
+    """A model put together from matrix products of its shapes, all-reduces, and element-wise kernels.
+
+    Shapes whose curves over tokens the profile keeps are served by them, others by the fitted surface; columns beyond
+    the widest matrix measured are cut into equal pieces. Element-wise kernels and the sampler, which such profiles do
+    not time, take the bandwidth and the floor of the matrix products.
+    """
+
+    def __init__(
+        self,
+        operations: Mapping[str, Mapping[str, Any]],
+        model: ModelSpec,
+        tensor_parallel: int = 1,
+        z: Mapping[str, float] | None = None,
+    ) -> None:
+        z = z or {}
+        name = "gemm" if model.weight_dtype in ("bf16", "fp16") else f"gemm_{model.weight_dtype}"
+        if name not in operations:
+            raise ProfileError(f"the profile measured no {model.weight_dtype} matrix products")
+        self._gemms = []
+        for part, inputs, outputs in model.gemms:
+            is_row_parallel = part in ("attention_out", "mlp_out")  # inputs are shared out, else outputs
+            k = inputs // tensor_parallel if is_row_parallel else inputs
+            n = outputs if is_row_parallel else -(-outputs // tensor_parallel)
+            self._gemms.append(gemm_curve(operations[name], n, k, model.weight_bytes, z.get(name, 0.0)))
+        head_columns = -(-model.vocab // tensor_parallel)
+        self._head = gemm_curve(operations["gemm"], head_columns, model.d_model, 2.0, z.get("gemm", 0.0))
+        line = surface_from(operations["gemm"]).roofline
+        assert line is not None, "the surface of matrix products has a roofline"
+        self._elementwise = SoftRoofline({"bytes": line.rates["bytes"]}, line.floor_s, line.p)
+        self._all_reduce = all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
+        heads, kv_heads = model.heads_per_rank(tensor_parallel)
+        inner = (3 if model.is_gated else 2) * model.d_ff / tensor_parallel
+        elements = 2 * 4 * model.d_model + inner + 2 * (heads + kv_heads) * model.head_dim  # read or written
+        self._token_bytes = elements * ACTIVATION_BYTES / ELEMENTWISE_KERNELS  # of one element-wise kernel
+        self._model = model
+        self.most_tokens = int(operations[name]["range"]["m"][1])
+        self.most_seqs = int(operations["gemm"]["range"]["m"][1])
+
+    def dense_s(self, n_tokens: int) -> float:
+        """All layers on ``n_tokens`` tokens [s]."""
+        layer = sum(curve(n_tokens) for curve in self._gemms)
+        layer += ELEMENTWISE_KERNELS * self._pass_s(n_tokens * self._token_bytes)
+        if self._all_reduce is not None:
+            layer += 2 * self._all_reduce(n_tokens * self._model.d_model * ACTIVATION_BYTES)
+        return self._model.n_layers * layer
+
+    def sequences_s(self, n_seqs: int) -> float:
+        """lm_head and sampler for ``n_seqs`` sequences [s]."""
+        logits_bytes = n_seqs * self._model.vocab * LOGIT_BYTES
+        gathered = self._all_reduce(logits_bytes / 2.0) if self._all_reduce is not None else 0.0
+        return self._head(n_seqs) + gathered + SAMPLER_PASSES * self._pass_s(logits_bytes)
+
+    def _pass_s(self, n_bytes: float) -> float:
+        return float(self._elementwise.seconds({"bytes": np.array([n_bytes])})[0])
+
+
+def gemm_curve(form: Mapping[str, Any], n: int, k: int, element_bytes: float, z: float) -> Curve:
+    """Time of (m, k) x (k, n) over m: the kept curve of this shape, or the surface along it, made monotone."""
+    surface = surface_from(form)
+    kept = form["curves"]["seconds"].get(f"{n}x{k}")
+    if kept is not None:
+        knots, seconds = np.array(form["curves"]["m"], dtype=np.float64), np.array(kept)
+    else:
+        low, high = form["range"]["m"]
+        knots = np.unique(np.round(np.geomspace(low, high, 61)))
+        n_pieces = -(-n // int(form["range"]["n"][1]))
+        seconds = n_pieces * monotone(gemm_seconds(surface, knots, n / n_pieces, float(k), element_bytes))
+    seconds = seconds * np.exp(z * surface.error(seconds))
+    return Curve(knots.tolist(), seconds.tolist())
+
+
+def gemm_seconds(surface: Surface, m: Any, n: Any, k: Any, element_bytes: float) -> Any:
+    """Time of matrix products by the fitted surface, arrays of one shape or scalars with ``m`` an array [s]."""
+    m, n, k = (np.broadcast_to(np.asarray(x, dtype=np.float64), np.shape(m)) for x in (m, n, k))
+    return surface.seconds({"m": m, "n": n, "k": k}, gemm_work(m, n, k, element_bytes))
+
+
+def all_reduce_curve(operations: Mapping[str, Mapping[str, Any]], devices: int, z: float) -> Curve | None:
+    """Time of summing a message of some bytes over ``devices``; None on a single one."""
+    if devices == 1:
+        return None
+    form = operations.get("all_reduce", {"curves": {}})
+    if str(devices) not in form["curves"]:
+        raise ProfileError(f"all-reduce was measured over {', '.join(form['curves']) or 'no'} devices, not {devices}")
+    kept = form["curves"][str(devices)]
+    factor = exp(z * form["standard_error"]["log_sd"])
+    return Curve(kept["bytes"], [factor * s for s in kept["seconds"]])

@@ -1,0 +1,165 @@
+"""Fit matrix products: a surface over all shapes, and kept curves for the shapes of the models we ship."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.score import score
+from calibration.split import held_out
+from calibration.surfaces import Plan, fit_residual, fit_roofline, roofline_json, standard_error
+from sim.cost.dense import Curve, gemm_seconds
+from sim.cost.surface import surface_from
+from sim.cost.work import gemm_work
+from sim.spec import ModelSpec
+
+Array = npt.NDArray[np.float64]
+Form = dict[str, Any]
+
+AXES = ("m", "n", "k")
+KINDS = ("flops", "bytes")
+RANKS = (1, 2, 4, 8)
+ELEMENT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp32": 4.0}
+
+
+def shipped_shapes(conf: Path) -> set[tuple[int, int]]:
+    """(n, k) of every layer matrix of the models in ``conf/model``, at all tensor-parallel degrees that fit."""
+    import yaml  # type: ignore[import-untyped]
+
+    shapes = set()
+    for path in sorted((conf / "model").glob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content.pop("_target_")
+        model = ModelSpec(**content)
+        for ranks in RANKS:
+            for name, inputs, outputs in model.gemms:
+                is_row_parallel = name in ("attention_out", "mlp_out")
+                k = inputs // ranks if is_row_parallel else inputs
+                shapes.add((outputs if is_row_parallel else -(-outputs // ranks), k))
+    return shapes
+
+
+def isotonic(values: Array) -> Array:
+    """The non-decreasing values nearest to ``values`` in the logarithm's least squares: adjacent violators pooled.
+
+    Examples
+    --------
+    >>> isotonic(np.array([1.0, 4.0, 1.0, 8.0])).tolist()
+    [1.0, 2.0, 2.0, 8.0]
+    """
+    pools: list[list[float]] = []  # mean of the log, count
+    for value in np.log(values):
+        pools.append([float(value), 1.0])
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            mean, n = pools.pop()
+            last, n_last = pools[-1]
+            pools[-1] = [(last * n_last + mean * n) / (n_last + n), n_last + n]
+    result: Array = np.exp(np.concatenate([np.full(int(n), mean) for mean, n in pools]))
+    return result
+
+
+def fit_gemm(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points: int, compare: bool) -> Form:
+    """Surface and curves of one number format.
+
+    Whole (n, k) shapes are held out for the surface, never one of ``shapes``: theirs are the curves. A curve keeps all
+    token counts of its shape, made monotone; how well such a curve tells a token count it has not seen is scored by
+    leaving some out and fitting again.
+    """
+    element_bytes = ELEMENT_BYTES[rows["dtype"].iloc[0]]
+    m, n, k = (rows[axis].to_numpy(dtype=np.float64) for axis in AXES)
+    seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
+    is_kept = np.array([shape in shapes for shape in zip(rows["n"], rows["k"], strict=True)], dtype=np.bool_)
+    test = held_out("gemm", {"n": n, "k": k}, seed, whole=True) & ~is_kept
+    train = ~test
+    work = gemm_work(m, n, k, element_bytes)
+    line = fit_roofline({kind: work[kind][train] for kind in KINDS}, seconds[train], KINDS)
+    soft = line.seconds(work)
+    plan = Plan(AXES, (0.0, 0.0, 0.0), KINDS, n_points)
+    rng = np.random.default_rng([seed, 3])
+    logs = np.log(seconds / soft)
+    form: Form = {
+        "roofline": roofline_json(line),
+        "residual": fit_residual(plan, {"m": m[train], "n": n[train], "k": k[train]}, logs[train], rng),
+        "standard_error": {"knots_s": [1e-6], "log_sd": [0.0]},
+        "range": {axis: [float(x.min()), float(x.max())] for axis, x in zip(AXES, (m, n, k), strict=True)},
+    }
+    predicted = gemm_seconds(surface_from(form), m, n, k, element_bytes)
+    form["standard_error"] = standard_error(predicted[test], seconds[test])
+    form["curves"], kept, unseen = fit_curves(rows[is_kept], seed)
+    form["error"] = {
+        "held_out": score(predicted[test], seconds[test]),
+        "training": score(predicted[train], seconds[train]),
+        "kept_curves": kept,
+        "held_out_tokens_of_kept_curves": unseen,
+        "neighbouring_token_counts_differ_by": neighbours(rows[is_kept]),
+    }
+    if compare:
+        from calibration.attention import compared
+
+        shape = dict(zip(AXES, (m, n, k), strict=True))
+        form["error"]["compared"] = compared(shape, work, seconds, test, KINDS, soft)
+    return form
+
+
+def fit_curves(rows: Any, seed: int) -> tuple[Form, Form, Form]:
+    """Monotone curves over tokens by shape; their error on the counts they keep, and on counts left out on trial."""
+    curves: dict[str, list[float]] = {}
+    pairs: list[tuple[Array, Array]] = []
+    trials: list[tuple[Array, Array]] = []
+    tokens: list[int] = []
+    for (n, k), group in rows.groupby(["n", "k"], sort=True):
+        group = group.sort_values("m")
+        m, seconds = group["m"].to_numpy(dtype=np.float64), group["seconds"].to_numpy(dtype=np.float64)
+        tokens = [int(x) for x in m]
+        kept = [float(f"{s:.4g}") for s in isotonic(seconds)]
+        curves[f"{n}x{k}"] = kept
+        pairs.append((np.array(kept), seconds))
+        test = held_out(f"curve {n}x{k}", {"m": m}, seed)
+        trial = Curve(m[~test].tolist(), isotonic(seconds[~test]).tolist())
+        trials.append((np.array([trial(x) for x in m[test]]), seconds[test]))
+    if not curves:
+        return {"m": [], "seconds": {}}, score(np.zeros(0), np.zeros(0)), score(np.zeros(0), np.zeros(0))
+    kept_score, trial_score = (score(*(np.concatenate(side) for side in zip(*x, strict=True))) for x in (pairs, trials))
+    return {"m": tokens, "seconds": curves}, kept_score, trial_score
+
+
+def neighbours(rows: Any) -> float | None:
+    """Mean relative difference between token counts m and m + 1 of one shape: the floor under any error here.
+
+    Pairs that share a tile of 16 rows alone, which do the same work.
+    """
+    table = rows.assign(above=rows["m"] + 1)
+    pairs = table.merge(rows, left_on=["above", "n", "k"], right_on=["m", "n", "k"])
+    pairs = pairs[(pairs["m_x"] - 1) // 16 == (pairs["m_y"] - 1) // 16]
+    if not len(pairs):
+        return None
+    return round(float((pairs["seconds_y"] / pairs["seconds_x"] - 1.0).abs().mean()), 5)
+
+
+def fit_all_reduce(rows: Any) -> Form:
+    """Curves over message bytes, one per number of devices.
+
+    Every size is kept; the error is of each size but the least and greatest, left out in turn.
+    """
+    curves: Form = {}
+    trials: list[tuple[Array, Array]] = []
+    for devices, group in rows.groupby("devices", sort=True):
+        group = group.sort_values("bytes")
+        n_bytes = group["bytes"].to_numpy(dtype=np.float64)
+        seconds: Array = group["seconds"].to_numpy(dtype=np.float64)
+        curves[str(devices)] = {
+            "bytes": [int(x) for x in n_bytes],
+            "seconds": [float(f"{s:.5g}") for s in isotonic(seconds)],
+        }
+        for i in range(1, len(n_bytes) - 1):
+            trial = Curve(np.delete(n_bytes, i).tolist(), isotonic(np.delete(seconds, i)).tolist())
+            trials.append((np.array([trial(n_bytes[i])]), seconds[i : i + 1]))
+    predicted, measured = (np.concatenate(side) for side in zip(*trials, strict=True))
+    return {
+        "curves": curves,
+        "standard_error": {"log_sd": round(float(np.sqrt((np.log(predicted / measured) ** 2).mean())), 4)},
+        "range": {"bytes": [float(rows["bytes"].min()), float(rows["bytes"].max())]},
+        "error": {"held_out": score(predicted, measured)},
+    }

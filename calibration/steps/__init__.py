@@ -1,0 +1,1 @@
+"""What `python -m calibration step=…` can do: one function a file, named by conf/calibration/step."""

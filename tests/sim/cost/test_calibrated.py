@@ -1,0 +1,207 @@
+"""Times from profiles: monotone, exact along a run, counted outside the range, off by drawn errors only when asked."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sim.config import compose, make
+from sim.cost.attention import nodes
+from sim.cost.calibrated import CalibratedOperations, draw_errors
+from sim.cost.dense import Curve
+from sim.cost.surface import SoftRoofline, Table, monotone
+from sim.errors import ConfigError, ProfileError
+from sim.profile import find_profile, read_profile, shipped_profiles
+from sim.step import Chunk, StepShape
+
+
+def part(group: str, *overrides: str):
+    return make(compose([*overrides])[group], group)
+
+
+@pytest.fixture(scope="module")
+def rtx() -> CalibratedOperations:
+    device = part("hardware", "hardware=rtxpro6000").device
+    return CalibratedOperations(find_profile(None, device.name), part("model", "model=llama-3.1-8b"), device)
+
+
+@pytest.fixture(scope="module")
+def h200() -> CalibratedOperations:
+    device = part("hardware", "hardware=h200").device
+    return CalibratedOperations(
+        find_profile("h200/published", device.name), part("model", "model=llama-3.1-70b"), device, tensor_parallel=4
+    )
+
+
+@pytest.fixture(params=["rtx", "h200"])
+def operations(request) -> CalibratedOperations:
+    return request.getfixturevalue(request.param)
+
+
+def test_decode_attention_never_falls_with_context(operations):
+    for batch in (1, 3, 8, 37, 128):
+        curve = operations.decode_attention(batch)
+        assert curve.knots[0] == batch
+        assert list(curve.knots) == sorted(set(curve.knots))
+        assert list(curve.seconds) == sorted(curve.seconds)
+        assert curve.seconds[0] > 0.0
+
+
+def test_decode_attention_never_falls_with_the_batch(operations):
+    for mean in (17, 300, 4_000, 16_000):
+        times = [operations._attention.decode_s(n, mean) for n in (1, 2, 3, 5, 8, 13, 32, 100, 256)]
+        assert all(a <= b * (1 + 1e-9) for a, b in zip(times, times[1:], strict=False)), mean
+
+
+def test_a_prompts_attention_never_falls_with_its_tokens_or_context(rtx):
+    by_tokens = [rtx.prefill_attention_s((Chunk(new, 1_000),)) for new in range(1, 2_049, 50)]
+    by_context = [rtx.prefill_attention_s((Chunk(256, context),)) for context in range(0, 16_385, 256)]
+    assert by_tokens == sorted(by_tokens)
+    assert by_context == sorted(by_context)
+
+
+def test_dense_parts_never_fall_with_tokens(operations):
+    times = [operations.dense_s(n) for n in range(1, 2_049)]
+    assert min(times) > 0.0
+    assert all(b >= a * (1 - 1e-9) for a, b in zip(times, times[1:], strict=False))
+
+
+def test_a_run_of_decode_iterations_is_the_series_of_single_ones():
+    cost = part("cost", "hardware=rtxpro6000", "cost=calibrated")
+    shape = StepShape((), 40, 40 * 700, 900, 40)
+    first = cost.pace(shape)
+    for k in range(0, first.n_steps, max(1, first.n_steps // 7)):
+        later = shape._replace(decode_context_tokens=40 * (700 + k), decode_max_context_tokens=900 + k)
+        assert cost.pace(later).first_ps == first.first_ps + k * first.growth_ps
+    assert first.n_steps > 1
+
+
+def test_unequal_contexts_cost_more_than_equal_ones(rtx):
+    cost = part("cost", "hardware=rtxpro6000", "cost=calibrated")
+    chunk = (Chunk(256, 0),)
+    for chunks in ((), chunk):
+        equal = cost.pace(StepShape(chunks, 64, 64 * 1_000, 1_000, 64)).first_ps
+        unequal = cost.pace(StepShape(chunks, 64, 64 * 1_000, 4_000, 64)).first_ps
+        assert unequal > equal
+
+
+def test_prompts_beside_decodes_take_the_fused_measurement_not_the_sum(rtx):
+    chunks = (Chunk(16, 16_384),)
+    fused = rtx.fused_attention_s(chunks, 1, 16_385, 16_385)
+    apart = rtx.prefill_attention_s(chunks) + rtx.decode_attention(1).seconds[-1]
+    assert fused < 0.9 * apart  # both walk their 16k keys side by side
+
+
+def test_several_chunks_cost_more_than_one_and_pay_the_floor_once(rtx):
+    one = rtx.prefill_attention_s((Chunk(512, 0),))
+    two = rtx.prefill_attention_s((Chunk(512, 0), Chunk(512, 0)))
+    assert one < two < 2.0 * one
+
+
+def test_a_chunk_after_a_context_costs_more_than_without(h200):
+    assert h200.prefill_attention_s((Chunk(512, 8_000),)) > 2.0 * h200.prefill_attention_s((Chunk(512, 0),))
+
+
+def test_tensor_parallel_ranks_pay_for_all_reduce():
+    device = part("hardware", "hardware=h200").device
+    model = part("model", "model=llama-3.1-70b")
+    profile = find_profile("h200/published", device.name)
+    two, eight = (CalibratedOperations(profile, model, device, ranks) for ranks in (2, 8))
+    assert eight.dense_s(1) < two.dense_s(1) < 4.5 * eight.dense_s(1)  # less than linear: all-reduce and floors
+    with pytest.raises(ProfileError, match="all-reduce was measured over 2, 4, 8 devices, not 16"):
+        CalibratedOperations(profile, model, device, 16)
+
+
+def test_outside_the_range_is_counted(rtx):
+    assert rtx.decode_attention(300).valid_to_tokens == 0
+    assert rtx.decode_attention(8).valid_to_tokens == 8 * 16_385
+    before = rtx.extrapolated_runs
+    rtx.prefill_attention_s((Chunk(2_048, 0),))
+    assert rtx.extrapolated_runs == before
+    rtx.prefill_attention_s((Chunk(4_096, 0),))
+    rtx.prefill_attention_s((Chunk(16, 20_000),))
+    assert rtx.extrapolated_runs == before + 2
+
+
+def test_a_profile_of_one_model_refuses_another():
+    device = part("hardware", "hardware=rtxpro6000").device
+    profile = find_profile(None, device.name)
+    with pytest.raises(ProfileError, match=r"measured with n_kv_heads 8.*the model has 32; take cost=roofline"):
+        CalibratedOperations(profile, part("model", "model=llama-2-7b"), device)
+    with pytest.raises(ProfileError, match="with vocab 128256, got 32000"):
+        CalibratedOperations(profile, part("model", "model=mistral-7b"), device)
+    with pytest.raises(ProfileError, match="measured with n_heads 32"):
+        CalibratedOperations(profile, part("model", "model=llama-3.1-8b"), device, tensor_parallel=2)
+
+
+def test_a_number_format_that_was_not_measured_is_refused():
+    device = part("hardware", "hardware=rtxpro6000").device
+    with pytest.raises(ProfileError, match="with kv_dtype bf16, got fp8"):
+        CalibratedOperations(find_profile(None, device.name), part("model", "model.kv_dtype=fp8"), device)
+
+
+def test_fp8_reads_faster_than_bf16():
+    device = part("hardware", "hardware=h200").device
+    profile = find_profile("h200/published", device.name)
+    wide = CalibratedOperations(profile, part("model", "model=llama-3.1-8b"), device)
+    model = part("model", "model=llama-3.1-8b", "model.kv_dtype=fp8", "model.weight_dtype=fp8")
+    narrow = CalibratedOperations(profile, model, device)
+    assert narrow.dense_s(1) < 0.8 * wide.dense_s(1)
+    assert narrow.decode_attention(64).seconds[-1] < 0.8 * wide.decode_attention(64).seconds[-1]
+
+
+def test_errors_are_drawn_only_when_asked_and_hang_on_the_seed():
+    profile = read_profile(shipped_profiles()["rtxpro6000/published"])
+    assert draw_errors(profile, 1) == draw_errors(profile, 1) != draw_errors(profile, 2)
+    plain, again, drawn, other = (
+        part("cost", "hardware=rtxpro6000", "cost=calibrated", *more).operations.dense_s(64)
+        for more in ((), ("seed=9",), ("cost.sample=true", "seed=1"), ("cost.sample=true", "seed=2"))
+    )
+    assert plain == again
+    assert len({plain, drawn, other}) == 3
+
+
+def test_an_error_of_one_standard_deviation_moves_a_time_by_it():
+    device = part("hardware", "hardware=rtxpro6000").device
+    model, profile = part("model"), find_profile(None, device.name)
+    off = CalibratedOperations(profile, model, device, errors={"layers": 1.0})
+    spread = profile.operation("layers")["standard_error"]["layers_log_sd"]
+    plain = CalibratedOperations(profile, model, device)
+    assert off.dense_s(64) / plain.dense_s(64) == pytest.approx(math.exp(spread))
+    assert off.decode_attention(4) == plain.decode_attention(4)
+
+
+def test_a_misspelt_key_of_the_cost_is_refused():
+    with pytest.raises(ConfigError, match="profil"):
+        part("cost", "cost=calibrated", "+cost.profil=h200/published")
+
+
+def test_a_soft_roofline_is_its_floor_when_idle_and_its_rate_when_busy():
+    line = SoftRoofline({"bytes": 2.0}, floor_s=1.0, p=4.0)
+    idle, busy = line.seconds({"bytes": np.array([0.0, 2e6])})
+    assert idle == pytest.approx(1.0)
+    assert busy == pytest.approx(1e6)
+
+
+def test_a_table_is_exact_for_powers_inside_and_outside_its_grid():
+    axes = [nodes((1.0, 64.0), 2, 0.0), nodes((0.0, 1_000.0), 1, 10.0)]
+    grid = np.array([[math.log(3.0 * x**1.5 * (y + 10.0) ** 0.5) for y in axes[1]] for x in axes[0]])
+    table = Table(axes, (0.0, 10.0), grid)
+    for x, y in ((1.0, 0.0), (5.3, 77.0), (64.0, 1_000.0), (200.0, 5_000.0), (0.5, 0.0)):
+        assert table(x, y) == pytest.approx(3.0 * x**1.5 * (y + 10.0) ** 0.5)
+
+
+def test_monotone_changes_nothing_that_rises_and_keeps_every_axis_rising():
+    rising = np.arange(12.0).reshape(3, 4)
+    assert (monotone(rising) == rising).all()
+    noisy = monotone(np.random.default_rng(0).random((5, 6, 7)))
+    for axis in range(3):
+        assert (np.diff(noisy, axis=axis) >= -1e-12).all()
+
+
+def test_a_curve_goes_on_past_its_ends_and_is_never_negative():
+    curve = Curve([1.0, 2.0, 4.0], [1.0, 3.0, 5.0])
+    assert [curve(x) for x in (1, 1.5, 3, 6)] == [1.0, 2.0, 4.0, 7.0]
+    assert curve(0.1) == 0.0
+    with pytest.raises(ProfileError, match="ascending knots"):
+        Curve([2.0, 1.0], [1.0, 1.0])
