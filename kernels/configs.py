@@ -1,0 +1,64 @@
+"""Tile shapes of the attention kernels, by architecture and head dimension.
+
+Every entry compiles without register spills into the shared memory of its architecture; the test suite checks that
+ahead of time. The sm_90 shapes follow from the compiler's register and shared-memory report, not from a timing: no
+run on a GPU has chosen between them yet. A run that does is named beside the entry it changes.
+"""
+
+from typing import NamedTuple
+
+from torch import cuda
+from torch import device as Device
+
+
+class Tiles(NamedTuple):
+    """How one program of a kernel is cut and scheduled."""
+
+    block_m: int  # query rows (tokens x heads of a KV group); decode pads its group to at least this
+    block_n: int  # keys per inner-loop iteration
+    n_warps: int
+    n_stages: int  # depth of the software pipeline
+
+
+PREFILL: dict[tuple[str, int], Tiles] = {
+    ("sm_90", 64): Tiles(128, 64, 8, 3),
+    ("sm_90", 128): Tiles(128, 64, 8, 3),
+    ("sm_90", 256): Tiles(128, 32, 8, 3),
+    ("sm_80", 64): Tiles(128, 64, 8, 3),
+    ("sm_80", 128): Tiles(128, 32, 8, 3),
+    ("sm_80", 256): Tiles(64, 32, 8, 2),
+    ("sm_89", 64): Tiles(128, 64, 8, 3),
+    ("sm_89", 128): Tiles(128, 32, 8, 3),
+    ("sm_89", 256): Tiles(64, 32, 8, 2),
+}
+DECODE: dict[tuple[str, int], Tiles] = {
+    ("sm_90", 64): Tiles(16, 64, 4, 4),
+    ("sm_90", 128): Tiles(16, 64, 4, 3),
+    ("sm_90", 256): Tiles(16, 64, 4, 3),
+    ("sm_80", 64): Tiles(16, 64, 4, 4),
+    ("sm_80", 128): Tiles(16, 64, 4, 3),
+    ("sm_80", 256): Tiles(16, 32, 4, 3),
+    ("sm_89", 64): Tiles(16, 64, 4, 3),
+    ("sm_89", 128): Tiles(16, 32, 4, 3),
+    ("sm_89", 256): Tiles(16, 32, 4, 2),
+}
+FALLBACK = "sm_89"  # the least shared memory per program of the three, so its shapes fit newer devices too
+
+
+def architecture(device: Device | str) -> str:
+    """Name of a device's architecture, ``sm_90`` for a Hopper; a CPU (the interpreter) is treated as one."""
+    if Device(device).type != "cuda":
+        return "sm_90"
+    major, minor = cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def padded(head_dim: int) -> int:
+    """Smallest power of two that holds a head's channels: Triton's tiles are powers of two."""
+    return 1 << (head_dim - 1).bit_length()
+
+
+def tiles(table: dict[tuple[str, int], Tiles], device: Device | str, head_dim: int) -> Tiles:
+    """Entry of ``PREFILL`` or ``DECODE`` for a device; unknown architectures get the smallest shapes."""
+    key = (architecture(device), padded(head_dim))
+    return table.get(key) or table[FALLBACK, key[1]]
