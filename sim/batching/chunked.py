@@ -68,5 +68,8 @@ class Chunked:
             return self.plan(batch, now_ns) if n_preempted else None
         if chunks:
             return Plan(chunks)
-        is_full = not budget or n_running >= self.max_num_seqs
-        return DECODE_ON if is_full or (waiting and waiting.keeps_head) else DECODE_OPEN
+        if not budget or n_running >= self.max_num_seqs:
+            return DECODE_ON
+        if waiting and batch.may_fit_later:
+            return Plan(valid_until_ns=now_ns)
+        return DECODE_ON if waiting and waiting.keeps_head else DECODE_OPEN

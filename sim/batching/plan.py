@@ -26,6 +26,7 @@ class Batch:
     preempt: Preempt
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
     n_admitted: int = 0
+    may_fit_later: bool = False  # the head was refused, and may be admitted although no memory is given back
 
     def n_running(self) -> int:
         """Sequences admitted."""
@@ -39,6 +40,8 @@ class Batch:
         if most_tokens is not None and n_tokens > most_tokens:
             n_tokens = most_tokens
         if not self.kv.extend(sequence, n_tokens, self.ledger):
+            # A piece that follows a cached prefix needs less once some of that prefix has been evicted.
+            self.may_fit_later = matched > 0 and matched + n_tokens < sequence.target_tokens
             return None
         self.waiting.take()
         self.partial.append(sequence)

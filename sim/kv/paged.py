@@ -92,6 +92,8 @@ class PagedCache:
     @property
     def idle_tokens(self) -> int:
         """Slots in free blocks whose content can still be hit."""
+        if self._n_owed and self._n_parked:
+            self._settle()
         return self._n_parked * self.block_tokens
 
     def match(self, sequence: Sequence) -> int:
@@ -167,10 +169,11 @@ class PagedCache:
             self._free.park(freed)
 
     def refuses(self, request: Request) -> str | None:
-        """Why a request could never be served even alone, or None."""
+        """Why a request could never be served even alone, or None.
+
+        Whoever is preempted just before its last token is computed anew as a whole, window or not.
+        """
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
-        if self.window_tokens is not None:
-            n_tokens = max(request.prompt_tokens, min(n_tokens, self.window_tokens))
         n_blocks = -(-n_tokens // self.block_tokens) + self._watermark_blocks
         if n_blocks > self.n_blocks:
             return f"{n_blocks} KV blocks needed, the device has {self.n_blocks}"

@@ -1,134 +1,14 @@
 """The fast engine against the slow one: jumps against one timeout per iteration, the ledger against a loop."""
 
-from dataclasses import dataclass
 from functools import partial
 
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
-from sim.batching import Chunked, Continuous, Fcfs, Ranked, RequestLevel
-from sim.cost import DecodeCurve, HostCost, IterationCost
-from sim.kv.allocator import Buddy, FirstFit
-from sim.kv.contiguous import ContiguousCache, Maximum
-from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
+from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.request import Request
-from sim.router import LeastLoaded, RoundRobin
-from sim.step import Chunk
-from tests.sim.serving import House, LinearCost, Listed, serve
-
-MAX_TOKENS = 64  # of one sequence; what has no room in the cache is refused
-NS_PS = 1_000
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Operations for the real iteration cost, with knots close together [s]."""
-
-    def dense_s(self, n_tokens: int) -> float:
-        return 3e-9 * n_tokens
-
-    def sequences_s(self, n_seqs: int) -> float:
-        return 2e-9 * n_seqs
-
-    def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
-        return sum(new * (context + new) for new, context in chunks) * 1e-11
-
-    def decode_attention(self, batch: int) -> DecodeCurve:
-        return DecodeCurve((1, 40, 90), (0.0, 1.7e-8, 9e-8), 3e-11)
-
-    def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
-        return moved_bytes * 1e-12 + host_bytes * 1e-11
-
-
-COSTS = {
-    "every step 10 ns": LinearCost(10 * NS_PS),  # ends coincide with each other and with arrivals
-    "every step 2.5 ns": LinearCost(2_500),
-    "linear": LinearCost(5_003, 1_009, 101, 53, 7, 3, 211),
-    "host bound": LinearCost(5_003, 509, 101, 53, 7, host_ps=14_001, most_steps=7),
-    "real": lambda: IterationCost(Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9), capture_sizes=(1, 2, 4, 8)),
-    "real, sync": lambda: IterationCost(Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9, "sync"), capture_sizes=(4,)),
-}
-EVICTIONS = {"lru": Lru, "lfu": partial(BlankFirst, order=Lfu), "fifo": partial(BlankFirst, order=Fifo)}
-QUEUES = {"fcfs": Fcfs, "sjf": partial(Ranked, "prompt"), "priority": partial(Ranked, "priority")}
-
-schedulers = st.one_of(
-    st.builds(partial, st.just(Chunked), st.integers(4, 40), st.integers(1, 4)),
-    st.builds(partial, st.just(Continuous), st.integers(1, 60), st.integers(1, 5)),
-    st.builds(partial, st.just(RequestLevel), st.integers(1, 4), st.sampled_from([0.0, 5e-5, 3e-4])),
-)
-paged = st.builds(
-    partial,
-    st.just(PagedCache),
-    st.integers(16, 160),
-    st.sampled_from(list(EVICTIONS.values())),
-    st.sampled_from([1, 2, 4, 8]),
-    st.booleans(),
-    st.sampled_from([0.0, 0.0, 0.05]),
-    st.sampled_from([None, None, 9, 24]),
-)
-contiguous = st.builds(
-    partial,
-    st.just(ContiguousCache),
-    st.integers(100, 300),
-    st.sampled_from([Buddy, FirstFit]),
-    st.just(Maximum(MAX_TOKENS)),
-    st.just(Lru),
-    st.booleans(),
-)
-
-
-@st.composite
-def scenarios(draw: st.DrawFn) -> Listed:
-    """A dozen requests at round times; some begin alike, some are conversations."""
-    count = draw(st.integers(1, 14))
-    at_ns = 0
-    listed, turns = [], {}
-    has_sessions = draw(st.booleans())
-    for i in range(count):
-        at_ns += draw(st.sampled_from([0, 0, 1, 5, 10, 20, 30, 55, 100, 400]))
-        head, tail = draw(st.integers(0, 3)) * 4, draw(st.integers(1, 24))
-        content = ((draw(st.integers(1, 2)), head), (100 + i, tail)) if head else ((100 + i, tail),)
-        output = draw(st.integers(1, 30))
-        is_private = not has_sessions and draw(st.booleans())
-        listed.append(
-            Request(
-                i,
-                at_ns,
-                head + tail,
-                output,
-                output,
-                None if is_private else content,
-                None if is_private else -i - 1,
-                i if has_sessions else None,
-                priority=draw(st.integers(0, 2)),
-            )
-        )
-        if has_sessions:
-            turn = st.tuples(st.sampled_from([0, 0, 10, 35, 200]), st.integers(1, 9), st.integers(1, 12))
-            turns[i] = draw(st.lists(turn, max_size=3))
-    return Listed(listed, turns if has_sessions else {})
-
-
-houses = st.fixed_dictionaries(
-    {
-        "scenario": scenarios(),
-        "scheduler": schedulers,
-        "queue": st.sampled_from(list(QUEUES.values())),
-        "kv": st.one_of(paged, paged, contiguous),
-        "cost": st.sampled_from(sorted(COSTS)).map(COSTS.__getitem__),
-        "router": st.sampled_from([RoundRobin, LeastLoaded]),
-        "replicas": st.sampled_from([1, 1, 2, 3]),
-    }
-)
-
-
-def run(house: dict, **how: object) -> House:
-    cost = house["cost"]
-    return serve(**{**house, "cost": cost if not isinstance(cost, LinearCost) else lambda: cost}, **how)
-
-
-slow_and_thorough = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+from tests.laws.houses import NS_PS, houses, run, slow_and_thorough
+from tests.sim.serving import LinearCost, Listed, serve
 
 
 @slow_and_thorough

@@ -1,0 +1,161 @@
+"""Laws no run may break: nothing is lost, nothing happens before its cause, equal seeds give equal bytes."""
+
+import ast
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from tests.laws.houses import houses, run, slow_and_thorough
+from tests.sim.serving import House
+
+ROOT = Path(__file__).parents[2]
+
+
+def asked_of(house: House, given: dict) -> dict[int, int]:
+    """Output tokens by request, of those in the list (further turns are the scenario's to ask)."""
+    return {request.id: request.output_tokens for request in given["scenario"].listed}
+
+
+@slow_and_thorough
+@given(houses)
+def test_every_request_is_served_or_refused_once_and_all_memory_comes_back(given):
+    house = run(given)
+    ids = [row["id"] for row in house.requests()] + house.recorder.refused.column("id").tolist()
+    assert len(ids) == len(set(ids)) == house.traffic.n_arrived
+    assert set(asked_of(house, given)) <= set(ids)
+    for replica in house.replicas:
+        kv = replica.kv
+        assert (kv.held_tokens, len(replica.ledger), len(replica.batch.partial), len(replica.batch.waiting)) == (0,) * 4
+        assert replica.n_outstanding == 0
+        assert 0 <= kv.idle_tokens <= kv.capacity_tokens
+        assert replica.ledger.resident_tokens == replica.ledger.n_growing == replica.ledger.n_emitting == 0
+
+
+@slow_and_thorough
+@given(houses)
+def test_every_token_is_generated_in_an_iteration_and_none_besides(given):
+    house = run(given)
+    table = house.recorder.iterations
+    rows = house.iterations()
+    requests = house.requests()
+    n_tokens = sum(row["output_tokens"] for row in requests)
+    n_resumed = int((house.recorder.preemptions.column("next_token_ns") >= 0).sum())
+    n_single = sum(row["output_tokens"] == 1 for row in requests)
+    decoded = sum(row["decode_seqs"] * row["n_steps"] for row in rows)
+    joined = sum(row["joined_seqs"] for row in rows)
+    # a prompt's last iteration gives a token; joined_seqs leaves out those that end with it
+    last_by_prefill = n_tokens - decoded - joined
+    assert n_single <= last_by_prefill <= n_single + n_resumed
+    assert (table.column("held_tokens") <= given["kv"]().capacity_tokens).all()
+    assert (table.column("held_tokens") + table.column("idle_tokens") <= given["kv"]().capacity_tokens).all()
+    assert (table.column("live_tokens") >= 0).all()
+
+
+@slow_and_thorough
+@given(houses)
+def test_prompt_tokens_are_computed_or_found_each_once_but_for_recomputation(given):
+    house = run(given)
+    requests = house.requests()
+    computed = sum(row["prefill_tokens"] for row in house.iterations())
+    asked = sum(row["prompt_tokens"] - row["cached_tokens"] for row in requests)
+    if not len(house.recorder.preemptions):
+        assert computed == asked
+    assert all(0 <= row["cached_tokens"] < row["prompt_tokens"] for row in requests)
+    assert sum(row["n_preemptions"] for row in requests) == len(house.recorder.preemptions)
+    assert sum(row["preempted_seqs"] for row in house.iterations()) == len(house.recorder.preemptions)
+
+
+@slow_and_thorough
+@given(houses)
+def test_nothing_happens_before_its_cause(given):
+    house = run(given)
+    for row in house.requests():
+        assert row["arrival_ns"] <= row["scheduled_ns"] <= row["first_token_ns"] <= row["finish_ns"]
+        ends = house.ends_ns(row["replica"])
+        assert {row["first_token_ns"], row["finish_ns"]} <= set(ends), "tokens come when an iteration ends"
+    for replica in house.replicas:
+        rows = [row for row in house.iterations() if row["replica"] == replica.index]
+        last_ends = [row["start_ns"] + elapsed(row) // 1000 for row in rows]
+        assert all(end <= row["start_ns"] for end, row in zip(last_ends, rows[1:], strict=False)), "one at a time"
+        assert all(a <= b for a, b in pairwise(house.ends_ns(replica.index)))
+    for row in house.recorder.preemptions.rows().tolist():
+        _, _, preempted_ns, last_ns, next_ns, _ = row
+        assert last_ns <= preempted_ns
+        assert next_ns == -1 or next_ns >= preempted_ns
+
+
+def elapsed(row: dict[str, int]) -> int:
+    n = row["n_steps"]
+    return row["carry_ps"] + n * row["first_ps"] + n * (n - 1) // 2 * row["growth_ps"]
+
+
+@slow_and_thorough
+@given(houses)
+def test_the_same_house_gives_the_same_bytes(given):
+    first, second = run(given).recorder, run(given).recorder
+    for name in ("requests", "iterations", "preemptions", "refused"):
+        assert getattr(first, name).rows().tobytes() == getattr(second, name).rows().tobytes()
+    assert first.refusals == second.refusals
+
+
+@settings(max_examples=60, deadline=None)
+@given(houses)
+def test_littles_law_is_exact_over_a_closed_window(given):
+    """L = lambda W: the time integral of the number in the system is the sum of the times spent there."""
+    house = run(given)
+    requests = house.requests()
+    if not requests:
+        return
+    changes = sorted([(row["arrival_ns"], 1) for row in requests] + [(row["finish_ns"], -1) for row in requests])
+    times, steps = np.array(changes).T
+    n_in_system = np.cumsum(steps)
+    integral = int((n_in_system[:-1] * np.diff(times)).sum())
+    assert n_in_system[-1] == 0
+    assert integral == sum(row["finish_ns"] - row["arrival_ns"] for row in requests)
+
+
+ORACLES = {"sim/kv/reservation.py": {"Oracle"}}
+"""Classes that may read the true output length: published baselines that know the future."""
+
+
+def oracle_readers(tree: ast.Module) -> list[str]:
+    """Functions that read an attribute ``output_tokens``, as ``Class.function``."""
+    found = []
+
+    def visit(node: ast.AST, path: tuple[str, ...]) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef):
+                visit(child, (*path, child.name))
+                continue
+            if isinstance(child, ast.Attribute) and child.attr == "output_tokens":
+                found.append(".".join(path))
+            if isinstance(child, ast.Constant) and child.value == "output_tokens":
+                found.append(".".join(path))
+            visit(child, path)
+
+    visit(tree, ())
+    return found
+
+
+POLICIES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("sim/batching/*.py", "sim/kv/**/*.py", "sim/router.py")
+    for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("path", POLICIES)
+def test_no_policy_reads_the_true_output_length(path):
+    readers = oracle_readers(ast.parse((ROOT / path).read_text()))
+    allowed = ORACLES.get(path, set())
+    offenders = [name for name in readers if name.split(".")[0] not in allowed and not name.endswith("refuses")]
+    assert not offenders, f"{path}: {offenders} read output_tokens; a policy may know max_output_tokens"
+
+
+def test_the_reader_of_sources_finds_what_it_looks_for():
+    source = "class Clairvoyant:\n    def plan(self, s):\n        return s.request.output_tokens\n"
+    assert oracle_readers(ast.parse(source)) == ["Clairvoyant.plan"]
+    assert {"sim/batching/chunked.py", "sim/kv/paged.py", "sim/router.py"} <= set(POLICIES)
