@@ -66,7 +66,8 @@ class Page:
     tiles: Sequence[Tile] = ()
     warnings: Sequence[str] = ()
     footer: str = (
-        "Made by kvtwin. Every time on this page is simulated; where the costs come from is said under Provenance."
+        "Made by kvtwin. Drag over a chart to zoom, double-click to return. Every time on this page is simulated; "
+        "each run's report says where its costs come from."
     )
 
 

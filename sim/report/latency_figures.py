@@ -113,21 +113,19 @@ def _distribution(
                     "font": {"color": "--red", "size": 12},
                 }
             )
-    pad = 0.02 * (span[1] - span[0])
-    xaxis: Json = {"title": {"text": "ms"}, "range": [max(0.0, span[0] - pad), span[1] + pad]}
+    ends = np.log10(span) if is_log else np.array(span)
+    pad = 0.02 * (ends[1] - ends[0])
+    xaxis: Json = {"title": {"text": "ms"}, "range": numbers([ends[0] - pad, ends[1] + pad])}
     if is_log:
-        xaxis |= {
-            "type": "log",
-            "range": [float(np.log10(span[0])) - 0.05, float(np.log10(span[1])) + 0.05],
-            "dtick": 1,
-        }
+        xaxis |= {"type": "log", "dtick": 1 if ends[1] - ends[0] > 3 else "D2"}
+    places = [((np.log10(mark) if is_log else mark) - ends[0]) / (ends[1] - ends[0]) for mark in (median, p99)]
     marks = {
         "type": "scatter",
         "mode": "markers+text",
         "x": numbers([median, p99]),
         "y": [50, 99],
-        "text": [f"p50  {milliseconds(median)}", f"p99  {milliseconds(p99)}"],
-        "textposition": ["middle right", "bottom left" if p99 > sum(span) / 2 and not is_log else "bottom right"],
+        "text": [f" p50 {duration(median)} ", f" p99 {duration(p99)} "],
+        "textposition": ["bottom right" if place < 0.75 else "top left" for place in places],  # away from the curve
         "marker": {"color": colour, "size": 8},
         "hoverinfo": "skip",
         "cliponaxis": False,
@@ -144,7 +142,7 @@ def _distribution(
         ],
         {
             "xaxis": xaxis,
-            "yaxis": {"range": [0, 103], "ticksuffix": " %", "dtick": 25},
+            "yaxis": {"range": [0, 112], "ticksuffix": " %", "dtick": 25},
             "shapes": shapes,
             "annotations": annotations,
             "showlegend": False,

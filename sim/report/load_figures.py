@@ -42,18 +42,24 @@ _QUEUE = (
 
 def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> Figure:
     capacity = max(1, result.capacity_tokens)
-    held, idle = (100 * lines.levels[name].mean / capacity for name in ("held_tokens", "idle_tokens"))
-    peak = 100 * (lines.levels["held_tokens"].high + lines.levels["idle_tokens"].mean) / capacity
-    live = 100 * lines.levels["live_tokens"].mean / capacity
+    held, live = (100 * lines.levels[name].mean / capacity for name in ("held_tokens", "live_tokens"))
+    used, peak = (
+        100 * values / capacity for values in (lines.levels["used_tokens"].mean, lines.levels["used_tokens"].high)
+    )
+    idle = np.maximum(0.0, used - held)
     traces = [
         line(x, numbers(held), "held by running requests", "--blue", stackgroup="kv", fillcolor="--blue-soft"),
-        line(x, numbers(np.maximum(peak, held + idle)), "highest", "--grey", line={"width": 1, "dash": "dot"}),
+        line(x, numbers(peak), "highest", "--grey", line={"width": 1, "dash": "dot"}),
     ]
     if idle.any():
         kept = line(x, numbers(idle), "kept for reuse", "--teal", stackgroup="kv", fillcolor="--teal-soft")
         traces.insert(1, kept)
-    top = max(1e-3, float(np.max(np.maximum(peak, held + idle), initial=0.0)))
-    layout: Json = {"yaxis": {"ticksuffix": " %", "range": [0, min(104.0, 1.15 * top)]}, **_time(unit)}
+    top = max(1e-3, float(np.max(peak, initial=0.0)))
+    layout: Json = {
+        "yaxis": {"ticksuffix": " %", "range": [0, min(104.0, 1.15 * top)]},
+        "legend": {"traceorder": "normal"},
+        **_time(unit),
+    }
     if 1.15 * top > 100:
         layout["shapes"] = [
             {
@@ -147,7 +153,7 @@ def _hits(lines: Timelines, x: list[float | None], unit: str) -> Figure:
         "Prefix hit rate",
         "Prompt tokens whose keys and values were already in the cache, by the time the request was first scheduled.",
         [
-            line(x, numbers(hit), "in this time", "--teal-soft", line={"width": 1}, connectgaps=True),
+            line(x, numbers(hit), "in this time", "--teal-soft", line={"width": 1}),
             line(x, numbers(total), "so far", "--teal"),
         ],
         {"yaxis": {"range": [0, 103], "ticksuffix": " %"}, **_time(unit)},

@@ -23,8 +23,8 @@
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: colour("--muted") },
       hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
       ...own,
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", ...own.legend },
       xaxis: { ...axis, ...own.xaxis, ...title(own.xaxis) },
       yaxis: { ...axis, ...own.yaxis, ...title(own.yaxis) },
     };
@@ -37,8 +37,7 @@
         responsive: true,
         displaylogo: false,
         showSendToCloud: false,
-        displayModeBar: "hover",
-        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+        displayModeBar: false,
       }),
     );
     Promise.all(drawn).then(() => {

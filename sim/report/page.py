@@ -1,6 +1,5 @@
 """The report of one run: the answer first, then what it rests on."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
 from sim.report.terminal import KINDS, LATENCIES
-from sim.report.words import count, duration, gibibytes, milliseconds, percent, rate, slo_words
+from sim.report.words import class_words, count, duration, gibibytes, milliseconds, percent, rate, slo_words
 
 GOOD_FRAC, FAIR_FRAC = 0.99, 0.9  # share of requests within their objectives: MLPerf asks for 99 %
 MAX_LISTED = 8
@@ -83,8 +82,7 @@ def choices(config: Mapping[str, Any]) -> str:
     for group in ("scenario", "cache", "eviction", "batching", "queue", "router"):
         target = config.get(group, {}).get("_target_") if isinstance(config.get(group), Mapping) else None
         if target:
-            words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(target).rsplit(".", 1)[-1]).lower()
-            parts.append(f"{group} {words.removesuffix(' ' + group)}")
+            parts.append(f"{group} {class_words(group, str(target))}")
     return " · ".join(parts)
 
 

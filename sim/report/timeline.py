@@ -12,7 +12,8 @@ from sim.units import NS_PER_S, PS_PER_NS
 Floats = npt.NDArray[np.float64]
 
 N_BINS = 400
-LEVELS = ("decode_seqs", "waiting_seqs", "held_tokens", "live_tokens", "idle_tokens")
+LEVELS = ("decode_seqs", "waiting_seqs", "held_tokens", "live_tokens", "idle_tokens", "used_tokens")
+STAYS = ("idle_tokens", "used_tokens")  # what is kept for reuse is still there when the engine has nothing to do
 NS = NS_PER_S
 
 
@@ -61,6 +62,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     tokens = {"decode": np.zeros(n_bins), "prefill": np.zeros(n_bins)}
     for _, rows in chunks_by_replica(result.iterations, 1):
         column = dict(zip(names, rows, strict=True))
+        column["used_tokens"] = column["held_tokens"] + column["idle_tokens"]
         n = column["n_steps"]
         length_ns = (n * column["first_ps"] + n * (n - 1) // 2 * column["growth_ps"]) / PS_PER_NS
         row, at, spent_ns = _pieces(column["start_ns"], column["start_ns"] + length_ns, width_ns, n_bins)
@@ -82,7 +84,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     is_never_idle = busy > 0.999 * available
     levels = {}
     for name in LEVELS:
-        if name == "idle_tokens":
+        if name in STAYS:
             levels[name] = _carried(total[name], busy, low[name], high[name])
         else:
             lowest = np.where(is_never_idle, low[name], 0.0)

@@ -1,5 +1,6 @@
 """Numbers as people read them: three or four digits, a unit, and a dash for what is undefined."""
 
+import re
 from collections.abc import Mapping
 
 from sim.units import GIB, MS_PER_S
@@ -77,6 +78,18 @@ def gibibytes(n_bytes: float) -> str:
     """
     value = n_bytes / GIB
     return f"{value:.1f} GiB" if abs(value) >= 0.1 else f"{value:.3f} GiB"
+
+
+def class_words(group: str, target: str) -> str:
+    """A chosen class in words, without the name of the part it was chosen for.
+
+    Examples
+    --------
+    >>> class_words("cache", "sim.kv.paged.PagedCache"), class_words("router", "sim.router.RoundRobin")
+    ('paged', 'round robin')
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", target.rsplit(".", 1)[-1]).lower()
+    return words.removesuffix(f" {group}")
 
 
 def slo_words(limits: Mapping[str, float | None]) -> str:

@@ -1,0 +1,170 @@
+"""Finished runs beside one another: one table and one page."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sim.report.compare_figures import distributions, memory, over_rate, pareto, speed
+from sim.report.files import replacing
+from sim.report.html import Best, Page, Section, Table, Tile, render
+from sim.report.points import Point, labels, read_points
+from sim.report.words import count, gibibytes, milliseconds, percent, rate
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+MAX_SIDE_BY_SIDE = 6
+
+
+class Column(NamedTuple):
+    """A number to compare: where it is in a summary, how to write it, and whether more is better."""
+
+    heading: str
+    of: Callable[[dict[str, Any]], float | None]
+    words: Callable[[float | None], str]
+    is_more_better: bool | None = None
+
+
+COLUMNS = (
+    Column("goodput [req/s]", lambda n: n["request_goodput"], rate, True),
+    Column("within objectives", lambda n: n["kvtwin"]["slo_attainment_frac"], percent, True),
+    Column("TTFT p50 [ms]", lambda n: n["median_ttft_ms"], milliseconds, False),
+    Column("TTFT p99 [ms]", lambda n: n["p99_ttft_ms"], milliseconds, False),
+    Column("TPOT p50 [ms]", lambda n: n["median_tpot_ms"], milliseconds, False),
+    Column("TPOT p99 [ms]", lambda n: n["p99_tpot_ms"], milliseconds, False),
+    Column("output [tok/s]", lambda n: n["output_throughput"], rate, True),
+    Column("tok/s per accelerator", lambda n: n["kvtwin"]["total_token_throughput_per_device"], rate, True),
+    Column("KV held", lambda n: n["kvtwin"]["kv"]["held_bytes"], lambda v: gibibytes(v or 0.0), False),
+    Column("KV live", lambda n: n["kvtwin"]["kv"]["live_bytes"], lambda v: gibibytes(v or 0.0)),
+    Column("waste", lambda n: n["kvtwin"]["kv"]["waste_frac"], percent, False),
+    Column("hit rate", lambda n: n["kvtwin"]["prefix_hit_frac"], percent, True),
+    Column("preemptions", lambda n: n["kvtwin"]["preemptions"], lambda v: count(v or 0), False),
+    Column("refused", lambda n: n["failed"], lambda v: count(v or 0), False),
+)
+
+
+def compare(folder: str | os.PathLike[str], out_dir: str | os.PathLike[str] | None = None) -> "RenderableType":
+    """Compare all finished runs in a folder: writes ``compare.html`` and ``compare.json``, returns the table.
+
+    Parameters
+    ----------
+    folder : path
+        Searched for run folders, at any depth.
+    out_dir : path or None
+        Where to write; None is the folder itself.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds no finished run.
+    """
+    points = read_points(folder)
+    names = labels(points)
+    out = Path(folder if out_dir is None else out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "label": name,
+            "path": os.path.relpath(point.path, out),
+            **{c.heading: c.of(dict(point.numbers)) for c in COLUMNS},
+        }
+        for name, point in zip(names, points, strict=True)
+    ]
+    with replacing(out / "compare.json") as path:
+        path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    with replacing(out / "compare.html") as path:
+        path.write_text(comparison_page(points), encoding="utf-8")
+    return comparison_table(points)
+
+
+def compare_task(*, dir: str, out: Path, console: "Console") -> None:  # noqa: A002
+    """``task=compare``: compare the finished runs under ``task.dir``, write the page into ``out``."""
+    console.print(compare(dir, out))
+    console.print(f"Page: {out / 'compare.html'}", soft_wrap=True)
+
+
+def best_rows(points: Sequence[Point], column: Column) -> set[int]:
+    """Which points win a column; none if all are equal, and never one that served nobody."""
+    values = [column.of(dict(point.numbers)) if point.numbers["completed"] else None for point in points]
+    known = [value for value in values if value is not None]
+    if column.is_more_better is None or len(set(known)) < 2:
+        return set()
+    target = max(known) if column.is_more_better else min(known)
+    return {i for i, value in enumerate(values) if value == target}
+
+
+def comparison_table(points: Sequence[Point]) -> "RenderableType":
+    """The comparison for a rich console; the best of each metric is green and starred.
+
+    A few points stand side by side; many stand one below another.
+    """
+    from rich import box
+    from rich.table import Table as RichTable
+
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    winners = [best_rows(points, column) for column in COLUMNS]
+    if len(points) <= MAX_SIDE_BY_SIDE:
+        for name in labels(points):
+            table.add_column(name.replace(", ", "\n"), justify="right")
+        for column, won in zip(COLUMNS, winners, strict=True):
+            cells = [column.words(column.of(dict(point.numbers))) for point in points]
+            table.add_row(column.heading, *(_marked(cell, i in won) for i, cell in enumerate(cells)))
+        return table
+    for column in COLUMNS:
+        table.add_column(column.heading, justify="right")
+    for i, (name, point) in enumerate(zip(labels(points), points, strict=True)):
+        cells = [column.words(column.of(dict(point.numbers))) for column in COLUMNS]
+        table.add_row(name, *(_marked(cell, i in won) for cell, won in zip(cells, winners, strict=True)))
+    return table
+
+
+def _marked(cell: str, is_best: bool) -> str:
+    return f"[bold green]* {cell}[/]" if is_best else cell
+
+
+def comparison_page(points: Sequence[Point]) -> str:
+    """The comparison as a self-contained HTML page."""
+    names = labels(points)
+    winners = [best_rows(points, column) for column in COLUMNS]
+    rows = []
+    for i, (name, point) in enumerate(zip(names, points, strict=True)):
+        cells = [column.words(column.of(dict(point.numbers))) for column in COLUMNS]
+        rows.append([name, *(Best(cell) if i in won else cell for cell, won in zip(cells, winners, strict=True))])
+    table = Table(rows, ("", *(column.heading for column in COLUMNS)), style="wide")
+    rates = over_rate(points)
+    sections = [
+        Section("table", "All points", "The best of each column in green and bold.", tables=[table]),
+        *(
+            [Section("rate", "Against the offered rate", "Where latency turns upward, capacity ends.", rates)]
+            if rates
+            else []
+        ),
+        Section("speed", "Speed", "", [pareto(points, names), *speed(points, names)]),
+        Section("memory", "Memory", "", memory(points, names)),
+        Section("latency", "Latency", "Every request of every run.", distributions(points, names)),
+    ]
+    page = Page(
+        title=f"kvtwin: {len(points)} runs compared",
+        heading=f"{len(points)} runs compared",
+        lead=" · ".join(names[:6]) + (f" · and {len(names) - 6} more" if len(names) > 6 else ""),
+        tiles=_winners(points, names),
+        sections=sections,
+    )
+    return render(page)
+
+
+def _winners(points: Sequence[Point], names: Sequence[str]) -> list[Tile]:
+    """Who wins what matters most."""
+    tiles = []
+    for heading in ("goodput [req/s]", "TTFT p99 [ms]", "TPOT p50 [ms]", "output [tok/s]"):
+        column = next(c for c in COLUMNS if c.heading == heading)
+        won = sorted(best_rows(points, column))
+        if won:
+            title, _, unit = heading.partition(" [")
+            value = column.words(column.of(dict(points[won[0]].numbers)))
+            tiles.append(Tile(f"Best {title}", value, unit.rstrip("]"), "; ".join(names[i] for i in won[:3])))
+    return tiles

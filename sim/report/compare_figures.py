@@ -1,0 +1,237 @@
+"""Charts that compare finished runs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sim.metrics.slo import LIMITS
+from sim.report.figure import Figure, Json, line, numbers
+from sim.report.overlay import COLOURS, overlay
+from sim.report.points import Point, differences, said
+from sim.report.words import rate
+from sim.units import GIB
+
+MAX_CURVES = 8
+RATE_KEY = "scenario.rate"
+TITLES = {"ttft_ms": "Time to first token", "tpot_ms": "Time per output token", "e2el_ms": "End-to-end latency"}
+
+
+def speed(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
+    """Goodput, throughput and latencies of each point as bars."""
+    figures = []
+    if any(point.numbers["request_goodput"] is not None for point in points):
+        goodput = {"goodput": [point.numbers["request_goodput"] for point in points]}
+        figures.append(
+            _bars("goodput", "Goodput", "Requests per second within their objectives.", names, goodput, "req/s")
+        )
+    output = {"output": [point.numbers["output_throughput"] for point in points]}
+    figures.append(_bars("throughput", "Output throughput", "Tokens generated per second.", names, output, "tok/s"))
+    for key in ("ttft_ms", "tpot_ms"):
+        both = {"p50": [p.numbers[f"median_{key}"] for p in points], "p99": [p.numbers[f"p99_{key}"] for p in points]}
+        figures.append(_bars(key[:4], TITLES[key], "Median and 99th percentile.", names, both, "ms"))
+    return figures
+
+
+def memory(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
+    """KV memory held and live, and what was found again."""
+    kv = [point.numbers["kvtwin"]["kv"] for point in points]
+    sizes = {
+        "held": [facts["held_bytes"] / GIB for facts in kv],
+        "live": [facts["live_bytes"] / GIB for facts in kv],
+    }
+    shares = {
+        "waste": [100 * facts["waste_frac"] for facts in kv],
+        "prefix hit rate": [100 * (point.numbers["kvtwin"]["prefix_hit_frac"] or 0.0) for point in points],
+    }
+    held = "Per replica, average while the engine worked: slots held by running requests, and KV in them. Live exceeds held where requests share a prefix."
+    found = "Held slots that are empty, and prompt tokens found in the cache."
+    return [
+        _bars("kv", "KV memory held and live", held, names, sizes, "GiB"),
+        _bars("waste", "Waste and hit rate", found, names, shares, "%"),
+    ]
+
+
+def pareto(points: Sequence[Point], names: Sequence[str]) -> Figure:
+    """Throughput per accelerator against speed for one user: nothing lies above and to the right of the line."""
+    names = [name for name, point in zip(names, points, strict=True) if point.numbers["median_tpot_ms"]]
+    points = [point for point in points if point.numbers["median_tpot_ms"]]
+    x = [point.numbers["kvtwin"]["tokens_per_s_per_user"] for point in points]
+    y = [point.numbers["kvtwin"]["total_token_throughput_per_device"] for point in points]
+    front = frontier(x, y)
+    dots: Json = {
+        "type": "scatter",
+        "mode": "markers+text" if len(points) <= 12 else "markers",
+        "x": numbers(x),
+        "y": numbers(y),
+        "text": list(names),
+        "textposition": "top center",
+        "marker": {"size": 10, "color": ["--green" if i in front else "--grey" for i in range(len(points))]},
+        "hovertemplate": "%{text}<br>%{x:.4g} tok/s for one user<br>%{y:.5g} tok/s per accelerator<extra></extra>",
+        "cliponaxis": False,
+    }
+    edge = line(
+        numbers([x[i] for i in front]),
+        numbers([y[i] for i in front]),
+        "",
+        "--green",
+        line={"width": 1.5, "dash": "dot"},
+    )
+    return Figure(
+        "pareto",
+        "Throughput against speed for the user",
+        "Tokens per second of each accelerator (prompt and output) against tokens per second that one user sees "
+        "(1 / median TPOT). The points on the line are beaten by none in both.",
+        [edge, dots],
+        {
+            "xaxis": {"title": {"text": "tok/s for one user"}, "range": numbers([0, 1.12 * max(x, default=1.0)])},
+            "yaxis": {"title": {"text": "tok/s per accelerator"}, "rangemode": "tozero"},
+            "showlegend": False,
+            "hovermode": "closest",
+        },
+        ("", "tok/s for one user", "tok/s per accelerator"),
+        [(name, rate(a), rate(b)) for name, a, b in zip(names, x, y, strict=True)],
+        height_px=380,
+    )
+
+
+def frontier(x: Sequence[float], y: Sequence[float]) -> list[int]:
+    """Points that no other beats in both coordinates, from left to right.
+
+    Examples
+    --------
+    >>> frontier([1, 2, 3, 2], [5, 4, 1, 3])
+    [0, 1, 2]
+    """
+    kept: list[int] = []
+    highest = -np.inf
+    for i in sorted(range(len(x)), key=lambda i: (-x[i], -y[i])):
+        if y[i] > highest:
+            kept.append(i)
+            highest = y[i]
+    return kept[::-1]
+
+
+def over_rate(points: Sequence[Point]) -> list[Figure]:
+    """Latency, throughput and goodput against the offered rate, a line per other choice; none if it never varies."""
+    told = differences(points)
+    if not all(isinstance(point.settings.get(RATE_KEY), int | float) for point in points) or not any(
+        RATE_KEY in mine for mine in told
+    ):
+        return []
+    groups: dict[str, list[Point]] = {}
+    for point, mine in zip(points, told, strict=True):
+        others = said({key: value for key, value in mine.items() if key != RATE_KEY})
+        groups.setdefault(others, []).append(point)
+    for group in groups.values():
+        group.sort(key=lambda point: point.settings[RATE_KEY])
+    charts: list[tuple[str, str, str, list[tuple[str, str]]]] = [
+        ("ttft", "Time to first token", "ms", [("median_ttft_ms", "p50"), ("p99_ttft_ms", "p99")]),
+        ("tpot", "Time per output token", "ms", [("median_tpot_ms", "p50"), ("p99_tpot_ms", "p99")]),
+        (
+            "throughput",
+            "Requests served",
+            "req/s",
+            [("request_throughput", "served"), ("request_goodput", "within objectives")],
+        ),
+        ("output", "Output throughput", "tok/s", [("output_throughput", "output")]),
+    ]
+    return [_over_rate(groups, *chart) for chart in charts]
+
+
+def _over_rate(groups: dict[str, list[Point]], key: str, title: str, unit: str, kinds: list[tuple[str, str]]) -> Figure:
+    traces, rows = [], []
+    for i, (name, group) in enumerate(groups.items()):
+        x = [point.settings[RATE_KEY] for point in group]
+        for (number, words), dash in zip(kinds, ("solid", "dot"), strict=False):
+            y = [point.numbers[number] for point in group]
+            if any(value is not None for value in y):
+                style = {"dash": dash}
+                label = f"{name} {words}".strip()
+                shown_y = numbers([np.nan if value is None else value for value in y])
+                traces.append(
+                    {**line(numbers(x), shown_y, label, COLOURS[i % len(COLOURS)], line=style), "mode": "lines+markers"}
+                )
+        rows += [
+            (name, f"{a:g}", *(rate(point.numbers[number]) for number, _ in kinds))
+            for a, point in zip(x, group, strict=True)
+        ]
+    return Figure(
+        f"rate-{key}",
+        title,
+        f"{' and '.join(words for _, words in kinds)}, against what scenario.rate asked for.",
+        traces,
+        {
+            "xaxis": {"title": {"text": "offered rate [1/s]"}, "rangemode": "tozero"},
+            "yaxis": {"title": {"text": unit}, "rangemode": "tozero"},
+        },
+        ("", "rate", *(words for _, words in kinds)),
+        rows,
+        height_px=300,
+        is_wide=False,
+    )
+
+
+def distributions(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
+    """Latency distributions of the points over one another, read from their requests; the best few by goodput."""
+    import pyarrow.parquet as pq
+
+    def merit(i: int) -> float:
+        numbers = points[i].numbers
+        goodput = numbers["request_goodput"]
+        return -float(numbers["request_throughput"] if goodput is None else goodput)
+
+    chosen = sorted(sorted(range(len(points)), key=merit)[:MAX_CURVES])
+    tables = {names[i]: pq.read_table(points[i].path / "requests.parquet", columns=list(LIMITS)) for i in chosen}
+    caption = f"The {MAX_CURVES} points of the best goodput." if len(points) > MAX_CURVES else ""
+    return [
+        overlay(f"cdf-{key[:4]}", title, {name: _values(table, key) for name, table in tables.items()}, caption)
+        for key, title in TITLES.items()
+    ]
+
+
+def _values(table: Any, key: str) -> Any:
+    return table.column(key).to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _bars(
+    key: str,
+    title: str,
+    caption: str,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    unit: str,
+) -> Figure:
+    traces = []
+    for (name, values), colour in zip(series.items(), ("--blue", "--teal"), strict=False):
+        shown_x = numbers([np.nan if value is None else value for value in values])
+        hover = f"%{{y}}: %{{x:.4g}} {unit}<extra>{name}</extra>"
+        traces.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "x": shown_x,
+                "y": list(names),
+                "name": name,
+                "marker": {"color": colour},
+                "hovertemplate": hover,
+            }
+        )
+    columns = list(series.values())
+    return Figure(
+        f"bars-{key}",
+        title,
+        caption,
+        traces,
+        {
+            "barmode": "group",
+            "xaxis": {"title": {"text": unit}, "rangemode": "tozero"},
+            "yaxis": {"autorange": "reversed", "type": "category"},
+            "showlegend": len(series) > 1,
+            "hovermode": "closest",
+        },
+        ("", *series),
+        [(name, *(rate(column[i]) for column in columns)) for i, name in enumerate(names)],
+        height_px=110 + (26 if len(series) > 1 else 20) * len(names),
+        is_wide=False,
+    )

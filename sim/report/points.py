@@ -1,0 +1,128 @@
+"""Finished runs read back from their folders, and what tells them apart."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.errors import ConfigError
+from sim.report.files import SCHEMA_VERSION
+from sim.report.words import class_words
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A finished run: where it lies, what was chosen (dotted keys), what came out."""
+
+    path: Path
+    settings: Settings
+    numbers: Mapping[str, Any]
+
+
+def read_points(folder: str | os.PathLike[str]) -> list[Point]:
+    """All finished runs in a folder and below, in order of their paths.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or one is of another schema.
+    """
+    found = sorted(Path(folder).rglob("manifest.json"), key=_order)
+    points = []
+    for path in found:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.get("schema_version") != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path}: schema_version must be {SCHEMA_VERSION}, got {manifest.get('schema_version')!r}"
+            )
+        numbers = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
+        points.append(Point(path.parent, dict(_flat(manifest["config"])), numbers))
+    if not points:
+        raise ConfigError(f"task.dir must hold finished runs (folders with a manifest.json), got {os.fspath(folder)!r}")
+    return points
+
+
+def differences(points: Sequence[Point]) -> list[Settings]:
+    """Of each point, the settings that tell it from the others, by key.
+
+    Where another class was chosen for a part, the class stands for the part's own settings, unless points of the same
+    class differ in them.
+    """
+    keys = list(dict.fromkeys(key for point in points for key in point.settings))
+    varying = [key for key in keys if len({repr(point.settings.get(key)) for point in points}) > 1]
+    classes = [key for key in varying if key.endswith("._target_")]
+    told = []
+    for point in points:
+        mine = {}
+        for key in varying:
+            owners = [c for c in classes if key != c and key.startswith(c.removesuffix("_target_"))]
+            peers = [p for p in points if all(p.settings.get(c) == point.settings.get(c) for c in owners)]
+            differs = len({repr(p.settings.get(key)) for p in peers}) > 1
+            if key in point.settings and (not owners or differs) and not _is_copy(key, varying):
+                mine[key] = point.settings[key]
+        told.append(mine)
+    return told
+
+
+def labels(points: Sequence[Point]) -> list[str]:
+    """A short name for each point: what tells it from the others."""
+    names = [said(mine) for mine in differences(points)]
+    return [
+        name if name and names.count(name) == 1 else f"{name} {point.path.name}".strip()
+        for name, point in zip(names, points, strict=True)
+    ]
+
+
+def said(settings: Settings) -> str:
+    """Settings in a line.
+
+    Examples
+    --------
+    >>> said({"cache._target_": "sim.kv.paged.PagedCache", "scenario.rate": 8.0, "hardware.kv_blocks": None})
+    'cache paged, rate 8, kv_blocks none'
+    """
+    return ", ".join(f"{short(key)} {shown(key, value)}" for key, value in settings.items())
+
+
+def short(key: str) -> str:
+    """The shortest telling part of a dotted key: its part's name for a class, else its last word.
+
+    Examples
+    --------
+    >>> short("cache._target_"), short("scenario.rate"), short("hardware.device.name")
+    ('cache', 'rate', 'device')
+    """
+    *owners, last = key.split(".")
+    return owners[-1] if last in ("_target_", "name") and owners else last
+
+
+def shown(key: str, value: Any) -> str:
+    """A setting's value in a label; a class in words."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return class_words(key.split(".")[0], str(value)) if key.endswith("_target_") else str(value)
+
+
+def _is_copy(key: str, varying: Sequence[str]) -> bool:
+    """Whether another part only repeats this setting, as the cost model repeats the model's and the device's."""
+    return any(key != other and key.endswith("." + other) for other in varying) or key.startswith(
+        "cost.operations.device."
+    )
+
+
+def _order(path: Path) -> tuple[Any, ...]:
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.parts)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
