@@ -135,6 +135,8 @@ class Link:
 
     def _finish(self, transfer: Transfer, end_ns: int) -> None:
         """Write the transfer down and let its event fire when the last byte has arrived."""
+        if end_ns < self._env.now:
+            raise InvariantError(f"a transfer that ended at {end_ns} ns was noticed at {self._env.now} ns")
         self._transfers.add(self._replica, self._index, transfer.start_ns, end_ns, transfer.n_bytes, transfer.n_pieces)
         transfer.done._ok = True
         transfer.done._value = None
