@@ -67,25 +67,51 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, crc32(purpose.encode())])
 
 
-def block_keys(content: tuple[Segment, ...], n_tokens: int, block_tokens: int) -> list[int]:
-    """Identity of each full block among the first ``n_tokens`` tokens of a text.
+BlockRange = tuple[int, int, int]
+"""Full blocks that end in one piece of a text: (identity of the text up to there, end of the first [tokens], count)."""
 
-    A block's key depends on everything before its end, like vLLM's chained block hash, but costs one addition: the
-    pieces' identities are chained and the offset of the block's end is added.
+
+def block_ranges(content: tuple[Segment, ...], n_tokens: int, block_tokens: int) -> list[BlockRange]:
+    """The full blocks among the first ``n_tokens`` tokens of a text, by the piece in which they end.
+
+    A block's identity depends on everything before its end, like vLLM's chained block hash: it is that of the text up
+    to its piece, together with where it ends.
 
     Parameters
     ----------
     content : tuple of (identity, n_tokens)
         The text, piece by piece.
     n_tokens : int
-        How much of it to cover; what exceeds the text has no identity and gets no key [tokens].
+        How much of it to cover; what exceeds the text has no identity [tokens].
     block_tokens : int
         Block size [tokens].
 
     Returns
     -------
-    list of int
-        One key per full block, in order.
+    list of BlockRange
+        In order, pieces in which no block ends left out.
+
+    Examples
+    --------
+    >>> [(end, n_blocks) for _, end, n_blocks in block_ranges(((7, 40), (8, 3), (9, 30)), 73, 16)]
+    [(16, 2), (48, 2)]
+    """
+    ranges = []
+    start = chain = 0
+    for identity, length in content:
+        chain = hash((chain, identity, start))
+        stop = min(start + length, n_tokens)
+        n_blocks = stop // block_tokens - start // block_tokens
+        if n_blocks > 0:
+            ranges.append((chain, (start // block_tokens + 1) * block_tokens, n_blocks))
+        start += length
+        if start >= n_tokens:
+            break
+    return ranges
+
+
+def block_keys(content: tuple[Segment, ...], n_tokens: int, block_tokens: int) -> list[int]:
+    """One number per block of `block_ranges`, in order: equal keys mean equal text up to the block's end.
 
     Examples
     --------
@@ -95,14 +121,6 @@ def block_keys(content: tuple[Segment, ...], n_tokens: int, block_tokens: int) -
     [True, True, False]
     """
     keys: list[int] = []
-    start = 0
-    chain = 0
-    for identity, length in content:
-        chain = hash((chain, identity, start))
-        stop = min(start + length, n_tokens)
-        first = -(-(start + 1) // block_tokens) * block_tokens
-        keys.extend(range(chain + first, chain + stop + 1, block_tokens))
-        start += length
-        if start >= n_tokens:
-            break
+    for piece, end, n_blocks in block_ranges(content, n_tokens, block_tokens):
+        keys.extend(range(piece + end, piece + end + n_blocks * block_tokens, block_tokens))
     return keys

@@ -251,6 +251,7 @@ def progress(recorder: "Recorder", console: "Console | None") -> Iterator[None]:
 def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") -> None:
     """Simulate, write the results into ``out``, print one table."""
     from sim.config import make
+    from sim.metrics import measure
     from sim.report import table, write
 
     slo = make(config["slo"], "slo")
@@ -258,9 +259,10 @@ def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") 
     if not len(result.requests):
         reasons = sorted(set(result.refusals.values()))
         console.print(f"No request was served: {reasons[0] if reasons else 'the scenario has none'}.")
-    paths = write(result, slo, out)
-    console.print(table(result, slo))
-    console.print(f"Report: {paths / 'report.html'}", soft_wrap=True)
+    measures = measure(result, slo)
+    write(result, slo, out, measures)
+    console.print(table(result, slo, measures))
+    console.print(f"Report: {os.path.relpath(out / 'report.html')}", soft_wrap=True)
 
 
 def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> None:

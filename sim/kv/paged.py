@@ -13,23 +13,13 @@ Blocks of sequences that decode are a count until the sequence leaves: the ledge
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
-from sim.errors import ConfigError, InvariantError
-from sim.kv.eviction import Evictor, Unit
+from sim.errors import ConfigError
+from sim.kv.eviction import Divider, Evictor
+from sim.kv.prefix import BlockTable, Match, PrefixIndex, Run
 from sim.ledger import DecodeLedger
-from sim.request import Request, block_keys
+from sim.request import BlockRange, Request, block_ranges
 from sim.sequence import Sequence
-
-SLICE = 64  # blocks looked up at a time: most prompts match little or nearly all
-
-
-@dataclass(slots=True, eq=False)
-class BlockTable:
-    """Blocks of one sequence: those with an identity first, in order, then the rest as a count."""
-
-    n_blocks: int = 0
-    units: list[Unit] = field(default_factory=list)
 
 
 class PagedCache:
@@ -75,14 +65,13 @@ class PagedCache:
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.n_blocks)
         self._free = eviction(self.n_blocks)
-        self._resident: dict[int, Unit] = {}
-        self._twins: dict[int, list[Unit]] = {}  # further blocks with the content of a resident one
+        self._index = PrefixIndex(block_tokens, isinstance(self._free, Divider))
         self._n_free = self.n_blocks
         self._n_owed = 0  # taken, but not yet popped off the free queue: nothing has looked at it since
-        self._found: tuple[Sequence | None, list[Unit]] = (None, [])  # the last match, while nothing has changed
+        self._found: tuple[Sequence | None, list[Match]] = (None, [])  # the last match, while nothing has changed
         self._n_parked = 0
         self._n_evicted = 0
-        self._keys: dict[Sequence, list[int]] = {}  # of sequences that wait or hold something
+        self._texts: dict[Sequence, list[BlockRange]] = {}  # of sequences that wait or hold something
 
     @property
     def held_tokens(self) -> int:
@@ -98,7 +87,7 @@ class PagedCache:
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
-        return len(self._matched(sequence)) * self.block_tokens
+        return sum(n_blocks for _, _, n_blocks in self._matched(sequence)) * self.block_tokens
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take blocks for the next ``n_tokens`` of a sequence, all or none."""
@@ -106,21 +95,18 @@ class PagedCache:
         spare = ledger.blocks_needed(1) if ledger.members else 0
         if table is None:
             matched = self._matched(sequence)
-            start = len(matched) * self.block_tokens
-            n_new = -(-(start + n_tokens) // self.block_tokens) - len(matched)
-            n_unparked = sum(unit.is_parked for unit in matched) if matched else 0
+            n_matched = sum(n_blocks for _, _, n_blocks in matched)
+            start = n_matched * self.block_tokens
+            n_new = -(-(start + n_tokens) // self.block_tokens) - n_matched
+            n_unparked = sum(n_blocks for run, _, n_blocks in matched if run.is_parked)
             if n_new + n_unparked + spare + self._watermark_blocks > self._n_free:
                 return False
-            table = sequence.holding = BlockTable()
+            table = sequence.holding = BlockTable(n_matched, n_matched)
             sequence.computed_tokens = start
-            if matched:
-                self._n_free -= n_unparked
-                self._n_parked -= n_unparked
-                self._free.claim(matched)
-                for unit in matched:
-                    unit.n_refs += 1
-                table.units = matched
-                table.n_blocks = len(matched)
+            self._n_free -= n_unparked
+            self._n_parked -= n_unparked
+            for run, offset, n_blocks in matched:
+                self._reference(table, run, offset, n_blocks)
         else:
             n_new = -(-(sequence.computed_tokens + n_tokens) // self.block_tokens) - table.n_blocks
             if n_new + spare > self._n_free:
@@ -128,9 +114,9 @@ class PagedCache:
         if n_new > 0:
             self._take(n_new)
             table.n_blocks += n_new
-        keys = self._keys.get(sequence)
-        if keys is not None:
-            self._name(table, keys[: (sequence.computed_tokens + n_tokens) // self.block_tokens])
+        text = self._texts.get(sequence)
+        if text is not None:
+            self._name(table, text, sequence.computed_tokens + n_tokens)
         return True
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
@@ -151,21 +137,22 @@ class PagedCache:
         table: BlockTable = sequence.holding
         sequence.holding = None
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
-        if self._keys.pop(sequence, None) is not None and not sequence.dropped_tokens:
-            self._name(table, block_keys(sequence.text(), sequence.computed_tokens, self.block_tokens))
+        if self._texts.pop(sequence, None) is not None and not sequence.dropped_tokens:
+            n_tokens = sequence.computed_tokens
+            self._name(table, block_ranges(sequence.text(), n_tokens, self.block_tokens), n_tokens)
         if self._n_owed:
             self._settle()
-        n_blank = n_blocks - len(table.units)
+        n_blank = n_blocks - table.n_named
         self._n_free += n_blank
         self._free.park_blank(n_blank)
-        if table.units:
+        if table.runs:
             freed = []
-            for unit in reversed(table.units):
-                unit.n_refs -= 1
-                if not unit.n_refs:
-                    freed.append(unit)
-            self._n_free += len(freed)
-            self._n_parked += len(freed)
+            for run in reversed(table.runs):
+                del run.tables[table]
+                if not run.tables:
+                    freed.append(run)
+                    self._n_free += run.n_blocks
+                    self._n_parked += run.n_blocks
             self._free.park(freed)
 
     def refuses(self, request: Request) -> str | None:
@@ -183,27 +170,31 @@ class PagedCache:
         """Facts of the run."""
         return {"evicted_blocks": self._n_evicted, "kv_blocks": self.n_blocks}
 
-    def _matched(self, sequence: Sequence) -> list[Unit]:
+    def _matched(self, sequence: Sequence) -> list[Match]:
         """Resident blocks of a waiting sequence's text, from its start."""
         if sequence.request.content is None or not self._prefix_caching:
             return []
         if self._n_owed:
             self._settle()
-        keys = self._keys.get(sequence)
-        if keys is None:
-            keys = self._keys[sequence] = block_keys(sequence.text(), sequence.target_tokens, self.block_tokens)
-        if self._found[0] is sequence:
-            return self._found[1]
-        matched: list[Unit] = []
-        n_keys = (sequence.target_tokens - 1) // self.block_tokens
-        for start in range(0, n_keys, SLICE):
-            found = list(map(self._resident.get, keys[start : min(start + SLICE, n_keys)]))
-            if None in found:
-                matched += found[: found.index(None)]  # type: ignore[arg-type]
-                break
-            matched += found  # type: ignore[arg-type]
-        self._found = (sequence, matched)
-        return matched
+        text = self._texts.get(sequence)
+        if text is None:
+            text = self._texts[sequence] = block_ranges(sequence.text(), sequence.target_tokens, self.block_tokens)
+        if self._found[0] is not sequence:
+            most_blocks = (sequence.target_tokens - 1) // self.block_tokens
+            self._found = (sequence, self._index.match(text, most_blocks) if most_blocks else [])
+        return self._found[1]
+
+    def _reference(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
+        """Hold blocks that were found, parked or held by others."""
+        if not run.is_parked:
+            self._index.hold(table, run, offset, n_blocks)
+            self._free.claim(table.runs[-1:])
+        elif n_blocks == run.n_blocks or not isinstance(self._free, Divider):
+            self._free.claim([run])
+            self._index.hold(table, run, offset, n_blocks)
+        else:
+            self._index.hold_parked(table, run, offset, n_blocks)
+            self._free.claim_part(run, n_blocks)
 
     def _take(self, n_blocks: int) -> None:
         """Take blocks that the caller knows are free."""
@@ -215,31 +206,11 @@ class PagedCache:
         n_blocks, self._n_owed = self._n_owed, 0
         self._found = (None, [])
         for unit in self._free.victims(n_blocks):
-            self._n_parked -= 1
-            self._n_evicted += 1
-            self._forget(unit)
+            self._n_parked -= unit.n_blocks
+            self._n_evicted += unit.n_blocks
+            self._index.forget(unit)
 
-    def _forget(self, unit: Unit) -> None:
-        """A block's content can no longer be found in it, though it may be in a twin."""
-        key = unit.key
-        if key is None:
-            raise InvariantError("a block without content was evicted")
-        twins = self._twins.get(key)
-        if self._resident[key] is unit:
-            if twins is None:
-                del self._resident[key]
-                return
-            self._resident[key] = twins.pop(0)
-        elif twins is not None:
-            twins.remove(unit)
-        if not twins:
-            del self._twins[key]
-
-    def _name(self, table: BlockTable, keys: list[int]) -> None:
-        """Make a sequence's full blocks findable under the keys of their content, those that are not yet."""
+    def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
+        """Make the full blocks among a sequence's first tokens findable."""
         self._found = (None, [])
-        for key in keys[len(table.units) :]:
-            unit = Unit(key, self.block_tokens, n_refs=1)
-            table.units.append(unit)
-            if self._resident.setdefault(key, unit) is not unit:
-                self._twins.setdefault(key, []).append(unit)
+        self._index.name(table, text, n_tokens // self.block_tokens)

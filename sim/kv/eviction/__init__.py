@@ -12,6 +12,6 @@ from sim.kv.eviction.gdsf import Gdsf
 from sim.kv.eviction.lfu import Lfu
 from sim.kv.eviction.lru import Lru
 from sim.kv.eviction.s3fifo import S3Fifo
-from sim.kv.eviction.unit import Evictor, Order, Unit
+from sim.kv.eviction.unit import Divider, Evictor, Order, Unit
 
-__all__ = ["Arc", "Belady", "BlankFirst", "Evictor", "Fifo", "Gdsf", "Lfu", "Lru", "Order", "S3Fifo", "Unit"]
+__all__ = ["Arc", "Belady", "BlankFirst", "Divider", "Evictor", "Fifo", "Gdsf", "Lfu", "Lru", "Order", "S3Fifo", "Unit"]

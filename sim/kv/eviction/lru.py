@@ -71,8 +71,16 @@ class Lru:
         if self._n_stale > _MIN_STALE and self._n_stale > len(self._queue) // 2:
             self._tidy()
 
+    def claim_part(self, unit: Unit, n_blocks: int) -> None:
+        """A request found some blocks of a parked, divisible unit; the others keep its place."""
+        unit.n_blocks -= n_blocks
+        self._n_blocks -= n_blocks
+
     def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:  # noqa: ARG002
-        """Take blocks from the head of the queue; of a blank entry only as many as are missing."""
+        """Take blocks from the head of the queue; of a blank or divisible entry only as many as are missing.
+
+        Of a divisible unit the last blocks go first, and stand as a unit of their own in what is returned.
+        """
         if n_blocks > self._n_blocks:
             raise InvariantError(f"{n_blocks} blocks asked of an evictor that has {self._n_blocks}")
         evicted: list[Unit] = []
@@ -80,15 +88,20 @@ class Lru:
         missing = n_blocks
         while missing > 0:
             head = queue[0]
-            if head.key is None and head.n_blocks > missing:
+            if head.n_stale:
+                queue.popleft()
+                head.n_stale -= 1
+                self._n_stale -= 1
+                continue
+            if head.n_blocks > missing and (head.key is None or head.is_divisible):
+                if head.key is not None:
+                    n_tokens = head.n_tokens // head.n_blocks * missing
+                    head.n_tokens -= n_tokens
+                    evicted.append(Unit(head.key, n_tokens, missing))
                 head.n_blocks -= missing
                 missing = 0
                 break
             queue.popleft()
-            if head.n_stale:
-                head.n_stale -= 1
-                self._n_stale -= 1
-                continue
             missing -= head.n_blocks
             if head.key is not None:
                 head.is_parked = False

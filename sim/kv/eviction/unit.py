@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(slots=True, eq=False)
@@ -19,6 +19,7 @@ class Unit:
     n_hits: int = 0  # requests that found it, since it was made
     n_refs: int = 0  # running sequences that use it now; the cache's own count
     is_parked: bool = False
+    is_divisible: bool = False  # its last blocks can be given up without the first
     n_stale: int = 0  # entries that `Lru` has of it besides the one that holds
 
 
@@ -64,6 +65,15 @@ class Evictor(Protocol):
 
     def __len__(self) -> int:
         """Free blocks, blank and parked together."""
+        ...
+
+
+@runtime_checkable
+class Divider(Evictor, Protocol):
+    """An evictor that can part with some blocks of a unit, so that a run of blocks can be one unit."""
+
+    def claim_part(self, unit: Unit, n_blocks: int) -> None:
+        """A request found some blocks of a parked unit, which count as a unit of their own from now on."""
         ...
 
 

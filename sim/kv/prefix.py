@@ -1,0 +1,189 @@
+"""Which text is resident, in runs of blocks: the index behind prefix reuse.
+
+    text     | system prompt     | turn 1   | answer | turn 2      |          pieces with an identity
+    blocks   |.....|.....|.....|.....|.....|.....|.....|.....|.....|         each named by the piece it ends in
+    runs     [ held by 40         ][ held by this conversation ....]         blocks that are held and freed together
+
+Blocks that one sequence computed in a row, and that the same sequences hold, are one `Run`. A run is cut where a
+request shares only part of it. So a request costs as many steps as its text has pieces, not blocks; what can be found
+and in which order it is given up is the same, block for block.
+"""
+
+from dataclasses import dataclass, field
+
+from sim.kv.eviction import Unit
+from sim.request import BlockRange
+
+Match = tuple["Run", int, int]
+"""Blocks found in a run: (run, how many of its blocks come before, how many are meant)."""
+
+
+@dataclass(slots=True, eq=False)
+class BlockTable:
+    """Blocks of one sequence: those with an identity first, in order, then the rest as a count."""
+
+    n_blocks: int = 0
+    n_named: int = 0  # of these, in `runs`
+    runs: list["Run"] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Run(Unit):
+    """Consecutive full blocks of one piece of text."""
+
+    is_divisible: bool = True
+    first_end: int = 0  # tokens of the text up to the end of its first block
+    born: int = 0  # when it was made, counted; its cuttings are as old
+    tables: dict[BlockTable, None] = field(default_factory=dict)  # who holds it
+
+
+class PrefixIndex:
+    """Runs by the text they hold.
+
+    Parameters
+    ----------
+    block_tokens : int
+    is_divisible : bool
+        Whether runs may be longer than a block: an eviction order must be able to give up part of one.
+    """
+
+    def __init__(self, block_tokens: int, is_divisible: bool) -> None:
+        self.block_tokens = block_tokens
+        self.is_divisible = is_divisible
+        self._runs: dict[int, dict[Run, None]] = {}  # by piece, or by block where runs are not divisible
+        self._n_born = 0
+
+    def match(self, text: list[BlockRange], most_blocks: int) -> list[Match]:
+        """The longest resident part of a text from its start, of at most so many blocks."""
+        size = self.block_tokens
+        matched: list[Match] = []
+        left = most_blocks
+        for piece, end, n_blocks in text:
+            n_blocks = min(n_blocks, left)
+            left -= n_blocks
+            while n_blocks:
+                run = self._find(piece, end)
+                if run is None:
+                    return matched
+                offset = (end - run.first_end) // size
+                n_found = min(run.n_blocks - offset, n_blocks)
+                if offset and run.is_parked and offset + n_found < run.n_blocks:
+                    return matched  # its middle alone: only twins cut at different places come to that
+                matched.append((run, offset, n_found))
+                n_blocks -= n_found
+                end += n_found * size
+            if not left:
+                break
+        return matched
+
+    def _find(self, piece: int, end: int) -> Run | None:
+        """The oldest run that holds the block of a piece that ends there."""
+        oldest = None
+        for run in self._runs.get(piece if self.is_divisible else piece + end, ()):
+            if run.first_end <= end < run.first_end + run.n_blocks * self.block_tokens and (
+                oldest is None or run.born < oldest.born
+            ):
+                oldest = run
+        return oldest
+
+    def name(self, table: BlockTable, text: list[BlockRange], most_blocks: int) -> None:
+        """Make a sequence's full blocks findable, the first ``most_blocks`` of its text that are not yet."""
+        size = self.block_tokens
+        skip, left = table.n_named, most_blocks
+        for piece, end, n_blocks in text:
+            n_blocks = min(n_blocks, left)
+            left -= n_blocks
+            if skip >= n_blocks:
+                skip -= n_blocks
+            else:
+                end += skip * size
+                n_blocks -= skip
+                skip = 0
+                table.n_named += n_blocks
+                last = table.runs[-1] if table.runs else None
+                if not self.is_divisible:
+                    for block_end in range(end, end + n_blocks * size, size):
+                        self._make(table, piece + block_end, block_end, 1)
+                elif (
+                    last is not None
+                    and last.key == piece
+                    and last.first_end + last.n_blocks * size == end
+                    and len(last.tables) == 1
+                ):
+                    last.n_blocks += n_blocks
+                    last.n_tokens += n_blocks * size
+                else:
+                    self._make(table, piece, end, n_blocks)
+            if not left:
+                break
+
+    def hold(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
+        """A sequence holds some blocks of a run that others hold; the run is cut so that they are one of their own."""
+        if offset:
+            run = self._cut_held(run, offset)
+        if n_blocks < run.n_blocks:
+            self._cut_held(run, n_blocks)
+        self._hold(table, run)
+
+    def hold_parked(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
+        """A sequence holds some blocks at one end of a parked run; the rest keeps its place in the order of eviction.
+
+        The evictor counts them off the run (`Divider.claim_part`).
+        """
+        size = self.block_tokens
+        piece = Run(
+            run.key,
+            n_blocks * size,
+            n_blocks,
+            n_hits=run.n_hits + 1,
+            first_end=run.first_end + offset * size,
+            born=run.born,
+        )
+        if not offset:
+            run.first_end += n_blocks * size
+        run.n_tokens -= n_blocks * size
+        self._list(piece)
+        self._hold(table, piece)
+
+    def forget(self, run: Unit) -> None:
+        """What a run held has been evicted."""
+        if run.key is not None and isinstance(run, Run):
+            twins = self._runs[run.key]
+            del twins[run]
+            if not twins:
+                del self._runs[run.key]
+
+    def _cut_held(self, run: Run, n_blocks: int) -> Run:
+        """Cut a run that is held after its first blocks; whoever held it holds both. Returns the rest."""
+        size = self.block_tokens
+        n_rest = run.n_blocks - n_blocks
+        rest = Run(
+            run.key,
+            n_rest * size,
+            n_rest,
+            n_hits=run.n_hits,
+            first_end=run.first_end + n_blocks * size,
+            born=run.born,
+        )
+        run.n_blocks = n_blocks
+        run.n_tokens = n_blocks * size
+        rest.tables = dict(run.tables)
+        for table in rest.tables:
+            table.runs.insert(table.runs.index(run) + 1, rest)
+        self._list(rest)
+        return rest
+
+    def _make(self, table: BlockTable, key: int, first_end: int, n_blocks: int) -> None:
+        self._n_born += 1
+        run = Run(key, n_blocks * self.block_tokens, n_blocks, first_end=first_end, born=self._n_born)
+        self._list(run)
+        self._hold(table, run)
+
+    def _list(self, run: Run) -> None:
+        if run.key is not None:
+            self._runs.setdefault(run.key, {})[run] = None
+
+    @staticmethod
+    def _hold(table: BlockTable, run: Run) -> None:
+        run.tables[table] = None
+        table.runs.append(run)
