@@ -29,6 +29,7 @@ class Measures:
     latency_ms: Mapping[str, Floats]  # ttft_ms, tpot_ms, e2el_ms, each of shape (n_requests,)
     is_good: Bools  # meets its objectives, shape (n_requests,)
     itl_ps: Population
+    itl_ms: Mapping[str, float | None]  # mean, median, ... of the same, by the summary's keys
     load: Load
 
 
@@ -36,7 +37,8 @@ def measure(result: Result, slo: Slo) -> Measures:
     """Compute what the summary and the report are made of."""
     latency_ms = latencies(result.requests)
     is_good = meets(latency_ms, result.requests.column("slo_class"), result.slo_classes, slo)
-    return Measures(latency_ms, is_good, token_gaps(result), load(result))
+    gaps_ps = token_gaps(result)
+    return Measures(latency_ms, is_good, gaps_ps, _itl_statistics(gaps_ps), load(result))
 
 
 def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[
     for name in LIMITS:
         values = measures.latency_ms[name]
         numbers |= _statistics(name, values[~np.isnan(values)])
-    numbers |= _itl_statistics(measures.itl_ps)
+    numbers |= measures.itl_ms
     numbers[OURS] = _ours(result, slo, measures, numbers)
     return numbers
 

@@ -102,6 +102,7 @@ def comparison_table(points: Sequence[Point]) -> "RenderableType":
     A few points stand side by side; many stand one below another.
     """
     from rich import box
+    from rich.markup import escape
     from rich.table import Table as RichTable
 
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -109,16 +110,16 @@ def comparison_table(points: Sequence[Point]) -> "RenderableType":
     winners = [best_rows(points, column) for column in COLUMNS]
     if len(points) <= MAX_SIDE_BY_SIDE:
         for name in labels(points):
-            table.add_column(name.replace(", ", "\n"), justify="right")
+            table.add_column(escape(name).replace(", ", "\n"), justify="right")
         for column, won in zip(COLUMNS, winners, strict=True):
             cells = [column.words(column.of(dict(point.numbers))) for point in points]
-            table.add_row(column.heading, *(_marked(cell, i in won) for i, cell in enumerate(cells)))
+            table.add_row(escape(column.heading), *(_marked(cell, i in won) for i, cell in enumerate(cells)))
         return table
     for column in COLUMNS:
-        table.add_column(column.heading, justify="right")
+        table.add_column(escape(column.heading), justify="right")
     for i, (name, point) in enumerate(zip(labels(points), points, strict=True)):
         cells = [column.words(column.of(dict(point.numbers))) for column in COLUMNS]
-        table.add_row(name, *(_marked(cell, i in won) for cell, won in zip(cells, winners, strict=True)))
+        table.add_row(escape(name), *(_marked(cell, i in won) for cell, won in zip(cells, winners, strict=True)))
     return table
 
 

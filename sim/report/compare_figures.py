@@ -44,7 +44,10 @@ def memory(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
         "waste": [100 * facts["waste_frac"] for facts in kv],
         "prefix hit rate": [100 * (point.numbers["kvtwin"]["prefix_hit_frac"] or 0.0) for point in points],
     }
-    held = "Per replica, average while the engine worked: slots held by running requests, and KV in them. Live exceeds held where requests share a prefix."
+    held = (
+        "Per replica, average while the engine worked: slots held by running requests, and KV in them. "
+        "Live exceeds held where requests share a prefix."
+    )
     found = "Held slots that are empty, and prompt tokens found in the cache."
     return [
         _bars("kv", "KV memory held and live", held, names, sizes, "GiB"),
