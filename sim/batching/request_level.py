@@ -30,6 +30,7 @@ class RequestLevel:
     max_wait_time_ms: float = 0.0
     returns_together: bool = field(default=True, init=False)
     _max_wait_ns: int = field(init=False)
+    _starts_ns: int | None = field(default=None, init=False)  # of the batch that is filling
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1:
@@ -47,8 +48,12 @@ class RequestLevel:
         if not len(waiting):
             return None
         starts_ns = waiting.head().request.arrival_ns + self._max_wait_ns
+        if self._starts_ns is not None and self._starts_ns < starts_ns:
+            starts_ns = self._starts_ns  # a later arrival went to the head
         if len(waiting) < self.max_batch_size and now_ns < starts_ns:
+            self._starts_ns = starts_ns
             return starts_ns
+        self._starts_ns = None
         chunks: list[tuple[Sequence, int]] = []
         while len(waiting) and len(chunks) < self.max_batch_size:
             admitted = batch.admit(None, now_ns)

@@ -20,7 +20,7 @@ from tests.sim.naive_ledger import NaiveLedger
 class LinearCost:
     """An iteration takes a constant, and so much for each thing it does [ps]; at least ``host_ps``."""
 
-    base_ps: int = 1_000_000
+    base_ps: int = 1_000
     per_seq_ps: int = 0
     per_context_ps: int = 0
     per_prompt_ps: int = 0

@@ -1,0 +1,72 @@
+"""Batches of whole requests, by hand."""
+
+from functools import partial
+
+import pytest
+
+from sim.batching import Ranked, RequestLevel
+from sim.errors import ConfigError
+from tests.sim.batching.test_chunked import COST, small, times
+from tests.sim.serving import LinearCost, Listed, asked, serve
+
+WAIT_2_US = partial(RequestLevel, max_batch_size=2, max_wait_time_ms=0.002)
+
+
+def test_a_batch_is_padded_and_returns_when_its_longest_has_ended():
+    """1000 ns, 10 ns per decoding sequence, 1 ns per KV entry read, 2 ns per prompt token.
+
+    0     A's prompt of 10 and B's of 4, padded to 10: 1000 + 2 * 20      = 1040
+    1040  both decode, reading 11 each: 1000 + 20 + 22                    = 1042, B's second and last token
+    2082  A decodes and B pads: 1000 + 20 + 24                            = 1044, A's third; both return
+    3126  C, which came at 10: 1000 + 8                                   = 1008
+    """
+    listed = [asked(0, 0, 10, 3), asked(1, 0, 4, 2), asked(2, 10, 4, 1)]
+    house = serve(Listed(listed), scheduler=partial(RequestLevel, 2), cost=lambda: COST)
+    assert house.ends_ns() == [1040, 2082, 3126, 4134]
+    assert times(house) == {0: (0, 1040, 3126), 1: (0, 1040, 3126), 2: (3126, 4134, 4134)}
+    assert [row["padding_seqs"] for row in house.iterations()] == [0, 0, 1, 0]
+    assert [row["decode_seqs"] for row in house.iterations()] == [0, 2, 1, 0]
+
+
+def test_a_batch_that_is_not_full_starts_when_its_first_has_waited_long_enough():
+    """A waits alone from 100 to 2100. B comes at 5000, and C fills the batch at 5500."""
+    listed = [asked(0, 100, 4, 1), asked(1, 5000, 4, 1), asked(2, 5500, 4, 1)]
+    house = serve(Listed(listed), scheduler=WAIT_2_US, cost=lambda: LinearCost())
+    assert times(house) == {0: (2100, 2101, 2101), 1: (5500, 5501, 5501), 2: (5500, 5501, 5501)}
+
+
+def test_shorter_prompts_that_keep_coming_do_not_make_a_batch_wait_longer():
+    """The first came at 0 and may wait until 2000; each later one is shorter and goes before it."""
+    listed = [asked(i, 900 * i, 20 - i, 1) for i in range(3)]
+    scheduler = partial(RequestLevel, max_batch_size=9, max_wait_time_ms=0.002)
+    house = serve(Listed(listed), scheduler=scheduler, queue=partial(Ranked, "prompt"), cost=lambda: LinearCost())
+    assert [row["scheduled_ns"] for row in house.requests()] == [2000, 2000, 2000]
+
+
+def test_a_member_that_only_pads_returns_its_answer_when_its_memory_is_needed():
+    """6 blocks of 4, every iteration 1 ns. B has its 2 tokens at 2 and pads; at 5 both need a fourth block."""
+    listed = [asked(0, 0, 8, 9), asked(1, 0, 8, 2)]
+    house = serve(Listed(listed), scheduler=partial(RequestLevel, 2), kv=small(6), cost=lambda: LinearCost())
+    assert times(house) == {0: (0, 1, 9), 1: (0, 1, 5)}
+    assert not len(house.recorder.preemptions)
+
+
+def test_a_member_that_still_generates_is_preempted_into_a_later_batch():
+    listed = [asked(0, 0, 8, 9), asked(1, 0, 8, 9)]
+    house = serve(Listed(listed), scheduler=partial(RequestLevel, 2), kv=small(6), cost=lambda: LinearCost())
+    assert times(house) == {0: (0, 1, 9), 1: (0, 1, 13)}
+    assert house.recorder.preemptions.rows().tolist() == [[1, 0, 5, 5, 10, 0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_batch_size": 0}, r"batching.max_batch_size must be >= 1 \[requests\], got 0"),
+        ({"max_wait_time_ms": -1.0}, r"batching.max_wait_time_ms must be >= 0 and finite \[ms\], got -1.0"),
+        ({"max_wait_time_ms": float("nan")}, "got nan"),
+        ({"max_wait_time_ms": float("inf")}, "got inf"),
+    ],
+)
+def test_impossible_batches_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        RequestLevel(**settings)

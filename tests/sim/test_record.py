@@ -1,0 +1,75 @@
+"""Tables of facts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.record import ITERATION_COLUMNS, MAX_REASONS, Recorder, Table, iteration_ends_ns
+from tests.sim.serving import asked
+
+
+def test_rows_come_back_as_they_were_added():
+    table = Table(("a", "b"))
+    table.add(1, -2)
+    table.add(3, 1 << 62)
+    assert len(table) == 2
+    assert table.rows().tolist() == [[1, -2], [3, 1 << 62]]
+    assert table.column("b").tolist() == [-2, 1 << 62]
+    assert table.rows().dtype == np.int64
+
+
+def test_an_empty_table_has_its_columns():
+    assert Table(("a", "b")).rows().shape == (0, 2)
+
+
+def test_a_frame_is_a_copy():
+    table = Table(("a",))
+    table.add(1)
+    frame = table.frame()
+    frame.loc[0, "a"] = 9
+    assert table.column("a").tolist() == [1]
+    table.add(2)
+    assert frame["a"].tolist() == [9]
+
+
+@pytest.mark.parametrize("row", [(1,), (1, 2, 3), (1, 2.5), (1, 1 << 63)])
+def test_what_is_no_row_of_whole_numbers_is_not_added(row):
+    table = Table(("a", "b"))
+    with pytest.raises(Exception, match=r"pack|integer|range|format"):
+        table.add(*row)
+    assert len(table) == 0
+
+
+rows = st.tuples(
+    st.integers(0, 10**6), st.integers(0, 999), st.integers(1, 20), st.integers(1, 10**5), st.integers(0, 999)
+)
+
+
+@given(st.lists(rows, max_size=8), st.integers(0, 8), st.integers(0, 8))
+def test_the_ends_of_iterations_are_those_of_adding_one_after_the_other(runs, first, stop):
+    table = Table(ITERATION_COLUMNS)
+    expected = []
+    for row, (start_ns, carry_ps, n_steps, first_ps, growth_ps) in enumerate(runs):
+        table.add(0, start_ns, carry_ps, n_steps, first_ps, growth_ps, *(0,) * (len(ITERATION_COLUMNS) - 6))
+        clock_ps = start_ns * 1000 + carry_ps
+        for k in range(n_steps):
+            clock_ps += first_ps + k * growth_ps
+            if first <= row < stop:
+                expected.append(clock_ps // 1000)
+    assert iteration_ends_ns(table, first, stop).tolist() == expected
+
+
+def test_refusals_are_all_counted_and_the_first_kept_in_words():
+    recorder = Recorder()
+    for i in range(MAX_REASONS + 5):
+        recorder.refuse(asked(i, 10 * i, 4, 1, session_id=i if i else None), f"reason {i}")
+    assert len(recorder.refused) == MAX_REASONS + 5
+    assert recorder.refused.rows()[:2].tolist() == [[0, 0, 4, 1, -1], [1, 10, 4, 1, 1]]
+    assert recorder.refusals == {i: f"reason {i}" for i in range(MAX_REASONS)}
+
+
+def test_classes_are_numbered_as_they_come():
+    recorder = Recorder()
+    assert [recorder.slo_class(name) for name in ("", "chat", "", "batch")] == [0, 1, 0, 2]
+    assert recorder.slo_classes == {"": 0, "chat": 1, "batch": 2}

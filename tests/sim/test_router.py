@@ -1,0 +1,86 @@
+"""Traffic and routing."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from sim.engine import Clock
+from sim.errors import InvariantError
+from sim.request import Finished, Request
+from sim.router import LeastLoaded, RoundRobin, Traffic
+from tests.sim.serving import House, Listed, asked, serve
+
+
+@dataclass
+class Loaded:
+    """All that a router looks at in a replica."""
+
+    n_outstanding: int
+
+
+def served_by(house: House) -> dict[int, int]:
+    return {row["id"]: row["replica"] for row in house.requests()}
+
+
+def test_round_robin_takes_each_in_turn():
+    house = serve(Listed([asked(i, i, 4, 2) for i in range(5)]), replicas=3)
+    assert served_by(house) == {0: 0, 1: 1, 2: 2, 3: 0, 4: 1}
+
+
+def test_least_loaded_takes_the_one_with_fewest_and_the_first_among_equals():
+    replicas = [Loaded(2), Loaded(1), Loaded(1)]
+    assert LeastLoaded().choose(asked(0, 0, 4, 1), replicas) is replicas[1]
+
+
+def test_least_loaded_sees_what_waits_and_what_runs_and_forgets_what_ended():
+    """Two replicas, 1 ns an iteration. 0 goes to A until 30, 1 to B until 3, so 2 and 3 find B empty."""
+    listed = [asked(0, 0, 4, 30), asked(1, 0, 4, 3), asked(2, 5, 4, 3), asked(3, 10, 4, 3)]
+    assert served_by(serve(Listed(listed), replicas=2, router=LeastLoaded)) == {0: 0, 1: 1, 2: 1, 3: 1}
+
+
+def test_refused_requests_load_nobody():
+    listed = [asked(0, 0, 999, 1), asked(1, 0, 4, 3)]
+    assert served_by(serve(Listed(listed), replicas=2, router=LeastLoaded, max_len=100)) == {1: 0}
+
+
+def test_requests_of_one_nanosecond_are_handed_over_in_order_before_anybody_plans():
+    house = serve(Listed([asked(i, 10, 4, 1) for i in range(4)]))
+    assert [row["prefill_tokens"] for row in house.iterations()] == [16]
+    assert [row["id"] for row in house.requests()] == [0, 1, 2, 3]
+
+
+def test_a_stream_out_of_order_is_a_broken_law():
+    with pytest.raises(InvariantError, match="request 1 arrives before the one ahead of it"):
+        serve(Listed([asked(0, 10, 4, 1), asked(1, 9, 4, 1)]))
+
+
+class Hasty(Listed):
+    """A client that asks before it has its answer."""
+
+    def follow_up(self, finished: Finished) -> Request | None:
+        return asked(1, finished.finish_ns - 1, 4, 1) if finished.request.id == 0 else None
+
+
+def test_a_follow_up_before_its_cause_is_a_broken_law():
+    with pytest.raises(InvariantError, match="request 1 would arrive before the one it follows has ended"):
+        serve(Hasty([asked(0, 0, 4, 1)], {0: [(0, 1, 1)]}))
+
+
+def test_a_further_turn_arrives_after_the_answer_and_the_thinking():
+    """Answered at 3, thought for 20; the next prompt holds what was said: 4 + 3 tokens, and 5 new ones."""
+    listed = [asked(0, 0, 4, 3, content=((1, 4),), output_id=-1, session_id=7)]
+    rows = serve(Listed(listed, {7: [(20, 5, 2)]})).requests()
+    assert [(row["turn"], row["arrival_ns"], row["prompt_tokens"], row["finish_ns"]) for row in rows] == [
+        (0, 0, 4, 3),
+        (1, 23, 12, 25),
+    ]
+
+
+def test_an_open_stream_says_when_the_next_request_comes():
+    env = Clock()
+    traffic = Traffic(env, Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]), 0, RoundRobin(), True)
+    assert traffic.next_arrival_ns() == float("inf"), "not started"
+    house = serve(Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]))
+    assert house.traffic.next_arrival_ns() == float("inf"), "all have come"
+    traffic.start(house.replicas)
+    assert traffic.next_arrival_ns() == 5
