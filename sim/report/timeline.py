@@ -65,7 +65,8 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
         column["used_tokens"] = column["held_tokens"] + column["idle_tokens"]
         n = column["n_steps"]
         length_ns = (n * column["first_ps"] + n * (n - 1) // 2 * column["growth_ps"]) / PS_PER_NS
-        row, at, spent_ns = _pieces(column["start_ns"], column["start_ns"] + length_ns, width_ns, n_bins)
+        start_ns = column["start_ns"] + column["carry_ps"] / PS_PER_NS
+        row, at, spent_ns = _pieces(start_ns, start_ns + length_ns, width_ns, n_bins)
         busy += np.bincount(at, weights=spent_ns, minlength=n_bins)
         share = spent_ns / np.maximum(length_ns[row], 1e-9)
         for kind, amount in (("decode", n * column["decode_seqs"]), ("prefill", column["prefill_tokens"])):
@@ -105,7 +106,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     )
 
 
-def _bin(ticks_ns: Ints, width_ns: float, n_bins: int) -> Ints:
+def _bin(ticks_ns: Ints | Floats, width_ns: float, n_bins: int) -> Ints:
     at: Ints = np.clip((ticks_ns / width_ns).astype(np.int64), 0, n_bins - 1)
     return at
 
@@ -114,7 +115,7 @@ def _sums(at: Ints, values: Ints, n_bins: int) -> Floats:
     return np.bincount(at, weights=values, minlength=n_bins).astype(np.float64)
 
 
-def _pieces(start_ns: Ints, end_ns: Floats, width_ns: float, n_bins: int) -> tuple[Ints, Ints, Floats]:
+def _pieces(start_ns: Floats, end_ns: Floats, width_ns: float, n_bins: int) -> tuple[Ints, Ints, Floats]:
     """Cut spans at the bins' edges: (span, bin, duration [ns]) of every piece, in order of span."""
     first = _bin(start_ns, width_ns, n_bins)
     last = np.maximum(first, np.clip(np.ceil(end_ns / width_ns).astype(np.int64) - 1, 0, n_bins - 1))
@@ -136,8 +137,8 @@ def _carried(total: Floats, busy: Floats, low: Floats, high: Floats) -> Level:
 def _links(result: Result, width_ns: float, n_bins: int) -> dict[str, Floats]:
     """Traffic of each link, spread evenly over each transfer [B/s]."""
     transfers = result.transfers
-    start, end = transfers.column("start_ns"), transfers.column("end_ns")
-    span, at, spent_ns = _pieces(start, end.astype(np.float64), width_ns, n_bins)
+    start, end = (transfers.column(name).astype(np.float64) for name in ("start_ns", "end_ns"))
+    span, at, spent_ns = _pieces(start, end, width_ns, n_bins)
     moved = transfers.column("n_bytes")[span] * spent_ns / np.maximum(end - start, 1)[span]
     link = transfers.column("link")[span]
     return {

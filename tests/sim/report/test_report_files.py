@@ -1,0 +1,147 @@
+"""What a run leaves on disk."""
+
+import gzip
+import json
+from collections import Counter
+from hashlib import sha256
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sim.metrics import Slo, summary
+from sim.report import write
+from sim.report.files import config_hash, replacing
+from sim.report.trace import trace_json
+from tests.sim.tiny_run import tiny_run
+
+SLO = Slo(ttft_ms=40, tpot_ms=6)
+NAMES = {"report.html", "summary.json", "requests.parquet", "iterations.parquet", "trace.json.gz", "manifest.json"}
+
+
+@pytest.fixture(scope="module")
+def run():
+    return tiny_run(seed=4, n_requests=60, n_replicas=2, preempts=0.1, n_refused=2)
+
+
+@pytest.fixture(scope="module")
+def folder(run, tmp_path_factory):
+    return write(run.result, SLO, tmp_path_factory.mktemp("runs") / "new" / "folder")
+
+
+def test_a_run_leaves_its_six_files_and_nothing_else(folder):
+    assert {path.name for path in folder.iterdir()} == NAMES
+
+
+def test_the_summary_file_is_the_summary(folder, run):
+    written = json.loads((folder / "summary.json").read_text())
+    assert written == json.loads(json.dumps(summary(run.result, SLO)))
+
+
+def test_requests_are_read_back_as_they_were(folder, run):
+    table = pq.read_table(folder / "requests.parquet")
+    rows = sorted(run.result.requests.frame().to_dict("records"), key=lambda row: row["id"])
+    for name in ("id", "replica", "arrival_ns", "first_token_ns", "finish_ns", "output_tokens", "n_preemptions"):
+        assert table.column(name).to_pylist() == [row[name] for row in rows], name
+    assert table.column("session_id").to_pylist() == [None if i % 3 else i for i in range(60)]
+    assert table.column("slo_class").to_pylist() == [["", "code"][i % 2] for i in range(60)]
+    ttft = [(row["first_token_ns"] - row["arrival_ns"]) / 1e6 for row in rows]
+    assert table.column("ttft_ms").to_pylist() == ttft
+    one_token = [row["output_tokens"] == 1 for row in rows]
+    assert any(one_token)
+    assert [value is None for value in table.column("tpot_ms").to_pylist()] == one_token
+    tpot = table.column("tpot_ms").to_pylist()
+    is_good = [t <= 40 and (p is None or p <= 6) for t, p in zip(ttft, tpot, strict=True)]
+    assert table.column("is_good").to_pylist() == is_good
+    assert 0 < sum(is_good) < 60
+
+
+def test_iterations_are_read_back_as_they_were(folder, run):
+    table = pq.read_table(folder / "iterations.parquet")
+    assert tuple(table.column_names) == run.result.iterations.columns
+    assert np.array_equal(np.stack([c.to_numpy() for c in table.columns], axis=1), run.result.iterations.rows())
+
+
+def test_the_manifest_names_the_configuration_and_the_hash_of_every_file(folder, run):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["schema_version"] == 1
+    assert manifest["config"]["scenario"]["rate"] == 20.0
+    assert manifest["seed"] == 4
+    assert manifest["config_sha256"] == config_hash(run.result.config)
+    assert manifest["files"] == {
+        name: sha256((folder / name).read_bytes()).hexdigest() for name in NAMES - {"manifest.json"}
+    }
+    assert {"kvtwin", "numpy", "pyarrow", "plotly", "python"} <= set(manifest["versions"])
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
+    a, b, c = (
+        write(tiny_run(seed=s, preempts=0.1).result, SLO, tmp_path / n) for s, n in ((1, "a"), (1, "b"), (2, "c"))
+    )
+    for name in NAMES:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    for name in NAMES:
+        assert (a / name).read_bytes() != (c / name).read_bytes(), name
+
+
+def test_a_configuration_is_named_whatever_the_order_of_its_keys():
+    assert config_hash({"a": 1, "b": {"c": 2, "d": 3}}) == config_hash({"b": {"d": 3, "c": 2}, "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+
+
+def test_what_fails_half_way_leaves_no_manifest_and_no_half_file(tmp_path, run):
+    write(run.result, SLO, tmp_path)
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(OSError, match=r"report\.html"):
+        write(run.result, SLO, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == NAMES - {"manifest.json"}
+
+
+def test_a_file_is_replaced_only_when_written_to_its_end(tmp_path):
+    (tmp_path / "kept").write_text("old")
+    with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "kept") as path:
+        path.write_text("half, then what is no text: \ud800", encoding="utf-8")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("kept", "old")]
+
+
+def events(result, **options):
+    return json.loads(gzip.decompress(trace_json(result, **options)))["traceEvents"]
+
+
+def test_the_trace_has_every_iteration_and_every_phase_of_every_request(run):
+    found = Counter(event["ph"] for event in events(run.result))
+    assert found == {
+        "M": 4,
+        "X": len(run.result.iterations),
+        "C": 2 * len(run.result.iterations),
+        "b": 3 * len(run.result.requests),
+        "e": 3 * len(run.result.requests),
+    }
+
+
+def test_overlapping_requests_are_asynchronous_events_that_open_and_close(run):
+    spans = [event for event in events(run.result) if event["ph"] in "be"]
+    for event in spans:
+        assert {"id", "cat", "pid", "ts", "name"} <= set(event)
+    begun = {(e["id"], e["name"]): e["ts"] for e in spans if e["ph"] == "b"}
+    ended = {(e["id"], e["name"]): e["ts"] for e in spans if e["ph"] == "e"}
+    assert begun.keys() == ended.keys()
+    assert all(begun[key] <= ended[key] for key in begun)
+
+
+def test_times_of_the_trace_are_microseconds(run):
+    slices = [event for event in events(run.result) if event["ph"] == "X" and event["pid"] == 1]
+    rows = run.result.iterations.frame()
+    rows = rows[rows["replica"] == 1]
+    assert slices[0]["ts"] == pytest.approx(rows["start_ns"].iloc[0] / 1e3)
+    n, first, growth = (rows[name].to_numpy() for name in ("n_steps", "first_ps", "growth_ps"))
+    assert [s["dur"] for s in slices] == pytest.approx((n * first + n * (n - 1) // 2 * growth) / 1e6, abs=1e-3)
+
+
+def test_a_long_run_is_cut_to_its_beginning(run):
+    shown = events(run.result, max_events=300)
+    assert 200 < len(shown) <= 300 + 4
+    whole = [event["ts"] for event in events(run.result) if event["ph"] == "X"]
+    kept = [event["ts"] for event in shown if event["ph"] == "X"]
+    assert kept == whole[: len(kept)]

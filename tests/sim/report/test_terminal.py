@@ -1,0 +1,42 @@
+"""What a run says on the terminal."""
+
+from io import StringIO
+
+from rich.console import Console
+
+from sim.metrics import Slo, summary
+from sim.report import table
+from tests.sim.tiny_run import tiny_run
+
+
+def printed(renderable, width=100):
+    console = Console(file=StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_table_tells_latencies_rates_memory_and_what_went_wrong():
+    result = tiny_run(seed=3, n_requests=60, n_refused=2, preempts=0.1).result
+    slo = Slo(ttft_ms=40)
+    text, numbers = printed(table(result, slo)), summary(result, slo)
+    row = next(line.split() for line in text.splitlines() if line.strip().startswith("TTFT"))
+    kinds = ("mean", "median", "p90", "p95", "p99")
+    assert [float(cell) for cell in row[1:6]] == [round(numbers[f"{kind}_ttft_ms"], 1) for kind in kinds]
+    for word in (
+        "TPOT",
+        "ITL",
+        "E2EL",
+        "60 completed, 2 refused",
+        "within TTFT ≤ 40 ms",
+        "prefix hit rate",
+        "KV cache",
+    ):
+        assert word in text
+    assert f"{numbers['kvtwin']['preemptions']}, of" in text
+    assert "! 2 requests could never be served" in text
+
+
+def test_a_run_without_requests_or_objectives_has_dashes():
+    text = printed(table(tiny_run(n_requests=0).result, Slo()))
+    assert text.count("–") >= 20
+    assert "no objective set" in text

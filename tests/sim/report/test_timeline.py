@@ -1,0 +1,76 @@
+"""Facts in bins of time."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.record import ITERATION_COLUMNS
+from sim.report.timeline import timelines
+from tests.sim.tiny_run import table, tiny_run
+
+
+def test_averages_are_over_time_and_extremes_are_kept():
+    """Four bins of 1 us: 10 slots for 1.5 us, 30 for 0.5 us, then nothing."""
+    rows = [
+        {"start_ns": 0, "n_steps": 3, "first_ps": 500_000, "held_tokens": 10, "idle_tokens": 4},
+        {"start_ns": 1_500, "n_steps": 1, "first_ps": 500_000, "held_tokens": 30, "idle_tokens": 8},
+    ]
+    result = replace(tiny_run().result, iterations=table(ITERATION_COLUMNS, rows), end_ns=4_000)
+    found = timelines(result, n_bins=4)
+    held, idle = found.levels["held_tokens"], found.levels["idle_tokens"]
+    assert held.mean.tolist() == [10, 20, 0, 0]
+    assert held.low.tolist() == [10, 10, 0, 0]
+    assert held.high.tolist() == [10, 30, 0, 0]
+    assert idle.mean.tolist() == [4, 6, 6, 6]  # an engine without work keeps what it has cached
+    assert idle.high.tolist() == [4, 8, 8, 8]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 90), st.booleans())
+def test_tokens_are_neither_lost_nor_made_by_binning(seed, n_replicas, n_bins, mixes):
+    result = tiny_run(seed, n_replicas=n_replicas, mixes=mixes, preempts=0.0).result
+    found = timelines(result, n_bins)
+    width_s = result.end_ns / n_bins / 1e9
+    assert found.decoded_per_s.sum() * width_s == pytest.approx(result.requests.column("output_tokens").sum())
+    assert found.prefilled_per_s.sum() * width_s == pytest.approx(result.requests.column("prompt_tokens").sum())
+    assert found.prompt_tokens.sum() == result.requests.column("prompt_tokens").sum()
+    assert found.cached_tokens.sum() == result.requests.column("cached_tokens").sum()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 90))
+def test_averages_lie_between_the_extremes_and_sum_up_to_the_whole(seed, n_replicas, n_bins):
+    result = tiny_run(seed, n_replicas=n_replicas).result
+    found = timelines(result, n_bins)
+    rows = result.iterations.frame()
+    length_ns = (rows.n_steps * rows.first_ps + rows.n_steps * (rows.n_steps - 1) // 2 * rows.growth_ps) / 1e3
+    for name in ("held_tokens", "decode_seqs", "waiting_seqs"):
+        level = found.levels[name]
+        assert np.all(level.low <= level.mean * (1 + 1e-6))
+        assert np.all(level.mean <= level.high * (1 + 1e-6))
+        assert level.high.max() == rows[name].max()
+        expected = float((rows[name] * length_ns).sum()) / (result.end_ns * n_replicas)
+        assert level.mean.mean() == pytest.approx(expected, rel=1e-6)
+
+
+def test_bytes_moved_are_spread_over_each_transfer():
+    result = tiny_run(seed=1, preempts=0.3).result
+    found = timelines(result, 50)
+    width_s = result.end_ns / 50 / 1e9
+    n_bytes, link = result.transfers.column("n_bytes"), result.transfers.column("link")
+    for index, name in enumerate(result.links):
+        assert found.link_bytes_per_s[name].sum() * width_s == pytest.approx(n_bytes[link == index].sum())
+
+
+def test_preemptions_are_counted_when_they_happen():
+    result = tiny_run(seed=1, preempts=0.3).result
+    assert timelines(result, 50).preemptions.sum() == len(result.preemptions) > 0
+
+
+def test_an_empty_run_has_empty_timelines():
+    found = timelines(tiny_run(n_requests=0).result, 10)
+    assert not found.decoded_per_s.any()
+    assert not found.levels["idle_tokens"].mean.any()
