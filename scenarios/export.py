@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
@@ -120,7 +121,8 @@ def export(scenario: Scenario, path: Path, seed: int, file_format: str, server: 
     except OSError as problem:
         raise ConfigError(f"task.path cannot be written: {problem}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return n
 
 

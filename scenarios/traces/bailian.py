@@ -36,5 +36,5 @@ def rows(path: str, caps: Caps) -> Iterator[Row]:
             place.line,
             blocks(record.get("hash_ids"), prompt, BLOCK_TOKENS, place),
             root[chat],
-            json_whole(record, "turn", place) if "turn" in record else 0,
+            json_whole(record, "turn", place),
         )

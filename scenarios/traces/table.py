@@ -22,6 +22,8 @@ def split(line: str, place: Place) -> list[str]:
     """The cells of a line; quotes are honoured within it."""
     if '"' not in line:
         return line.split(",")
+    if line.count('"') % 2:
+        raise place.error("not CSV: a quote is never closed")
     try:
         return next(csv.reader([line], strict=True))
     except csv.Error as problem:

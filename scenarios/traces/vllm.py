@@ -9,7 +9,7 @@ from typing import Any
 
 from scenarios.traces.records import parse
 from scenarios.traces.row import MAX_TOKENS, Row, json_time, json_whole
-from scenarios.traces.text import Caps, Place, opened
+from scenarios.traces.text import BYTE_ORDER_MARK, Caps, Place, opened
 from sim.units import NS_PER_S
 
 LISTS = ("start_times", "input_lens", "output_lens")
@@ -25,7 +25,7 @@ def rows(path: str, caps: Caps) -> Iterator[Row]:
     if len(text) > most:
         raise place.error(f"more than {most} bytes of text: refused")
     try:
-        record = parse(text.decode(), place)
+        record = parse(text.removeprefix(BYTE_ORDER_MARK).decode(), place)
     except UnicodeDecodeError as problem:
         raise place.error(f"not UTF-8 text: {problem.reason}") from None
     starts, prompts, outputs = (_list(record, name, place) for name in LISTS)
