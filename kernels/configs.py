@@ -42,6 +42,11 @@ DECODE: dict[tuple[str, int], Tiles] = {
     ("sm_89", 128): Tiles(16, 32, 4, 3),
     ("sm_89", 256): Tiles(16, 32, 4, 2),
 }
+QUANT_DECODE: dict[tuple[str, int], Tiles] = {  # unpacking costs registers, so fewer keys at once
+    (arch, head_dim): Tiles(16, 32, 4 if head_dim < 256 else 8, 4)
+    for arch in ("sm_90", "sm_80", "sm_89")
+    for head_dim in (64, 128, 256)
+}
 FALLBACK = "sm_89"  # the least shared memory per program of the three, so its shapes fit newer devices too
 
 
@@ -59,6 +64,6 @@ def padded(head_dim: int) -> int:
 
 
 def tiles(table: dict[tuple[str, int], Tiles], device: Device | str, head_dim: int) -> Tiles:
-    """Entry of ``PREFILL`` or ``DECODE`` for a device; unknown architectures get the smallest shapes."""
+    """Entry of one of the tables above for a device; unknown architectures get the smallest shapes."""
     key = (architecture(device), padded(head_dim))
     return table.get(key) or table[FALLBACK, key[1]]

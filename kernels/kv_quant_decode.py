@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import IS_INTERPRETED, need, need_device, need_same_shape
-from kernels.configs import padded
+from kernels.configs import QUANT_DECODE, padded, tiles
 from kernels.decode_attention import attended_position, need_queries, reduce_pieces, store_piece
 from kernels.decode_plan import DecodePlan
 from kernels.kv_quant import need_codes
@@ -231,6 +231,7 @@ def quant_decode_attention(
 
     group = plan.n_heads // plan.n_kv_heads
     half = plan.head_dim // 2
+    config = tiles(QUANT_DECODE, q.device, plan.head_dim)  # pieces may end anywhere, so the plan's need not agree
     quant_decode_kernel[(len(plan.work) * plan.n_kv_heads,)](
         q,
         k_codes,
@@ -257,14 +258,14 @@ def quant_decode_attention(
         HALF=half,
         HALF_PAD=padded(half),
         BITS=bits,
-        BLOCK_M=max(plan.tiles.block_m, padded(group)),
-        BLOCK_N=plan.tiles.block_n,
+        BLOCK_M=max(config.block_m, padded(group)),
+        BLOCK_N=config.block_n,
         WINDOWED=plan.window is not None,
         RING=ring_blocks is not None,
         SPLIT=plan.is_split,
         UPCAST=IS_INTERPRETED and q.dtype == torch.bfloat16,
-        num_warps=plan.tiles.n_warps,
-        num_stages=plan.tiles.n_stages,
+        num_warps=config.n_warps,
+        num_stages=config.n_stages,
     )
     if plan.is_split:
         reduce_pieces(plan, out)
