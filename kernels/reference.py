@@ -254,7 +254,14 @@ def rms_norm(
     return truth if out is None else out.copy_(truth)
 
 
-def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor) -> None:
+def rope(
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    *,
+    check_ids: bool = True,  # noqa: ARG001
+) -> None:
     """See ``kernels.rope``; rotates q and k in place."""
     cos, sin = cos_sin.double()[positions.long()][:, None].chunk(2, dim=-1)
     for x in (q, k):

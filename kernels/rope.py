@@ -37,13 +37,6 @@ def rope_kernel(
     tl.store(at + HALF, (second * cos + first * sin).to(x_ptr.dtype.element_ty), mask=is_element)
 
 
-def cos_sin_table(max_len: int, head_dim: int, *, base: float = 10_000.0, device: torch.device | str) -> Tensor:
-    """Cosines then sines of every position's angles, shape (max_len, head_dim), float32."""
-    frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.arange(max_len, dtype=torch.float64)[:, None] * frequency
-    return torch.cat([angles.cos(), angles.sin()], dim=1).float().to(device)
-
-
 def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, *, check_ids: bool = True) -> None:
     """Rotate q and k in place by their tokens' positions.
 
@@ -54,7 +47,7 @@ def rope(q: Tensor, k: Tensor, positions: Tensor, cos_sin: Tensor, *, check_ids:
         Channels contiguous; both may be slices of one QKV output.
     positions : Tensor, shape (n_tokens,), int64
     cos_sin : Tensor, shape (max_len, head_dim), float32, contiguous
-        From ``cos_sin_table``.
+        From ``kernels.angles``.
     check_ids : bool
         Look at the positions (waits for the device); switch off inside CUDA graphs.
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from kernels import reference
+from kernels.angles import cos_sin_table
 from kernels.dense import dense, dense_shapes
 from kernels.rms_norm import rms_norm
-from kernels.rope import cos_sin_table, rope
+from kernels.rope import rope
 from kernels.silu_mul import silu_mul
 from tests.kernels.poison import DTYPES, GATES, Guarded, bits, relative_error
 

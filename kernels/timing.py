@@ -1,0 +1,65 @@
+"""How long a launch takes on a GPU, by one convention everywhere.
+
+Short launches are timed inside a CUDA graph of several, each reading other memory so that the L2 cache is cold; long
+ones by Triton's ``do_bench``, which clears the cache. Medians, because clocks and neighbours disturb upwards only.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+N_VARIANTS = 20  # launches in a graph, each to be given other data
+N_REPLAYS = 11
+LONG_US = 100.0  # from here on the cost of a launch no longer matters
+COLD_BYTES = 300 << 20  # of memory the variants should spread over: six times the L2 cache of an H200
+
+Launch = Callable[[int], object]
+"""Launches the work on the i-th variant of its data, ``i`` in ``range(N_VARIANTS)``."""
+
+
+def graph_us(launch: Launch, n_variants: int = N_VARIANTS) -> float:
+    """Time of one launch inside a CUDA graph of ``n_variants``, median of several replays [us]."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for i in range(n_variants):
+            launch(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(n_variants):
+            launch(i)
+    times_us: list[float] = []
+    for _ in range(N_REPLAYS + 1):  # the first replay is slower and not counted
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times_us.append(start.elapsed_time(end) * 1e3 / n_variants)
+    return float(statistics.median(times_us[1:]))
+
+
+def long_us(launch: Launch) -> float:
+    """Time of one launch with a cleared cache, median [us]."""
+    from triton.testing import do_bench
+
+    return float(do_bench(lambda: launch(0), warmup=5, rep=25, return_mode="median")) * 1e3
+
+
+def host_us(launch: Launch) -> float:
+    """Time of one call on the host: rehearses a measurement where there is no GPU, and is no result [us]."""
+    start = time.perf_counter()
+    launch(0)
+    return (time.perf_counter() - start) * 1e6
+
+
+def measure_us(launch: Launch, device: torch.device, *, n_variants: int = N_VARIANTS) -> tuple[float, str]:
+    """Time of one launch and the convention it was measured by: ``graph``, ``do_bench`` or ``rehearsal``."""
+    if device.type != "cuda":
+        return host_us(launch), "rehearsal"
+    time_us = long_us(launch)
+    return (time_us, "do_bench") if time_us >= LONG_US else (graph_us(launch, n_variants), "graph")
