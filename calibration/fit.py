@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 from calibration.attention import N_POINTS, fit_attention, fit_decode_skew, fit_mixed_skew
 from calibration.gemms import fit_all_reduce, fit_gemm, shipped_shapes
 from calibration.layers import fit_layers
-from calibration.measurements import Measurements, replace
+from calibration.measurements import KV_BYTES, Measurements, formats, replace
 from calibration.split import SEED
 from sim.cost.attention import SERVED
 from sim.errors import ProfileError
 from sim.profile import MAX_BYTES, SCHEMA, content_sha256
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp32": 4.0}
 UNITS = {
     "seconds": "s",
     "floor_s": "s",
@@ -100,16 +99,10 @@ def fit_profile(
         },
         "operations": operations,
     }
+    for name, floor in dict(measured.provenance.get("repeats_differ_by", {})).items():
+        operations[name]["error"]["repeat_floor"] = floor
     content["sha256"] = content_sha256(content)
     return content
-
-
-def formats(measured: Measurements, operation: str, column: str) -> Iterator[tuple[str, Any]]:
-    """Rows of an operation by number format: the first under the operation's name, others with theirs appended."""
-    rows = measured.of(operation)
-    for i, dtype in enumerate(sorted(rows[column].unique())):
-        name = operation if i == 0 else f"{operation}_{dtype}"
-        yield name, rows[rows[column] == dtype].reset_index(drop=True)
 
 
 def commit() -> str:

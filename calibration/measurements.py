@@ -7,7 +7,7 @@ holds device, convention, versions and the CSV's hash, so that an altered or cut
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ COLUMNS = {
     "seconds": 0.0,
     "uniform_s": 0.0,  # of a skewed batch: the same batch with equal contexts, measured beside it
 }
+KV_BYTES = {"bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp32": 4.0}
 TEXT = ("operation", "detail", "dtype", "kv_dtype")
 
 
@@ -69,10 +70,24 @@ def frame(operation: str, **columns: Any) -> Any:
     return pd.DataFrame({name: filled.get(name, empty) for name, empty in COLUMNS.items()}, index=range(length))
 
 
+def formats(measured: Measurements, operation: str, column: str) -> Iterator[tuple[str, Any]]:
+    """Rows of an operation by number format: bf16, or a single one, under its plain name, others with theirs added."""
+    rows = measured.of(operation)
+    dtypes = sorted(rows[column].unique())
+    for dtype in dtypes:
+        name = operation if dtype == "bf16" or len(dtypes) == 1 else f"{operation}_{dtype}"
+        yield name, rows[rows[column] == dtype].reset_index(drop=True)
+
+
 def csv_bytes(rows: Any) -> bytes:
     """The rows as the bytes of their CSV: nanosecond resolution to the picosecond, so that equal data hash equally."""
     text: str = rows[list(COLUMNS)].to_csv(index=False, float_format="%.6e", lineterminator="\n")
     return text.encode()
+
+
+def sha256_of(content: bytes) -> str:
+    """Hash of a CSV's bytes, as the JSON beside it and a profile fitted to it say."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_measurements(measured: Measurements, folder: Path) -> Path:
@@ -89,7 +104,7 @@ def write_measurements(measured: Measurements, folder: Path) -> Path:
         "notes": list(measured.notes),
         "units": {"seconds": "s", "uniform_s": "s", "bytes": "B", "*_tokens": "tokens"},
         "n_rows": len(measured.rows),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "sha256": sha256_of(content),
     }
     path = folder / "measurements.csv"
     replace(path, content)
@@ -117,7 +132,7 @@ def read_measurements(folder: Path) -> Measurements:
         raise ProfileError(f"{about_path}: not a complete JSON file ({error}); measure or import again") from None
     if about.get("schema") != SCHEMA:
         raise ProfileError(f"{about_path}: measurements.schema must be {SCHEMA}, got {about.get('schema')!r}")
-    found = hashlib.sha256(csv.read_bytes()).hexdigest()
+    found = sha256_of(csv.read_bytes())
     if found != about.get("sha256"):
         raise ProfileError(
             f"{csv}: altered or cut off: {about_path.name} says sha256 {about.get('sha256')}, got {found}"

@@ -23,7 +23,7 @@ def list_profiles() -> None:
 
 def error_rows(profile: KernelProfile) -> list[tuple[str, ...]]:
     """Operation, held-out rows, mean and 90th percentile of the error, as text."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, form in profile.operations.items():
         held: dict[str, Any] = form["error"]["held_out"]
         if held["mape"] is None:

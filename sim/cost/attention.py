@@ -20,9 +20,9 @@ from sim.step import Chunk
 
 SERVED = {
     # operation: axes of its table, and nodes per octave along each
-    "decode_attention": {"decode_seqs": 2, "decode_mean_tokens": 4},
+    "decode_attention": {"decode_seqs": 2, "decode_mean_tokens": 2},
     "prefill_attention": {"new_tokens": 4, "context_tokens": 2},
-    "batched_prefill_attention": {"prefill_seqs": 2, "new_tokens": 4},
+    "batched_prefill_attention": {"prefill_seqs": 1, "new_tokens": 3},
     "mixed_attention": {"new_tokens": 2, "context_tokens": 1, "decode_seqs": 1, "decode_mean_tokens": 2},
 }
 
@@ -117,7 +117,7 @@ class MixedAttention:
         self._least_context = mixed["range"]["decode_mean_tokens"][0]
         self._floor_s = self._prefill(self._least_new, 0.0)
         skew = operations["decode_skew"]
-        self._skew_seqs, self._skew_s = np.log2(skew["decode_seqs"]), np.array(skew["seconds_per_token"])
+        self._skew_seqs, self._skew_s = np.array(skew["decode_seqs"]), np.array(skew["seconds_per_token"])
         self._factor = skew_table(operations["mixed_skew"])
 
     def decode_s(self, n_seqs: int, mean_tokens: float) -> float:
@@ -126,7 +126,10 @@ class MixedAttention:
 
     def decode_skew_s(self, n_seqs: int) -> float:
         """What unequal contexts add [s] per token of ``n_seqs`` * longest - total; 0 for a single sequence."""
-        return float(np.interp(np.log2(n_seqs), self._skew_seqs, self._skew_s)) if n_seqs > 1 else 0.0
+        if n_seqs < 2:
+            return 0.0
+        i = min(int(np.searchsorted(self._skew_seqs, n_seqs)), len(self._skew_seqs) - 1)
+        return float(self._skew_s[i] * self._skew_seqs[i] / n_seqs)
 
     def chunks_s(self, chunks: tuple[Chunk, ...], n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
         """Of prompt chunks and the decoding sequences beside them [s]."""

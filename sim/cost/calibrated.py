@@ -57,7 +57,7 @@ class CalibratedOperations:
         self._device = device
         self._attention: Attention
         self._dense: Dense
-        suffix = "" if model.kv_dtype in ("bf16", "fp16") else f"_{model.kv_dtype}"
+        suffix = format_suffix(profile, "decode_attention", model.kv_dtype, "kv_dtype")
         if "mixed_attention" in profile.operations:
             self._attention = MixedAttention(profile.operations, heads, z)
             prompts, decode = profile.operation("mixed_attention")["range"], profile.operation("decode_attention")
@@ -68,7 +68,8 @@ class CalibratedOperations:
         if "layers" in profile.operations:
             self._dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
         else:
-            self._dense = ShapedGemms(profile.operations, model, tensor_parallel, z)
+            suffix = format_suffix(profile, "gemm", model.weight_dtype, "dtype")
+            self._dense = ShapedGemms(profile.operations, model, tensor_parallel, z, suffix)
         reach = decode["range"]
         are_heads_inside = all(
             reach[axis][0] <= x <= reach[axis][1] for axis, x in heads.axes().items() if axis in reach
@@ -124,6 +125,23 @@ class CalibratedOperations:
         """Copies inside device memory (read and written) and over the link to the host [s], by the data sheet."""
         link = host_bytes / self._device.host_link_bytes_per_s + self._device.host_link_latency_s if host_bytes else 0.0
         return 2.0 * moved_bytes / self._device.bandwidth_bytes_per_s + link
+
+
+def format_suffix(profile: KernelProfile, operation: str, dtype: str, key: str) -> str:
+    """What a profile adds to an operation's name for a number format.
+
+    A profile of several formats names bf16 plainly; one of a single format says which in its subject.
+
+    Raises
+    ------
+    ProfileError
+        If the format was not measured.
+    """
+    if f"{operation}_{dtype}" in profile.operations:
+        return f"_{dtype}"
+    if dtype not in ("bf16", "fp16") and profile.subject.get(key) != dtype:
+        raise ProfileError(f"{profile.path}: {operation} was not measured in {dtype}; take bf16 or cost=roofline")
+    return ""
 
 
 def check_model(profile: KernelProfile, model: ModelSpec, tensor_parallel: int) -> None:

@@ -1,6 +1,7 @@
 """Times from profiles: monotone, exact along a run, counted outside the range, off by drawn errors only when asked."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_decode_attention_never_falls_with_context(operations):
 def test_decode_attention_never_falls_with_the_batch(operations):
     for mean in (17, 300, 4_000, 16_000):
         times = [operations._attention.decode_s(n, mean) for n in (1, 2, 3, 5, 8, 13, 32, 100, 256)]
-        assert all(a <= b * (1 + 1e-9) for a, b in zip(times, times[1:], strict=False)), mean
+        assert all(a <= b * (1 + 1e-9) for a, b in pairwise(times)), mean
 
 
 def test_a_prompts_attention_never_falls_with_its_tokens_or_context(rtx):
@@ -63,7 +64,7 @@ def test_a_prompts_attention_never_falls_with_its_tokens_or_context(rtx):
 def test_dense_parts_never_fall_with_tokens(operations):
     times = [operations.dense_s(n) for n in range(1, 2_049)]
     assert min(times) > 0.0
-    assert all(b >= a * (1 - 1e-9) for a, b in zip(times, times[1:], strict=False))
+    assert all(b >= a * (1 - 1e-9) for a, b in pairwise(times))
 
 
 def test_a_run_of_decode_iterations_is_the_series_of_single_ones():

@@ -1,0 +1,188 @@
+"""The configuration a recorded engine ran with: read from its ``meta.json``, else the documented default of vLLM.
+
+A setting is looked for in the engine's arguments, then in the resolved configuration and KV cache facts that newer
+recorders write. What is found nowhere takes vLLM's default, and is said to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sim.cost.iteration import CAPTURE_SIZES
+from sim.errors import ConfigError, TraceError
+
+ASYNC_SINCE = (0, 14)
+"""Async scheduling is the default from here on. Source: vLLM pull request 27614 and the release notes of 0.14.0."""
+
+DEFAULTS: dict[str, Any] = {
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 8192,
+    "tensor_parallel_size": 1,
+    "block_size": 16,
+    "gpu_memory_utilization": 0.9,
+    "enable_prefix_caching": True,
+    "enable_chunked_prefill": True,
+    "kv_cache_dtype": "auto",
+    "dtype": "bfloat16",
+}
+"""Source: vLLM 0.19, vllm/config/{cache,scheduler}.py and ``EngineArgs._set_default_args`` in vllm/engine/arg_utils.py
+(prefix caching and chunked prefill are on for decoder models; 256 and 8192 are the API server's on a large device)."""
+
+DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "auto": "bf16"}
+KV_DTYPES = {"fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bfloat16": "bf16", "float16": "fp16"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What of an engine's configuration decides when a request is answered."""
+
+    model: str
+    vllm_version: str
+    tensor_parallel: int
+    data_parallel: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None  # None: the model's own
+    block_tokens: int
+    has_prefix_caching: bool
+    is_async: bool
+    capture_sizes: tuple[int, ...]  # none: eager
+    memory_utilization_frac: float
+    weight_dtype: str
+    kv_dtype: str
+    reported_blocks: int | None  # that the engine said it allocated
+    device: str | None  # as CUDA names it
+    assumed: tuple[str, ...]  # settings that were not recorded, in words
+
+
+class Recorded:
+    """Looks settings up in a ``meta.json``, and notes what had to be assumed."""
+
+    def __init__(self, meta: Mapping[str, Any], path: Path) -> None:
+        self.path = path
+        self.assumed: list[str] = []
+        sections = [meta.get("engine_kwargs"), meta.get("kv_cache")]
+        resolved = meta.get("resolved_config")
+        if isinstance(resolved, Mapping):
+            sections += [value for value in resolved.values() if isinstance(value, Mapping)]
+        self._sections = [section for section in sections if isinstance(section, Mapping)]
+        if not isinstance(meta.get("engine_kwargs"), Mapping):
+            raise TraceError(f"{path}: engine_kwargs must be an object, got {meta.get('engine_kwargs')!r}")
+
+    def find(self, name: str) -> Any:
+        """The setting's value where one is recorded, else None."""
+        for section in self._sections:
+            if section.get(name) is not None:
+                return section[name]
+        return None
+
+    def setting(self, name: str, kind: type) -> Any:
+        """The setting's value or its default, of the given kind.
+
+        Raises
+        ------
+        TraceError
+            If it is of another kind.
+        """
+        value = self.find(name)
+        if value is None:
+            value = DEFAULTS[name]
+            self.assumed.append(f"{name} {value}")
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind or (kind in (int, float) and value <= 0):
+            raise TraceError(f"{self.path}: {name} must be a {kind.__name__}{' > 0' if kind is not str else ''}, got {value!r}")
+        return value
+
+
+def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
+    """Settings of the engine a ``meta.json`` describes.
+
+    Raises
+    ------
+    TraceError
+        If a setting is malformed.
+    ConfigError
+        If the engine did something that is not simulated.
+    """
+    recorded = Recorded(meta, path)
+    model = meta.get("model") or recorded.find("model")
+    if not isinstance(model, str):
+        raise TraceError(f"{path}: model must be a name, got {model!r}")
+    _refuse_what_is_not_simulated(recorded)
+    max_num_seqs = recorded.setting("max_num_seqs", int)
+    max_tokens = recorded.setting("max_num_batched_tokens", int)
+    dtype = recorded.setting("dtype", str).removeprefix("torch.")
+    kv_dtype = recorded.setting("kv_cache_dtype", str)
+    for name, value, known in (("dtype", dtype, DTYPES), ("kv_cache_dtype", kv_dtype, {"auto": "", **KV_DTYPES})):
+        if value not in known:
+            raise ConfigError(f"{path}: {name} must be one of {', '.join(known)}, got {value!r}")
+    hardware = meta.get("hardware")
+    version = str(meta.get("vllm_version", "unknown"))
+    return EngineSettings(
+        model=model,
+        vllm_version=version,
+        tensor_parallel=recorded.setting("tensor_parallel_size", int),
+        data_parallel=recorded.find("data_parallel_size") or 1,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_tokens,
+        max_model_len=recorded.find("max_model_len"),
+        block_tokens=recorded.setting("block_size", int),
+        has_prefix_caching=recorded.setting("enable_prefix_caching", bool),
+        is_async=_is_async(recorded, version),
+        capture_sizes=_capture_sizes(recorded, max_num_seqs, max_tokens),
+        memory_utilization_frac=recorded.setting("gpu_memory_utilization", float),
+        weight_dtype=DTYPES[dtype],
+        kv_dtype=KV_DTYPES.get(kv_dtype, DTYPES[dtype]),
+        reported_blocks=recorded.find("num_gpu_blocks"),
+        device=hardware.get("device_name") if isinstance(hardware, Mapping) else None,
+        assumed=(f"not recorded, vLLM's default: {', '.join(recorded.assumed)}",) if recorded.assumed else (),
+    )
+
+
+def _refuse_what_is_not_simulated(recorded: Recorded) -> None:
+    for name, harmless in (
+        ("enable_expert_parallel", (None, False)),
+        ("pipeline_parallel_size", (None, 1)),
+        ("speculative_config", (None,)),
+        ("num_speculative_tokens", (None, 0)),
+        ("quantization", (None,)),
+    ):
+        if (value := recorded.find(name)) not in harmless:
+            raise ConfigError(f"{recorded.path}: engines with {name} {value!r} are not simulated")
+    if recorded.setting("enable_chunked_prefill", bool) is False:
+        raise ConfigError(f"{recorded.path}: engines without chunked prefill (enable_chunked_prefill false) are not simulated")
+
+
+def _is_async(recorded: Recorded, version: str) -> bool:
+    """Whether iterations were planned ahead: as recorded, else by the version's default."""
+    value = recorded.find("async_scheduling")
+    if isinstance(value, bool):
+        return value
+    try:
+        major, minor = (int(part) for part in version.split(".")[:2])
+    except ValueError:
+        recorded.assumed.append(f"async_scheduling true (vllm_version {version!r} is not a version)")
+        return True
+    is_async = (major, minor) >= ASYNC_SINCE
+    recorded.assumed.append(f"async_scheduling {str(is_async).lower()} (vLLM {version})")
+    return is_async
+
+
+def _capture_sizes(recorded: Recorded, max_num_seqs: int, max_tokens: int) -> tuple[int, ...]:
+    """Token counts with a CUDA graph: as recorded, none when eager, else vLLM's default for the largest batch.
+
+    Source: vLLM, ``VllmConfig._set_cudagraph_sizes`` (vllm/config/vllm.py): sizes up to
+    ``min(2 * max_num_seqs, 512, max_num_batched_tokens)``.
+    """
+    if recorded.find("enforce_eager") is True:
+        return ()
+    sizes = recorded.find("cudagraph_capture_sizes")
+    if isinstance(sizes, list) and sizes and all(type(size) is int and size > 0 for size in sizes):
+        return tuple(sorted(set(sizes)))
+    largest = recorded.find("max_cudagraph_capture_size")
+    if type(largest) is not int:
+        largest = min(2 * max_num_seqs, 512, max_tokens)
+        recorded.assumed.append(f"CUDA graphs up to {largest} tokens")
+    return tuple(size for size in CAPTURE_SIZES if size <= largest)
