@@ -163,7 +163,7 @@ def warnings(
         said.append(
             f"Percentiles rest on {numbers['completed']:,} requests; a p99 needs at least {TRUSTED_P99_REQUESTS:,}."
         )
-    for name, value in counts.items():
+    for name, value in (*counts.items(), *result.provenance.items()):
         if "extrapolated" in name and value:
             said.append(f"{value:,} {name.replace('_', ' ')}: outside the range the costs were measured in.")
     if not slo.is_set:

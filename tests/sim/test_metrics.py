@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim import simulate
 from sim.errors import ConfigError, InvariantError
 from sim.metrics import Slo, measure, summary, to_json
 from sim.metrics.gaps import token_gaps
@@ -112,6 +113,25 @@ def test_gaps_from_iterations_are_the_gaps_between_all_tokens(options, chunk_row
     assert np.abs(found - expected).max(initial=0) <= (1000 if absences else 0)
 
 
+@pytest.mark.parametrize("batching", ["chunked", "continuous"])
+@pytest.mark.parametrize("kv_blocks", [600, 20_000])
+def test_the_engines_gaps_add_up_to_what_its_clients_waited(batching, kv_blocks):
+    result = simulate(
+        "scenario=synthetic", "scenario.n_requests=200", "scenario.rate=30", "replicas=2",
+        f"batching={batching}", f"hardware.kv_blocks={kv_blocks}",
+    )  # fmt: skip
+    assert (len(result.preemptions) > 0) == (kv_blocks == 600)
+    requests, gaps = result.requests, token_gaps(result)
+    assert gaps.size == (requests.column("output_tokens") - 1).sum()
+    waited_ns = (requests.column("finish_ns") - requests.column("first_token_ns")).sum()
+    assert gaps.mean_std()[0] * gaps.size / 1000 == pytest.approx(waited_ns, abs=2 * len(requests))
+
+
+def test_the_batches_that_return_together_pool_the_gaps_of_all_answers():
+    result = simulate("scenario=synthetic", "scenario.n_requests=100", "batching=static")
+    assert token_gaps(result).size == (result.requests.column("output_tokens") - 1).sum()
+
+
 def test_gaps_are_spread_as_told_by_hand():
     """A's three tokens at 5, 7 and 19 us (B's prefill between), B's two at 15 and 19 us."""
     rows = [
@@ -190,6 +210,11 @@ def test_refused_requests_lower_the_attainment_and_are_told():
     assert numbers["failed"] == 20
     assert numbers["kvtwin"]["slo_attainment_frac"] == 0.75
     assert any("20 requests" in warning for warning in numbers["kvtwin"]["warnings"])
+
+
+def test_steps_outside_the_measured_range_are_told():
+    warned = summary(tiny_run(provenance={"extrapolated_runs": 7}, counts=()).result, SLO)["kvtwin"]["warnings"]
+    assert any(warning.startswith("7 extrapolated runs") for warning in warned)
 
 
 def test_without_objectives_there_is_no_goodput():
