@@ -62,6 +62,8 @@ class PagedCache:
         self.window_tokens = window_tokens
         self.moved_bytes = 0.0
         self.host_bytes = 0.0
+        self.rounding_tokens: int | None = None
+        self.external_tokens = 0
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.n_blocks)
         self._free = eviction(self.n_blocks)
@@ -105,10 +107,11 @@ class PagedCache:
             sequence.computed_tokens = start
             self._n_free -= n_unparked
             self._n_parked -= n_unparked
-            for run, offset, n_blocks in matched:
+            for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
                 self._reference(table, run, offset, n_blocks)
+            table.runs.reverse()
         else:
-            n_new = -(-(sequence.computed_tokens + n_tokens) // self.block_tokens) - table.n_blocks
+            n_new = -(-(sequence.resident_tokens + n_tokens) // self.block_tokens) - table.n_blocks
             if n_new + spare > self._n_free:
                 return False
         if n_new > 0:
@@ -132,6 +135,27 @@ class PagedCache:
         self._n_free -= n_blocks
         self._n_owed += n_blocks
 
+    def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
+        """Free the blocks that a prompt has left behind the model's window; what they hold stays findable."""
+        window = self.window_tokens
+        if window is None or sequence.resident_tokens <= window:
+            return
+        sequence.dropped_tokens = sequence.computed_tokens - window
+        table: BlockTable = sequence.holding
+        n_freed = table.n_blocks - -(-window // self.block_tokens)
+        if n_freed <= 0:
+            return
+        if self._n_owed:
+            self._settle()
+        self._found = (None, [])
+        self._texts.pop(sequence, None)  # blocks that follow get no identity: it begins with the first
+        left = self._index.take_front(table, n_freed)
+        n_blank = n_freed - sum(run.n_blocks for run in left)
+        self._let_go(table, left)
+        self._n_free += n_blank
+        self._free.park_blank(n_blank)
+        table.n_blocks -= n_freed
+
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free a sequence's blocks, the last first; full ones stay findable until their block is taken."""
         table: BlockTable = sequence.holding
@@ -145,15 +169,7 @@ class PagedCache:
         n_blank = n_blocks - table.n_named
         self._n_free += n_blank
         self._free.park_blank(n_blank)
-        if table.runs:
-            freed = []
-            for run in reversed(table.runs):
-                del run.tables[table]
-                if not run.tables:
-                    freed.append(run)
-                    self._n_free += run.n_blocks
-                    self._n_parked += run.n_blocks
-            self._free.park(freed)
+        self._let_go(table, table.runs[::-1])
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -193,8 +209,22 @@ class PagedCache:
             self._free.claim([run])
             self._index.hold(table, run, offset, n_blocks)
         else:
+            if offset and offset + n_blocks < run.n_blocks:  # its middle alone: twins cut at different places
+                self._free.divide(run, self._index.cut(run, offset + n_blocks))
             self._index.hold_parked(table, run, offset, n_blocks)
             self._free.claim_part(run, n_blocks)
+
+    def _let_go(self, table: BlockTable, runs: list[Run]) -> None:
+        """A sequence holds these no more; those that nobody does can be taken, in this order."""
+        freed = []
+        for run in runs:
+            del run.tables[table]
+            if not run.tables:
+                freed.append(run)
+                self._n_free += run.n_blocks
+                self._n_parked += run.n_blocks
+        if freed:
+            self._free.park(freed)
 
     def _take(self, n_blocks: int) -> None:
         """Take blocks that the caller knows are free."""

@@ -62,13 +62,11 @@ class PrefixIndex:
             n_blocks = min(n_blocks, left)
             left -= n_blocks
             while n_blocks:
-                run = self._find(piece, end)
-                if run is None:
+                found = self._find(piece, end, n_blocks)
+                if found is None:
                     return matched
+                run, n_found = found
                 offset = (end - run.first_end) // size
-                n_found = min(run.n_blocks - offset, n_blocks)
-                if offset and run.is_parked and offset + n_found < run.n_blocks:
-                    return matched  # its middle alone: only twins cut at different places come to that
                 matched.append((run, offset, n_found))
                 n_blocks -= n_found
                 end += n_found * size
@@ -76,15 +74,23 @@ class PrefixIndex:
                 break
         return matched
 
-    def _find(self, piece: int, end: int) -> Run | None:
-        """The oldest run that holds the block of a piece that ends there."""
+    def _find(self, piece: int, end: int, most_blocks: int) -> tuple[Run, int] | None:
+        """The oldest run that holds the block of a piece that ends there, and for how many blocks it is the oldest."""
+        size = self.block_tokens
         oldest = None
-        for run in self._runs.get(piece if self.is_divisible else piece + end, ()):
-            if run.first_end <= end < run.first_end + run.n_blocks * self.block_tokens and (
+        runs = self._runs.get(piece if self.is_divisible else piece + end, ())
+        for run in runs:
+            if run.first_end <= end < run.first_end + run.n_blocks * size and (
                 oldest is None or run.born < oldest.born
             ):
                 oldest = run
-        return oldest
+        if oldest is None:
+            return None
+        n_found = min(oldest.n_blocks - (end - oldest.first_end) // size, most_blocks)
+        for run in runs:
+            if run.born < oldest.born and end < run.first_end:
+                n_found = min(n_found, (run.first_end - end) // size)
+        return oldest, n_found
 
     def name(self, table: BlockTable, text: list[BlockRange], most_blocks: int) -> None:
         """Make a sequence's full blocks findable, the first ``most_blocks`` of its text that are not yet."""
@@ -109,6 +115,7 @@ class PrefixIndex:
                     and last.key == piece
                     and last.first_end + last.n_blocks * size == end
                     and len(last.tables) == 1
+                    and len(self._runs[piece]) == 1  # an older or younger twin keeps its age apart
                 ):
                     last.n_blocks += n_blocks
                     last.n_tokens += n_blocks * size
@@ -120,9 +127,9 @@ class PrefixIndex:
     def hold(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
         """A sequence holds some blocks of a run that others hold; the run is cut so that they are one of their own."""
         if offset:
-            run = self._cut_held(run, offset)
+            run = self.cut(run, offset)
         if n_blocks < run.n_blocks:
-            self._cut_held(run, n_blocks)
+            self.cut(run, n_blocks)
         self._hold(table, run)
 
     def hold_parked(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
@@ -145,6 +152,18 @@ class PrefixIndex:
         self._list(piece)
         self._hold(table, piece)
 
+    def take_front(self, table: BlockTable, n_blocks: int) -> list[Run]:
+        """Take the first blocks of a sequence out of its table, as far as they are named; it still holds the runs."""
+        left: list[Run] = []
+        while table.runs and n_blocks:
+            run = table.runs[0]
+            if run.n_blocks > n_blocks:
+                self.cut(run, n_blocks)
+            left.append(table.runs.pop(0))
+            table.n_named -= run.n_blocks
+            n_blocks -= run.n_blocks
+        return left
+
     def forget(self, run: Unit) -> None:
         """What a run held has been evicted."""
         if run.key is not None and isinstance(run, Run):
@@ -153,8 +172,8 @@ class PrefixIndex:
             if not twins:
                 del self._runs[run.key]
 
-    def _cut_held(self, run: Run, n_blocks: int) -> Run:
-        """Cut a run that is held after its first blocks; whoever held it holds both. Returns the rest."""
+    def cut(self, run: Run, n_blocks: int) -> Run:
+        """Cut a run after its first blocks; whoever holds it holds both. Returns the rest."""
         size = self.block_tokens
         n_rest = run.n_blocks - n_blocks
         rest = Run(

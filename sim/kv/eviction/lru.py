@@ -76,6 +76,14 @@ class Lru:
         unit.n_blocks -= n_blocks
         self._n_blocks -= n_blocks
 
+    def divide(self, unit: Unit, rest: Unit) -> None:
+        """The last blocks of a parked unit, already counted off it, become a unit that goes just before it. O(n)."""
+        rest.is_parked = True
+        place = len(self._queue) - 1
+        while self._queue[place] is not unit:  # from the tail: earlier entries of it may be stale
+            place -= 1
+        self._queue.insert(place, rest)
+
     def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:  # noqa: ARG002
         """Take blocks from the head of the queue; of a blank or divisible entry only as many as are missing.
 

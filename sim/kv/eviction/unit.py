@@ -76,6 +76,10 @@ class Divider(Evictor, Protocol):
         """A request found some blocks of a parked unit, which count as a unit of their own from now on."""
         ...
 
+    def divide(self, unit: Unit, rest: Unit) -> None:
+        """The last blocks of a parked unit, already counted off it, become a unit that is given up just before it."""
+        ...
+
 
 class Order(Protocol):
     """Which of the parked units goes first: all that a policy has to say. Built with ``capacity_blocks``."""

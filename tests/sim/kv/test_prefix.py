@@ -1,6 +1,6 @@
 """Runs of blocks find, share and give up the very blocks that blocks one by one would."""
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sim.kv.eviction import Divider, Lru
@@ -23,14 +23,15 @@ class BlockwiseLru:
         return len(self._lru)
 
 
-PIECES = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 14)), min_size=1, max_size=4).map(tuple)
+PIECES = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 24)), min_size=1, max_size=3).map(tuple)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("admit"), PIECES, st.integers(1, 20)),
         st.tuples(st.just("extend"), st.integers(0, 9), st.integers(1, 20)),
         st.tuples(st.just("release"), st.integers(0, 9), st.just(0)),
     ),
-    max_size=40,
+    min_size=30,
+    max_size=120,
 )
 
 
@@ -38,14 +39,14 @@ class House:
     """A paged cache and the sequences in it."""
 
     def __init__(self, eviction: type) -> None:
-        self.kv = PagedCache(40, eviction, block_tokens=4)
+        self.kv = PagedCache(64, eviction, block_tokens=4)
         self.ledger = DecodeLedger(4)
         self.running: list[Sequence] = []
 
     def do(self, step: tuple[str, object, int]) -> object:
         kind, what, n_tokens = step
         if kind == "admit":
-            pieces = tuple((identity, min(length, 12)) for identity, length in what)  # type: ignore[attr-defined]
+            pieces = tuple((identity, min(length, 16)) for identity, length in what)  # type: ignore[attr-defined]
             n_prompt = sum(length for _, length in pieces)
             sequence = Sequence(Request(0, 0, n_prompt, 1, 1, content=pieces))
             found = self.kv.match(sequence)
@@ -69,7 +70,7 @@ class House:
         return self.kv.held_tokens, self.kv.idle_tokens, self.kv.counts()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(STEPS)
 def test_runs_and_single_blocks_are_the_same_cache(steps: list[tuple[str, object, int]]) -> None:
     runs, blocks = House(Lru), House(BlockwiseLru)
