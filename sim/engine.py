@@ -245,14 +245,17 @@ class Replica:
             kv.idle_tokens,
             self._n_preempted,
             n_decoding - n_emitting,
+            max(0, kv.held_tokens - live_tokens) if kv.rounding_tokens is None else kv.rounding_tokens,
+            kv.external_tokens,
         )
         self._n_preempted = 0
+        kv.advance(ledger, n_steps if n_decoding else 0)
         if n_decoding:
-            kv.advance(ledger, n_steps)
             ledger.advance(n_steps)
             self._last_decode_ns = end_ns
         for sequence, n_tokens in chunks:
             sequence.computed_tokens += n_tokens
+            kv.trim(sequence, ledger)
         for sequence in complete:
             partial.remove(sequence)
             self._start_decoding(sequence, plan.pad_to_tokens, end_ns)
@@ -315,6 +318,7 @@ class Replica:
         if scheduled_ns is None or first_token_ns is None or cached_tokens is None:
             raise InvariantError(f"request {request.id} ended without having been scheduled")
         self.ledger.leave(sequence)
+        sequence.is_finished = True
         self.kv.release(sequence, now_ns)
         self.n_outstanding -= 1
         recorder = self.recorder
@@ -343,9 +347,9 @@ new_tuple = tuple.__new__  # makes a NamedTuple in less than half the time of ca
 def _chunks(plan: Plan) -> tuple[Chunk, ...]:
     """The plan's prompt pieces as the cost model sees them, padded where the batch pads."""
     if plan.pad_to_tokens is None:
-        return tuple(Chunk(n_tokens, sequence.computed_tokens) for sequence, n_tokens in plan.chunks)
+        return tuple(Chunk(n_tokens, sequence.resident_tokens) for sequence, n_tokens in plan.chunks)
     return tuple(
-        Chunk(plan.pad_to_tokens - sequence.computed_tokens, sequence.computed_tokens) for sequence, _ in plan.chunks
+        Chunk(plan.pad_to_tokens - sequence.computed_tokens, sequence.resident_tokens) for sequence, _ in plan.chunks
     )
 
 

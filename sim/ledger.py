@@ -27,6 +27,7 @@ class DecodeLedger:
 
     __slots__ = (
         "_ends",
+        "_fulls",
         "_longest",
         "_phases",
         "alarms",
@@ -50,7 +51,8 @@ class DecodeLedger:
         self.resident_tokens = 0  # KV entries of all members
         self.padding_tokens = 0  # attended although they are no one's: prompts padded to the batch's longest
         self._ends: list[tuple[int, int]] = []  # (step by which it has its last token, order)
-        self.alarms: list[tuple[int, int]] = []  # (step at which its window or its room is full, order)
+        self._fulls: list[tuple[int, int]] = []  # (step at which its window is full, order)
+        self.alarms: list[tuple[int, int]] = []  # (step at which its room is full, order)
         self._longest: list[tuple[int, int]] = []  # (-offset - padding, order) of growing members
         self._phases = [0] * block_tokens  # growing members by offset modulo block size
 
@@ -76,8 +78,8 @@ class DecodeLedger:
         self._phases[offset % self.block_tokens] += 1
         heappush(self._longest, (-offset - sequence.padding_tokens, order))
         if window is not None:
-            heappush(self.alarms, (window - offset, order))
-        elif sequence.room_tokens is not None:
+            heappush(self._fulls, (window - offset, order))
+        if sequence.room_tokens is not None and (window is None or sequence.room_tokens < window):
             heappush(self.alarms, (sequence.room_tokens - offset, order))
 
     def leave(self, sequence: Sequence) -> None:
@@ -104,11 +106,12 @@ class DecodeLedger:
         """All members decode ``n_steps`` tokens. Must not pass an end or an alarm (`steps_to_event`)."""
         self.step += n_steps
         self.resident_tokens += n_steps * self.n_growing
-        if self.window_tokens is not None and self.alarms:
-            for sequence in self.due():
+        if self._fulls:
+            for sequence in self._pop(self._fulls):
                 offset = sequence.joined_tokens - sequence.joined_step
-                self.n_growing -= 1
-                self._phases[offset % self.block_tokens] -= 1
+                if offset + self.step >= self.window_tokens:  # type: ignore[operator]  # else it has dropped some since
+                    self.n_growing -= 1
+                    self._phases[offset % self.block_tokens] -= 1
 
     def finished(self) -> list[Sequence]:
         """Members that have just got their last token, in order of admission; each is named once."""
@@ -122,20 +125,37 @@ class DecodeLedger:
         return done
 
     def due(self) -> list[Sequence]:
-        """Members whose window or room is full now; each is named once per alarm."""
-        full = []
-        alarms = self.alarms
-        while alarms and alarms[0][0] <= self.step:
-            sequence = self.members.get(heappop(alarms)[1])
-            if sequence is not None:
-                full.append(sequence)
-        return full
+        """Members whose room is full now; each is named once per alarm."""
+        return self._pop(self.alarms)
 
     def rearm(self, sequence: Sequence) -> None:
         """The cache gave a member more room: ask again when that is full."""
-        if sequence.room_tokens is not None:
+        room, window = sequence.room_tokens, self.window_tokens
+        if room is not None and (window is None or room < window):
             offset = sequence.joined_tokens - sequence.joined_step
-            heappush(self.alarms, (sequence.room_tokens - offset, sequence.order))
+            heappush(self.alarms, (room - offset, sequence.order))
+
+    def drop(self, sequence: Sequence, n_tokens: int) -> None:
+        """A member whose KV grows gives up some of it, and goes on growing from what is left."""
+        size = self.block_tokens
+        offset = sequence.joined_tokens - sequence.joined_step
+        self._phases[offset % size] -= 1
+        self._phases[(offset - n_tokens) % size] += 1
+        heappush(self._longest, (n_tokens - offset - sequence.padding_tokens, sequence.order))
+        self.resident_tokens -= n_tokens
+        sequence.joined_tokens -= n_tokens
+        sequence.dropped_tokens += n_tokens
+        if self.window_tokens is not None:
+            heappush(self._fulls, (self.window_tokens - offset + n_tokens, sequence.order))
+
+    def _pop(self, heap: list[tuple[int, int]]) -> list[Sequence]:
+        """Members whose step in a heap has come."""
+        found = []
+        while heap and heap[0][0] <= self.step:
+            sequence = self.members.get(heappop(heap)[1])
+            if sequence is not None:
+                found.append(sequence)
+        return found
 
     def steps_to_event(self) -> int | None:
         """Iterations until the next member ends or needs attention, at least 0; None without members."""
@@ -146,12 +166,12 @@ class DecodeLedger:
             heappop(ends)
         if ends:
             steps = ends[0][0] - self.step
-        alarms = self.alarms
-        if alarms:
-            while alarms and alarms[0][1] not in members:
-                heappop(alarms)
-            if alarms and (steps is None or alarms[0][0] - self.step < steps):
-                steps = alarms[0][0] - self.step
+        for heap in (self.alarms, self._fulls):
+            if heap:
+                while heap and heap[0][1] not in members:
+                    heappop(heap)
+                if heap and (steps is None or heap[0][0] - self.step < steps):
+                    steps = heap[0][0] - self.step
         return steps
 
     def blocks_needed(self, n_steps: int) -> int:
@@ -192,9 +212,14 @@ class DecodeLedger:
         longest = self._longest
         members, step, window = self.members, self.step, self.window_tokens
         while longest:
-            offset, order = longest[0]
-            if order in members and (window is None or step - offset < window):
-                break
+            reach, order = longest[0]
+            sequence = members.get(order)
+            if (
+                sequence is not None
+                and (window is None or step - reach < window)
+                and reach == sequence.joined_step - sequence.joined_tokens - sequence.padding_tokens
+            ):
+                break  # else it has left, slides, or has dropped some since
             heappop(longest)
         most = step - longest[0][0] + 1 if longest else 0
         if window is not None and self.n_growing < len(members):

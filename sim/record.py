@@ -52,6 +52,8 @@ ITERATION_COLUMNS = (
     "idle_tokens",  # slots holding reusable KV that no sequence references
     "preempted_seqs",  # preempted while planning this iteration
     "padding_seqs",  # computed with the batch although their answer has ended (request-level batches)
+    "internal_tokens",  # held slots that rounding added: ends of blocks, powers of two
+    "external_tokens",  # free slots outside the longest hole, where an extent must lie in one piece
 )
 PREEMPTION_COLUMNS = (
     "request_id",

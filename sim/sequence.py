@@ -26,6 +26,7 @@ class Sequence:
     preempted_ns: int | None = None  # since when it waits to come back
     last_token_ns: int | None = None  # its last token before that
     n_preemptions: int = 0
+    is_finished: bool = False  # it has its answer
     room_tokens: int | None = None  # resident tokens it can reach before the cache must attend to it alone
     holding: Any = None  # what the cache holds for it; the cache's own business
     padding_tokens: int = 0  # its prompt is padded by, in a request-level batch

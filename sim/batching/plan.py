@@ -40,6 +40,8 @@ class Batch:
         if most_tokens is not None and n_tokens > most_tokens:
             n_tokens = most_tokens
         if not self.kv.extend(sequence, n_tokens, self.ledger):
+            if self.kv.match(sequence) < matched:
+                return self.admit(most_tokens, now_ns)  # what was found had to give way: try without
             # A piece that follows a cached prefix needs less once some of that prefix has been evicted.
             self.may_fit_later = matched > 0 and matched + n_tokens < sequence.target_tokens
             return None

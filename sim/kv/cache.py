@@ -13,7 +13,9 @@ class KVCache(Protocol):
 
     Token slots are the currency: ``held_tokens`` are taken by admitted sequences, ``idle_tokens`` hold reusable KV
     that nobody references. ``moved_bytes`` is what the cache copied inside device memory since the engine last took
-    note (growth, compaction), ``host_bytes`` what it moved over the host link on the critical path.
+    note (growth, compaction), ``host_bytes`` what it moved over the host link on the critical path. Of the slots held,
+    ``rounding_tokens`` belong to no token and never will (None: all that hold none, as at the ends of blocks), and
+    ``external_tokens`` are free but not in one piece.
     """
 
     capacity_tokens: int
@@ -21,6 +23,8 @@ class KVCache(Protocol):
     window_tokens: int | None  # resident tokens a sequence never exceeds while decoding
     moved_bytes: float
     host_bytes: float
+    rounding_tokens: int | None
+    external_tokens: int
 
     @property
     def held_tokens(self) -> int:
@@ -40,7 +44,8 @@ class KVCache(Protocol):
         """Take room for the next ``n_tokens`` of a sequence, all of it or nothing.
 
         For a sequence that holds nothing this admits it: it references what `match` found, and its
-        ``computed_tokens`` start there. Room for one more token of every decoding sequence is left.
+        ``computed_tokens`` start there. Room for one more token of every decoding sequence is left. A decoding
+        sequence is asked when its ``room_tokens`` are reached; the cache sets new ones.
         """
         ...
 
@@ -49,7 +54,11 @@ class KVCache(Protocol):
         ...
 
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
-        """Take the memory of ``n_steps`` decode iterations, before the ledger advances."""
+        """Iterations have run, ``n_steps`` of decoding: take their memory, before the ledger advances."""
+        ...
+
+    def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:
+        """A piece of a sequence's prompt is computed: give up what need not stay (window, compression)."""
         ...
 
     def release(self, sequence: Sequence, now_ns: int) -> None:

@@ -1,7 +1,8 @@
-"""One contiguous extent per sequence: serving before PagedAttention.
+"""One contiguous extent per sequence: serving before PagedAttention, and caches that grow by copying.
 
-How long the extent is, is a `Reservation`'s business; where it lies, an allocator's. A finished conversation's extent
-stays for its next turn as idle data, and is given up whole when room is short.
+How long the extent is, is a `Reservation`'s business; where it lies, an allocator's. A full extent that may grow is
+replaced by a longer one: its tokens are copied in the next iteration, and both are held until that has run. A finished
+conversation's extent stays for its next turn as idle data, and is given up whole when room is short.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Evictor, Unit
+from sim.kv.reservation import Reservation
 from sim.ledger import DecodeLedger
 from sim.request import Request, Segment
 from sim.sequence import Sequence
@@ -30,28 +32,15 @@ class Allocator(Protocol):
         """Slots of the extent at an offset, what rounding added included."""
         ...
 
-
-class Reservation(Protocol):
-    """How many slots a sequence gets when it is admitted."""
-
-    def tokens(self, sequence: Sequence) -> int:
-        """Slots to reserve, at least the sequence's target [tokens]."""
+    @property
+    def free_tokens(self) -> int:
+        """Slots in no extent."""
         ...
 
-
-@dataclass(frozen=True, slots=True)
-class Maximum:
-    """The longest a sequence may become (Orca's Max, and FasterTransformer): never grows, mostly empty."""
-
-    max_len: int
-
-    def __post_init__(self) -> None:
-        if self.max_len < 1:
-            raise ConfigError(f"cache.max_len must be >= 1 [tokens], got {self.max_len}")
-
-    def tokens(self, sequence: Sequence) -> int:  # noqa: ARG002
-        """The maximum, whatever the request."""
-        return self.max_len
+    @property
+    def largest_free_tokens(self) -> int:
+        """The longest extent that could be taken now."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -61,8 +50,10 @@ class Extent:
     offset: int
     n_tokens: int
     session_id: int | None
-    text: tuple[Segment, ...] = ()
-    unit: Unit | None = None  # while idle
+    text: tuple[Segment, ...] = ()  # while idle
+    computed_tokens: int = 0  # of the text
+    dropped_tokens: int = 0  # of these, slid out of the window
+    unit: Unit | None = None
 
 
 class ContiguousCache:
@@ -74,89 +65,116 @@ class ContiguousCache:
         KV slots of the device [tokens].
     allocator : callable
         Makes the allocator of so many slots.
-    reservation : Reservation
+    reservation : Reservation or callable
+        How long extents are; a callable makes one for this cache, where it learns.
     eviction : callable
         Makes the evictor of idle conversations.
     session_caching : bool
         Whether a conversation's extent stays for its next turn.
+    window_tokens : int or None
+        The model's attention window: an extent is a ring of it at most [tokens].
+    kv_bytes_per_token : float
+        What copying a token moves [B].
     """
 
     def __init__(
         self,
         capacity_tokens: int,
         allocator: Callable[[int], Allocator],
-        reservation: Reservation,
+        reservation: Reservation | Callable[[], Reservation],
         eviction: Callable[[int], Evictor],
         session_caching: bool = True,
+        window_tokens: int | None = None,
+        kv_bytes_per_token: float = 0.0,
     ) -> None:
         if capacity_tokens < 1:
             raise ConfigError(f"KV capacity must hold one token, got {capacity_tokens} tokens")
         self.capacity_tokens = capacity_tokens
         self.block_tokens = 1
-        self.window_tokens: int | None = None
+        self.window_tokens = window_tokens
         self.moved_bytes = 0.0
         self.host_bytes = 0.0
         self.held_tokens = 0
         self.idle_tokens = 0
-        self._reservation = reservation
+        self.rounding_tokens: int | None = 0
+        self.external_tokens = 0
+        self._reservation: Reservation = reservation() if callable(reservation) else reservation
         self._allocator = allocator(capacity_tokens)
+        self._largest = self._allocator.largest_free_tokens  # of an empty device
+        self._bytes_per_token = kv_bytes_per_token
         self._session_caching = session_caching
         self._idle: dict[int, Extent] = {}  # by session
         self._order = eviction(capacity_tokens)
         self._order.victims(capacity_tokens)  # free slots are the allocator's; the evictor orders idle extents alone
-        self._n_evicted = 0
+        self._leaving: list[int] = []  # offsets whose content is being copied
+        self._n_evicted = self._n_resizes = self._n_ahead = self._n_copied_tokens = 0
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that its conversation left behind, at most all but the last."""
-        extent = self._idle.get(sequence.request.session_id) if sequence.request.session_id is not None else None
-        if extent is None or extent.n_tokens < self._reservation.tokens(sequence):
+        session_id = sequence.request.session_id
+        extent = self._idle.get(session_id) if session_id is not None else None
+        if extent is None or (not self._reservation.grows and extent.n_tokens < self._wanted(sequence)):
             return 0
-        return min(shared_tokens(extent.text, sequence.text()), sequence.target_tokens - 1)
+        return kept_tokens(extent.text, extent.computed_tokens, extent.dropped_tokens, sequence)
 
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:  # noqa: ARG002
-        """Reserve a sequence's extent when it is admitted; afterwards there is room or there is not.
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Reserve a sequence's extent when it is admitted, replace it when it is full.
 
-        Idle conversations give way to an admission one by one; they are gone even if the room does not suffice.
+        Idle conversations give way one by one; they are gone even if the room does not suffice. So may be the
+        sequence's own, if it could not be replaced by a longer one: then `match` finds nothing any more.
         """
         extent = sequence.holding
-        if extent is not None:
-            return bool(sequence.computed_tokens + n_tokens <= extent.n_tokens)
-        n_matched = self.match(sequence)
-        if n_matched:
-            extent = self._idle.pop(sequence.request.session_id)  # type: ignore[arg-type]
-            self._order.claim([extent.unit])  # type: ignore[list-item]
-            extent.unit = None
-            self.idle_tokens -= self._allocator.size_of(extent.offset)
-        else:
-            n_slots = self._reservation.tokens(sequence)
-            offset = self._place(n_slots)
-            if offset is None:
-                return False
-            extent = Extent(offset, n_slots, sequence.request.session_id)
-        self.held_tokens += self._allocator.size_of(extent.offset)
-        sequence.holding = extent
-        sequence.computed_tokens = n_matched
+        if extent is None:
+            return self._admit(sequence)
+        is_decoding = sequence.order in ledger.members
+        need = (ledger.resident_of(sequence) if is_decoding else sequence.resident_tokens) + n_tokens
+        if self.window_tokens is not None:
+            need = min(need, self.window_tokens)
+        is_full = need > extent.n_tokens
+        if not is_full and not is_decoding:
+            return True
+        longer = self._reservation.grown_tokens(sequence, extent.n_tokens, max(need, extent.n_tokens + 1))
+        offset = self._place(min(longer, max(need, self._largest)))
+        if offset is None:
+            sequence.room_tokens = extent.n_tokens  # asked again when it is full
+            return not is_full
+        self._n_resizes += 1
+        self._n_ahead += not is_full
+        self._replace(sequence, extent, offset, min(longer, self._largest), need - n_tokens, is_full)
         return True
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:  # noqa: ARG002
-        """All of them: what a sequence may need is reserved."""
+        """All of them: a sequence whose extent is full is asked for one by one."""
         return n_steps
 
-    def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
-        """Nothing to take: extents are held since admission."""
+    def advance(self, ledger: DecodeLedger, n_steps: int) -> None:  # noqa: ARG002
+        """The copies are made: free the extents they were made from."""
+        while self._leaving:
+            offset = self._leaving.pop()
+            self.held_tokens -= self._allocator.size_of(offset)
+            self._give(offset)
+
+    def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
+        """Forget what has left the window: its slots hold newer tokens."""
+        if self.window_tokens is not None and sequence.resident_tokens > self.window_tokens:
+            sequence.dropped_tokens = sequence.computed_tokens - self.window_tokens
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free the extent, or keep it idle for the conversation's next turn."""
         extent: Extent = sequence.holding
-        sequence.holding = None
+        sequence.holding = sequence.room_tokens = None
+        if sequence.is_finished:
+            self._reservation.ended(sequence)
         size = self._allocator.size_of(extent.offset)
         self.held_tokens -= size
-        text = sequence.text()
-        if not self._session_caching or extent.session_id is None or not text:
-            self._allocator.give(extent.offset)
+        self.rounding_tokens -= size - extent.n_tokens  # type: ignore[operator]
+        if not self._session_caching or extent.session_id is None or sequence.request.content is None:
+            self._give(extent.offset)
             return
         self._drop(extent.session_id)
-        extent.text = text
+        extent.text = sequence.text()
+        extent.computed_tokens = sequence.computed_tokens
+        extent.dropped_tokens = sequence.dropped_tokens
         extent.unit = Unit(extent.session_id, sequence.resident_tokens, n_blocks=size)
         self._idle[extent.session_id] = extent
         self.idle_tokens += size
@@ -164,39 +182,125 @@ class ContiguousCache:
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None."""
-        n_slots = self._reservation.tokens(Sequence(request))
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
+        if self.window_tokens is not None:
+            n_tokens = min(n_tokens, self.window_tokens)
+        n_slots = n_tokens if self._reservation.grows else self._wanted(Sequence(request))
         if n_tokens > n_slots:
             return f"{n_tokens} KV slots needed, {n_slots} reserved"
-        if n_slots > self.capacity_tokens:
-            return f"{n_slots} KV slots to reserve, the device has {self.capacity_tokens}"
+        if n_slots > self._largest:
+            return f"{n_slots} KV slots to reserve, the device has {self._largest} in one piece"
         return None
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run."""
-        return {"evicted_sessions": self._n_evicted}
+        return {
+            "evicted_sessions": self._n_evicted,
+            "resizes": self._n_resizes,
+            "resizes_ahead": self._n_ahead,
+            "copied_tokens": self._n_copied_tokens,
+            "copied_bytes": self._n_copied_tokens * self._bytes_per_token,
+            **self._reservation.counts(),
+        }
+
+    def _wanted(self, sequence: Sequence) -> int:
+        """Slots to reserve at admission: no more than a ring of the window, nor than could ever be had."""
+        n_slots = self._reservation.tokens(sequence)
+        if self.window_tokens is not None:
+            n_slots = min(n_slots, self.window_tokens)
+        if self._reservation.grows:
+            n_slots = min(n_slots, max(self._largest, sequence.target_tokens))
+        return n_slots
+
+    def _admit(self, sequence: Sequence) -> bool:
+        n_matched = self.match(sequence)
+        wanted = self._wanted(sequence)
+        if not n_matched:
+            offset = self._place(wanted)
+            if offset is None:
+                return False
+            self._hold(sequence, Extent(offset, wanted, sequence.request.session_id))
+            return True
+        extent = self._idle.pop(sequence.request.session_id)  # type: ignore[arg-type]
+        self._order.claim([extent.unit])  # type: ignore[list-item]
+        size = self._allocator.size_of(extent.offset)
+        self.idle_tokens -= size
+        need = sequence.target_tokens if self.window_tokens is None else min(sequence.target_tokens, self.window_tokens)
+        if need > extent.n_tokens:
+            longer = self._reservation.grown_tokens(sequence, extent.n_tokens, need)
+            longer = min(longer, max(need, self._largest))
+            offset = self._place(longer)
+            if offset is None:
+                self._give(extent.offset)
+                return False
+            self._n_resizes += 1
+            self.held_tokens += size
+            self.rounding_tokens += size - extent.n_tokens  # type: ignore[operator]
+            self._replace(sequence, extent, offset, longer, n_matched - extent.dropped_tokens, is_critical=True)
+        else:
+            self._hold(sequence, extent)
+        sequence.computed_tokens, sequence.dropped_tokens = n_matched, extent.dropped_tokens
+        return True
+
+    def _hold(self, sequence: Sequence, extent: Extent) -> None:
+        """An extent is a sequence's from now on."""
+        size = self._allocator.size_of(extent.offset)
+        self.held_tokens += size
+        self.rounding_tokens += size - extent.n_tokens  # type: ignore[operator]
+        extent.unit, extent.text = None, ()
+        sequence.holding = extent
+        if self._reservation.grows:
+            sequence.room_tokens = max(1, extent.n_tokens - self._reservation.ahead_tokens(extent.n_tokens))
+
+    def _replace(
+        self, sequence: Sequence, old: Extent, offset: int, n_slots: int, n_copied: int, is_critical: bool
+    ) -> None:
+        """Copy a sequence's KV into a longer extent; the old one is held until the next iteration has run."""
+        self._leaving.append(old.offset)
+        self.rounding_tokens -= self._allocator.size_of(old.offset) - old.n_tokens  # type: ignore[operator]
+        self._hold(sequence, Extent(offset, n_slots, sequence.request.session_id))
+        self._n_copied_tokens += n_copied
+        if is_critical:
+            self.moved_bytes += n_copied * self._bytes_per_token
 
     def _place(self, n_slots: int) -> int | None:
         """Offset of a new extent, idle conversations evicted until there is one."""
         while True:
             offset = self._allocator.take(n_slots)
             if offset is not None or not len(self._order):
+                self._note_holes()
                 return offset
             for unit in self._order.victims(1):
                 self._n_evicted += 1
-                self._discard(unit.key)  # type: ignore[arg-type]
+                extent = self._idle.pop(unit.key)  # type: ignore[arg-type]
+                self.idle_tokens -= self._allocator.size_of(extent.offset)
+                self._allocator.give(extent.offset)
 
     def _drop(self, session_id: int) -> None:
         """Forget what an earlier turn of a conversation left behind."""
-        extent = self._idle.get(session_id)
+        extent = self._idle.pop(session_id, None)
         if extent is not None:
             self._order.claim([extent.unit])  # type: ignore[list-item]
-            self._discard(session_id)
+            self.idle_tokens -= self._allocator.size_of(extent.offset)
+            self._give(extent.offset)
 
-    def _discard(self, session_id: int) -> None:
-        extent = self._idle.pop(session_id)
-        self.idle_tokens -= self._allocator.size_of(extent.offset)
-        self._allocator.give(extent.offset)
+    def _give(self, offset: int) -> None:
+        self._allocator.give(offset)
+        self._note_holes()
+
+    def _note_holes(self) -> None:
+        self.external_tokens = self._allocator.free_tokens - self._allocator.largest_free_tokens
+
+
+def kept_tokens(held: tuple[Segment, ...], computed_tokens: int, dropped_tokens: int, sequence: Sequence) -> int:
+    """Leading tokens of a waiting sequence that a conversation's idle KV stands for, at most all but the last.
+
+    If part of the KV was dropped, what is left continues the whole text and no shorter one.
+    """
+    n_tokens = min(shared_tokens(held, sequence.text()), computed_tokens)
+    if dropped_tokens:
+        return n_tokens if n_tokens == computed_tokens < sequence.target_tokens else 0
+    return min(n_tokens, sequence.target_tokens - 1)
 
 
 def shared_tokens(held: tuple[Segment, ...], asked: tuple[Segment, ...]) -> int:

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from sim.batching import Chunked, Continuous, Fcfs, Ranked, RequestLevel
 from sim.cost import DecodeCurve, HostCost, IterationCost
 from sim.kv.allocator import Buddy, FirstFit
-from sim.kv.contiguous import ContiguousCache, Maximum
+from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
 from sim.kv.paged import PagedCache
+from sim.kv.reservation import Maximum
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin
 from sim.step import Chunk

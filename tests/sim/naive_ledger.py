@@ -36,9 +36,8 @@ class NaiveLedger:
     def leave(self, sequence: Sequence) -> None:
         one = self._of(sequence)
         self.decoding.remove(one)
-        before = sequence.computed_tokens - sequence.dropped_tokens
         sequence.computed_tokens += one.n_steps
-        sequence.dropped_tokens += one.n_steps - (one.resident - before)
+        sequence.dropped_tokens = sequence.computed_tokens - one.resident
         sequence.generated_tokens = sequence.request.output_tokens - max(0, one.left)
 
     def advance(self, n_steps: int) -> None:
@@ -62,6 +61,10 @@ class NaiveLedger:
 
     def rearm(self, sequence: Sequence) -> None:
         self._of(sequence).is_armed = True
+
+    def drop(self, sequence: Sequence, n_tokens: int) -> None:
+        self._of(sequence).resident -= n_tokens
+        sequence.dropped_tokens += n_tokens
 
     def steps_to_event(self) -> int | None:
         steps = [one.left for one in self.decoding if not one.is_named]
@@ -138,4 +141,5 @@ class NaiveLedger:
 
     def _room(self, one: Decoding) -> int | None:
         room = one.sequence.room_tokens
-        return room - one.resident if self.window_tokens is None and one.is_armed and room is not None else None
+        is_reached = self.window_tokens is None or (room is not None and room < self.window_tokens)
+        return room - one.resident if is_reached and one.is_armed and room is not None else None

@@ -75,6 +75,7 @@ moves = st.lists(
         st.tuples(st.just("advance"), st.integers(1, 20)),
         st.tuples(st.just("leave"), st.integers(0, 9)),
         st.tuples(st.just("attend"), st.integers(1, 20)),
+        st.tuples(st.just("drop"), st.integers(0, 9), st.integers(1, 20)),
     ),
     max_size=40,
 )
@@ -96,7 +97,7 @@ class Pair:
     def join(self, resident: int, left: int, padding: int, room: int | None) -> None:
         self.n_joined += 1
         if self.window is not None:
-            padding, room = 0, None
+            padding = 0
         pair = tuple(decoding(self.n_joined, resident, left, padding, room) for _ in self.ledgers)
         for ledger, sequence in zip(self.ledgers, pair, strict=True):
             ledger.join(sequence)
@@ -118,6 +119,14 @@ class Pair:
             for sequence in sequences:
                 sequence.room_tokens += room
                 ledger.rearm(sequence)
+
+    def drop(self, index: int, n_tokens: int) -> None:
+        """The cache lets one that grows keep less."""
+        pair = self.members[index % len(self.members)]
+        resident = self.ledgers[1].resident_of(pair[1])
+        if self.window is None and pair[0].room_tokens is None:
+            for ledger, sequence in zip(self.ledgers, pair, strict=True):
+                ledger.drop(sequence, min(n_tokens, resident - 1))
 
     def advance(self, n_steps: int) -> None:
         most = self.ledgers[0].steps_to_event()
