@@ -64,8 +64,6 @@ class PagedCache:
         self.host_bytes = 0.0
         self.rounding_tokens: int | None = None
         self.external_tokens = 0
-        self.rounding_tokens: int | None = None
-        self.external_tokens = 0
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.n_blocks)
         self._free = eviction(self.n_blocks)
@@ -158,27 +156,6 @@ class PagedCache:
         self._free.park_blank(n_blank)
         table.n_blocks -= n_freed
 
-    def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
-        """Free the blocks that a prompt has left behind the model's window; what they hold stays findable."""
-        window = self.window_tokens
-        if window is None or sequence.resident_tokens <= window:
-            return
-        sequence.dropped_tokens = sequence.computed_tokens - window
-        table: BlockTable = sequence.holding
-        n_freed = table.n_blocks - -(-window // self.block_tokens)
-        if n_freed <= 0:
-            return
-        if self._n_owed:
-            self._settle()
-        self._found = (None, [])
-        self._texts.pop(sequence, None)  # blocks that follow get no identity: it begins with the first
-        left = self._index.take_front(table, n_freed)
-        n_blank = n_freed - sum(run.n_blocks for run in left)
-        self._let_go(table, left)
-        self._n_free += n_blank
-        self._free.park_blank(n_blank)
-        table.n_blocks -= n_freed
-
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free a sequence's blocks, the last first; full ones stay findable until their block is taken."""
         table: BlockTable = sequence.holding
@@ -236,18 +213,6 @@ class PagedCache:
                 self._free.divide(run, self._index.cut(run, offset + n_blocks))
             self._index.hold_parked(table, run, offset, n_blocks)
             self._free.claim_part(run, n_blocks)
-
-    def _let_go(self, table: BlockTable, runs: list[Run]) -> None:
-        """A sequence holds these no more; those that nobody does can be taken, in this order."""
-        freed = []
-        for run in runs:
-            del run.tables[table]
-            if not run.tables:
-                freed.append(run)
-                self._n_free += run.n_blocks
-                self._n_parked += run.n_blocks
-        if freed:
-            self._free.park(freed)
 
     def _let_go(self, table: BlockTable, runs: list[Run]) -> None:
         """A sequence holds these no more; those that nobody does can be taken, in this order."""

@@ -164,18 +164,6 @@ class PrefixIndex:
             n_blocks -= run.n_blocks
         return left
 
-    def take_front(self, table: BlockTable, n_blocks: int) -> list[Run]:
-        """Take the first blocks of a sequence out of its table, as far as they are named; it still holds the runs."""
-        left: list[Run] = []
-        while table.runs and n_blocks:
-            run = table.runs[0]
-            if run.n_blocks > n_blocks:
-                self.cut(run, n_blocks)
-            left.append(table.runs.pop(0))
-            table.n_named -= run.n_blocks
-            n_blocks -= run.n_blocks
-        return left
-
     def forget(self, run: Unit) -> None:
         """What a run held has been evicted."""
         if run.key is not None and isinstance(run, Run):

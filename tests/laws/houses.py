@@ -10,9 +10,9 @@ from sim.batching import Chunked, Continuous, Fcfs, Ranked, RequestLevel
 from sim.cost import DecodeCurve, HostCost, IterationCost
 from sim.kv.allocator import Buddy, FirstFit
 from sim.kv.contiguous import ContiguousCache
+from sim.kv.reservation import Maximum
 from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
 from sim.kv.paged import PagedCache
-from sim.kv.reservation import Maximum
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin
 from sim.step import Chunk
@@ -48,13 +48,13 @@ COSTS = {
     "linear": LinearCost(5_003, 1_009, 101, 53, 7, 3, 211),
     "host bound": LinearCost(5_003, 509, 101, 53, 7, host_ps=14_001, most_steps=7),
     "real": lambda: IterationCost(Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9), capture_sizes=(1, 2, 4, 8)),
-    "real, sync": lambda: IterationCost(Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9, "sync"), capture_sizes=(4,)),
+    "real, sync": lambda: IterationCost(Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9, scheduling="sync"), capture_sizes=(4,)),
 }
 EVICTIONS = {"lru": Lru, "lfu": partial(BlankFirst, order=Lfu), "fifo": partial(BlankFirst, order=Fifo)}
 QUEUES = {"fcfs": Fcfs, "sjf": partial(Ranked, "prompt"), "priority": partial(Ranked, "priority")}
 
 schedulers = st.one_of(
-    st.builds(partial, st.just(Chunked), st.integers(4, 40), st.integers(1, 4)),
+    st.builds(partial, st.just(Chunked), st.integers(4, 40), st.integers(1, 4), st.booleans()),
     st.builds(partial, st.just(Continuous), st.integers(1, 60), st.integers(1, 5)),
     st.builds(partial, st.just(RequestLevel), st.integers(1, 4), st.sampled_from([0.0, 5e-5, 3e-4])),
 )
