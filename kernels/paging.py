@@ -100,22 +100,19 @@ def need_block_table(
     sink_blocks = -(-n_sinks // block_tokens)
     stop = -(-np.asarray(kv_lens, dtype=np.int64) // block_tokens)[:, None]  # columns in use, unwrapped
     first = np.minimum(np.asarray(first_keys, dtype=np.int64)[:, None] // block_tokens, stop)
-    column = np.arange(n_columns)[None, :]
-    is_used = (column >= first) & (column < stop)
-    wanted = int(stop.max(initial=0))
+    wanted = int(stop.max(initial=1))
     if ring_blocks is not None:
         first = np.minimum(np.maximum(first, sink_blocks), stop)
-        span = np.maximum(stop - first, 0)
-        widest = int(span.max(initial=0))
-        need(
-            ring_blocks >= max(widest, 1),
-            f"ring_blocks must be >= {max(widest, 1)} to hold the window, got {ring_blocks}",
-        )
-        is_used = (column >= sink_blocks) & ((column - first) % ring_blocks < span)
-        is_used &= column < sink_blocks + ring_blocks
+        widest = max(int((stop - first).max(initial=1)), 1)
+        need(ring_blocks >= widest, f"ring_blocks must be >= {widest} to hold the window, got {ring_blocks}")
         wanted = sink_blocks + ring_blocks
     need(n_columns >= wanted, f"block_table must have >= {wanted} columns for its longest sequence, got {n_columns}")
-    need(n_columns >= 1, "block_table must have at least one column, got none")
-    if check_ids:
-        is_used |= (column < sink_blocks) & (column < stop)
-        need_ids("block_table", block_table.cpu()[torch.from_numpy(is_used)], n_blocks)
+    if not check_ids:
+        return
+    column = np.arange(n_columns)[None, :]
+    if ring_blocks is None:
+        is_used = (column >= first) & (column < stop)
+    else:
+        is_used = (column >= sink_blocks) & (column < wanted) & ((column - first) % ring_blocks < stop - first)
+    is_used |= (column < sink_blocks) & (column < stop)
+    need_ids("block_table", block_table.cpu()[torch.from_numpy(is_used)], n_blocks)

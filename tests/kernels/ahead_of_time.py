@@ -50,7 +50,7 @@ def compiled(kernel, sm, args, n_warps, n_stages):
         "spilled_bytes": int(re.search(r"STACK:(\d+)", usage)[1]) + int(re.search(r"LOCAL:(\d+)", usage)[1]),
         "wgmma": binary.asm["ptx"].count("wgmma.mma_async"),
         "mma": binary.asm["ptx"].count("mma.sync"),
-        "cp_async": binary.asm["ptx"].count("cp.async.cg"),
+        "cp_async": len(re.findall(r"cp\.async\.c[ag]", binary.asm["ptx"])),
         "wide_loads": len(re.findall(r"ld\.global\.[\w.:]*v[24]", binary.asm["ptx"])),
     }
 
