@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEYS = {
     "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task",
-    "experiment", "tiers", "seed", "replicas", "trusted_packages",
+    "experiment", "tiers", "policies", "capacity_blocks", "seed", "replicas", "trusted_packages",
 }  # fmt: skip
 
 
@@ -53,7 +53,12 @@ def simulate(*overrides: str, **choices: Any) -> "Result":
     return run(compose([*overrides, *(f"{key}={value}" for key, value in choices.items())]))
 
 
-def run(config: Mapping[str, Any], scenario: "Scenario | None" = None, console: "Console | None" = None) -> "Result":
+def run(
+    config: Mapping[str, Any],
+    scenario: "Scenario | None" = None,
+    console: "Console | None" = None,
+    cost: "CostModel | None" = None,
+) -> "Result":
     """Build what a composed configuration describes, and run it until everybody is served.
 
     Parameters
@@ -64,6 +69,8 @@ def run(config: Mapping[str, Any], scenario: "Scenario | None" = None, console: 
         Traffic to serve in place of the configuration's.
     console : Console or None
         Where a long run shows its progress.
+    cost : CostModel or None
+        Iteration times in place of the configuration's.
     """
     from sim.engine import Clock, Replica
     from sim.record import Recorder, Result
@@ -73,7 +80,7 @@ def run(config: Mapping[str, Any], scenario: "Scenario | None" = None, console: 
     made = Builder(config)
     scenario = scenario or made("scenario")
     capacity = made.capacity()
-    cost = made("cost")
+    cost = cost or made("cost")
     env = Clock()
     recorder = Recorder()
     is_open_loop = bool(getattr(scenario, "is_open_loop", False))
@@ -181,9 +188,10 @@ class Builder:
         from importlib.metadata import version
 
         operations = getattr(cost, "operations", None)
+        extrapolated = getattr(cost, "extrapolated_runs", 0) + getattr(operations, "extrapolated_runs", 0)
         return {
-            "cost": getattr(operations, "provenance", None) or {"source": "data sheet (roofline)"},
-            "extrapolated_runs": getattr(cost, "extrapolated_runs", 0),
+            "cost": getattr(cost, "provenance", None) or {"source": "data sheet (roofline)"},
+            "extrapolated_runs": extrapolated,
             "simpy_events": next(env._eid),
             "versions": {name: version(name) for name in ("kvtwin", "simpy", "numpy", "hydra-core")},
         }

@@ -12,6 +12,7 @@ become integer picoseconds, once per batch size, so that a run of decode iterati
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -106,6 +107,7 @@ class IterationCost:
     operations: Operations
     host: HostCost
     capture_sizes: tuple[int, ...] = CAPTURE_SIZES
+    provenance: Mapping[str, object] = field(default_factory=dict)  # where the operations' times come from
     extrapolated_runs: int = field(default=0, init=False)  # decode paces asked for outside the operations' range
     _decode: dict[int, _Decode] = field(default_factory=dict, init=False, repr=False)
     _dense_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
@@ -116,6 +118,7 @@ class IterationCost:
 
     def __post_init__(self) -> None:
         self.capture_sizes = tuple(self.capture_sizes)
+        self.provenance = self.provenance or getattr(self.operations, "provenance", {})
         if any(size < 1 for size in self.capture_sizes) or sorted(set(self.capture_sizes)) != [*self.capture_sizes]:
             raise ConfigError(f"cost.capture_sizes must be ascending and >= 1 [tokens], got {self.capture_sizes}")
         self._fused = self.operations if isinstance(self.operations, FusedAttention) else None
@@ -162,7 +165,7 @@ class IterationCost:
         n_tokens, n_seqs = batch, batch + len(chunks)
         for chunk in chunks:
             n_tokens += chunk[0]
-        device = ps_from_s(self.host.gap_s)
+        device = self._gap_ps(n_seqs) + (ps_from_s(self.host.prefill_gap_s) if chunks else 0)
         if n_tokens:
             device += self._dense(n_tokens) + self._sequences(n_seqs)
         if chunks and batch and self._fused is not None:
@@ -193,7 +196,7 @@ class IterationCost:
         ]
         slopes.append(slopes[-1] if slopes else 0)
         host = ps_from_s(self.host.base_s) + batch * ps_from_s(self.host.per_seq_s)
-        rest = ps_from_s(self.host.gap_s) + self._dense(batch) + self._sequences(batch)
+        rest = self._gap_ps(batch) + self._dense(batch) + self._sequences(batch)
         row = self._decode[batch] = _Decode(
             rest_ps=rest + host if self._is_sync else rest,
             host_ps=0 if self._is_sync else host,
@@ -204,6 +207,10 @@ class IterationCost:
             valid_to_tokens=curve.valid_to_tokens,
         )
         return row
+
+    def _gap_ps(self, n_seqs: int) -> int:
+        """How long the device is idle in an iteration that only decodes."""
+        return ps_from_s(self.host.gap_s) + n_seqs * ps_from_s(self.host.gap_per_seq_s)
 
     def _dense(self, n_tokens: int) -> int:
         """Dense parts at the smallest captured graph that holds the tokens, or at their number past the largest."""

@@ -1,0 +1,28 @@
+"""The best iteration times there are: a measured profile where one fits, else the data sheet."""
+
+from sim.cost.calibrated import calibrated_cost
+from sim.cost.host import HostCost
+from sim.cost.iteration import CAPTURE_SIZES, IterationCost
+from sim.cost.roofline import Efficiency, Roofline
+from sim.errors import ProfileError
+from sim.spec import DeviceSpec, ModelSpec
+
+
+def best_cost(
+    model: ModelSpec,
+    device: DeviceSpec,
+    host: HostCost,
+    efficiency: Efficiency,
+    tensor_parallel: int = 1,
+    capture_sizes: tuple[int, ...] = CAPTURE_SIZES,
+) -> IterationCost:
+    """Iteration times from the device's shipped profile, or from its data sheet if it has none that fits the model.
+
+    Every report says which of the two it stands on, and why. ``cost=calibrated`` and ``cost=roofline`` choose.
+    """
+    try:
+        return calibrated_cost(model, device, host, tensor_parallel, capture_sizes=capture_sizes)
+    except ProfileError as error:
+        cost = IterationCost(Roofline(model, device, tensor_parallel, efficiency), host, capture_sizes)
+        cost.provenance = {"source": f"data sheet of {device.name} (roofline)", "why": str(error)}
+        return cost
