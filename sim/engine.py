@@ -6,7 +6,9 @@ wait      one timeout for all of them
 commit    the ledger advances, tokens and finishes are marked, memory is freed, facts are written
 """
 
+from collections import deque
 from collections.abc import Callable, Generator
+from heapq import heappush
 from math import inf, isqrt
 from typing import Any
 
@@ -32,6 +34,21 @@ class Clock(simpy.Environment):
         """The present."""
         return self._now  # type: ignore[return-value]  # starts at 0 and every delay is a whole number
 
+    def skip_to(self, at_ns: int) -> bool:
+        """Move on to a moment if nothing else is due until then.
+
+        An event of that moment would be the next one anyway: this spares its way through the queue.
+        """
+        if self._queue and self._queue[0][0] <= at_ns:
+            return False
+        self._now = at_ns
+        return True
+
+    def ring(self, event: simpy.Event, at_ns: int, priority: int, callback: Callable[[Any], None] | None) -> None:
+        """Let an event that has happened, or never did, happen at a moment: events are made once and used again."""
+        event.callbacks = [] if callback is None else [callback]
+        heappush(self._queue, (at_ns, priority, next(self._eid), event))  # type: ignore[misc]
+
 
 class Turn(simpy.Event):
     """The end of a replica's iterations: one event, set again and again.
@@ -41,16 +58,15 @@ class Turn(simpy.Event):
     """
 
     def __init__(self, env: Clock, index: int) -> None:
-        self.env = env
+        self.env: Clock = env
         self.callbacks: Any = None
         self._ok = True
         self._value = None
-        self._priority: Any = simpy.events.NORMAL + 1 + index
+        self._priority = simpy.events.NORMAL + 1 + index
 
-    def after(self, delay_ns: int) -> "Turn":
-        """Set to end so much later."""
-        self.callbacks = []
-        self.env.schedule(self, self._priority, delay_ns)
+    def at(self, end_ns: int) -> "Turn":
+        """Set to that moment."""
+        self.env.ring(self, end_ns, self._priority, None)
         return self
 
 
@@ -90,7 +106,8 @@ class Replica:
     on_finish : callable or None
         Told of every request that ends or is refused, where that brings about others.
     max_steps : int or None
-        Iterations in one timeout at most; None is as many as nothing can disturb. The results are the same.
+        Iterations in one timeout at most, and no iteration without one; None is as many as nothing can disturb. The
+        results are the same.
     """
 
     def __init__(
@@ -127,6 +144,8 @@ class Replica:
         self._n_preempted = 0  # sequences that gave way in planning this iteration
         self._n_ended = 0  # sequences that ended with the previous iteration
         self._ended: list[Sequence] = []  # of a batch whose answers return together
+        self._is_busy = False
+        self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
         env.process(self.serve())
 
     def submit(self, request: Request) -> None:
@@ -138,6 +157,9 @@ class Replica:
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
         self.n_outstanding += 1
+        if self._is_busy and self.scheduler.plans_ahead:
+            self._unseen.append(Sequence(request))
+            return
         self.batch.waiting.push(Sequence(request))
         self.inbox.wake()
 
@@ -155,20 +177,28 @@ class Replica:
     def serve(self) -> Generator[simpy.Event, Any, None]:
         """Serve for ever."""
         env, scheduler, batch = self.env, self.scheduler, self.batch
+        now_ns = env.now_ns
         while True:
-            plan = scheduler.plan(batch, env.now_ns)
+            plan = scheduler.plan(batch, now_ns)
             if not isinstance(plan, Plan):
+                if self._unseen or batch.leaving:  # nothing runs that a plan could be made during
+                    self._catch_up(now_ns)
+                    continue
                 if plan is None and len(batch.waiting):
                     raise InvariantError(f"replica {self.index}: requests wait, nothing runs, and none is admitted")
                 yield self.inbox.arrival(plan)
+                now_ns = env.now_ns
                 continue
-            start_ns = env.now_ns
-            pace, n_steps = self.horizon(plan, start_ns)
-            owed_ps = self._carry_ps + elapsed_ps(pace.first_ps, pace.growth_ps, n_steps)
-            duration_ns = owed_ps // PS_PER_NS
-            yield self.turn.after(duration_ns)
-            self.commit(plan, pace, n_steps, start_ns, start_ns + duration_ns)
-            self._carry_ps = owed_ps - duration_ns * PS_PER_NS
+            pace, n_steps = self.horizon(plan, now_ns)
+            duration_ns, owed_ps = divmod(self._carry_ps + elapsed_ps(pace[0], pace[1], n_steps), PS_PER_NS)
+            end_ns = now_ns + duration_ns
+            if self.max_steps is not None or not env.skip_to(end_ns):
+                self._is_busy = True
+                yield self.turn.at(end_ns)
+                self._is_busy = False
+            self.commit(plan, pace, n_steps, now_ns, end_ns)
+            self._carry_ps = owed_ps
+            now_ns = end_ns
 
     def horizon(self, plan: Plan, start_ns: int) -> tuple[Pace, int]:
         """How long the planned iteration takes, and how many more like it nothing can disturb.
@@ -190,7 +220,7 @@ class Replica:
                 (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended),
             )
         )
-        if chunks or self._n_preempted or moved or hosted:
+        if chunks or self._n_preempted or moved or hosted or self.batch.leaving or (self._unseen and plan.is_open):
             kv.moved_bytes = kv.host_bytes = 0.0
             return pace, 1
         first_ps, growth_ps, n_steps = pace
@@ -238,7 +268,7 @@ class Replica:
             n_joined,
             n_emitting,
             context,
-            len(batch.waiting),
+            len(batch.waiting) + len(self._unseen),
             len(partial),
             kv.held_tokens,
             live_tokens,
@@ -259,6 +289,9 @@ class Replica:
         for sequence in complete:
             partial.remove(sequence)
             self._start_decoding(sequence, plan.pad_to_tokens, end_ns)
+        if self._unseen or batch.leaving:
+            last_ps = self._carry_ps + elapsed_ps(pace.first_ps, pace.growth_ps, n_steps - 1)
+            self._catch_up(start_ns + last_ps // PS_PER_NS)
         ended = ledger.finished()
         self._n_ended = len(ended)
         if self.scheduler.returns_together:
@@ -268,6 +301,19 @@ class Replica:
                 ended, self._ended = self._ended, ended
         for sequence in ended:
             self._finish(sequence, end_ns)
+
+    def _catch_up(self, seen_ns: int) -> None:
+        """What the next plan knows of, if it is made while the iteration before it runs, from ``seen_ns`` on.
+
+        vLLM's async scheduling (``EngineCore.step_with_batch_queue``, v1/engine/core.py) plans iteration k+1 when k
+        starts: who arrived since then is not in it, and who ended in k still holds a place and memory.
+        """
+        batch, unseen = self.batch, self._unseen
+        for sequence in batch.leaving:
+            self.kv.release(sequence, self.env.now_ns)
+        batch.leaving.clear()
+        while unseen and unseen[0].request.arrival_ns <= seen_ns:
+            batch.waiting.push(unseen.popleft())
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's memory and put it back at the head of the queue, to be recomputed.
@@ -319,7 +365,10 @@ class Replica:
             raise InvariantError(f"request {request.id} ended without having been scheduled")
         self.ledger.leave(sequence)
         sequence.is_finished = True
-        self.kv.release(sequence, now_ns)
+        if self.scheduler.plans_ahead and len(self.batch.waiting):  # else nobody would notice
+            self.batch.leaving.append(sequence)
+        else:
+            self.kv.release(sequence, now_ns)
         self.n_outstanding -= 1
         recorder = self.recorder
         recorder.requests.add(

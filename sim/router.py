@@ -44,13 +44,11 @@ class LeastLoaded:
 class _Arrival(simpy.Event):
     """A moment at which requests arrive; it comes before anything else of the same nanosecond."""
 
-    def __init__(self, env: Clock, at_ns: int, callback: Any, value: Any = None) -> None:
+    def __init__(self, env: Clock, value: Any = None) -> None:
         self.env = env
-        self.callbacks = [callback]
         self._ok = True
         self._value = value
         self._defused = False
-        env.schedule(self, URGENT, at_ns - env.now_ns)
 
 
 class Traffic:
@@ -65,6 +63,7 @@ class Traffic:
         self.is_open_loop = is_open_loop
         self._stream: Iterator[Request] = scenario.requests(seed)
         self._next: Request | None = None
+        self._arrival = _Arrival(env)  # of the stream, one at a time
 
     def start(self, replicas: list[Replica]) -> None:
         """Begin with the first request."""
@@ -84,14 +83,14 @@ class Traffic:
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")
-            _Arrival(self.env, request.arrival_ns, self._follow, request)
+            self.env.ring(_Arrival(self.env, request), request.arrival_ns, URGENT, self._follow)
 
     def _schedule_next(self) -> None:
         request = self._next
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} arrives before the one ahead of it in the stream")
-            _Arrival(self.env, request.arrival_ns, self._emit)
+            self.env.ring(self._arrival, request.arrival_ns, URGENT, self._emit)
 
     def _emit(self, _: simpy.Event) -> None:
         """Hand over the request whose time has come, and those of the same nanosecond."""

@@ -10,9 +10,9 @@ from sim.batching import Chunked, Continuous, Fcfs, Ranked, RequestLevel
 from sim.cost import DecodeCurve, HostCost, IterationCost
 from sim.kv.allocator import Buddy, FirstFit
 from sim.kv.contiguous import ContiguousCache
-from sim.kv.reservation import Maximum
 from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
 from sim.kv.paged import PagedCache
+from sim.kv.reservation import Maximum
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin
 from sim.step import Chunk
@@ -48,7 +48,9 @@ COSTS = {
     "linear": LinearCost(5_003, 1_009, 101, 53, 7, 3, 211),
     "host bound": LinearCost(5_003, 509, 101, 53, 7, host_ps=14_001, most_steps=7),
     "real": lambda: IterationCost(Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9), capture_sizes=(1, 2, 4, 8)),
-    "real, sync": lambda: IterationCost(Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9, scheduling="sync"), capture_sizes=(4,)),
+    "real, sync": lambda: IterationCost(
+        Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9, scheduling="sync"), capture_sizes=(4,)
+    ),
 }
 EVICTIONS = {"lru": Lru, "lfu": partial(BlankFirst, order=Lfu), "fifo": partial(BlankFirst, order=Fifo)}
 QUEUES = {"fcfs": Fcfs, "sjf": partial(Ranked, "prompt"), "priority": partial(Ranked, "priority")}
