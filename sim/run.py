@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEYS = {
     "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task",
-    "experiment", "tiers", "policies", "capacity_blocks", "seed", "replicas", "trusted_packages",
+    "experiment", "tiers", "policies", "capacity_blocks", "dir", "seed", "replicas", "trusted_packages",
 }  # fmt: skip
 
 
