@@ -7,6 +7,7 @@ run: .venv/core  ## simulate a chatbot's traffic and write the report
 	.venv/bin/python -m sim scenario=chatbot
 
 test: .venv/dev  ## format, lint, types, import contracts, tests
+	sh tests/setup_chromium.sh
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy

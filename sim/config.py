@@ -33,8 +33,12 @@ def compose(overrides: list[str], config_name: str = "config") -> dict[str, Any]
     ConfigError
         In one line, naming the key or choice that is not there and the nearest that is.
     """
+    from omegaconf import OmegaConf
+
     try:
-        return plain(_compose(overrides, config_name))
+        cfg = _compose(overrides, config_name)
+        hydra_config = cfg.hydra
+        return plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), hydra_config)
     except Exception as error:
         raise ConfigError(explain(error, overrides, config_name)) from error
 
@@ -47,7 +51,7 @@ def _compose(overrides: list[str], config_name: str) -> Any:
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose(config_name, overrides)
+        return hydra_compose(config_name, overrides, return_hydra_config=True)
 
 
 def explain(error: BaseException, overrides: list[str], config_name: str = "config") -> str:
@@ -66,8 +70,10 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
         return f"{'.'.join([*parents, name])} is not a setting"
 
 
-def plain(cfg: Any) -> dict[str, Any]:
+def plain(cfg: Any, hydra_config: Any) -> dict[str, Any]:
     """A resolved copy in dicts and lists: a DictConfig is 700 times slower to read and stays outside.
+
+    Under ``choices`` it names the file chosen for each group, which Hydra's own configuration knows.
 
     Raises
     ------
@@ -78,10 +84,12 @@ def plain(cfg: Any) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        container: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
-    return {str(key): value for key, value in container.items() if key != "hydra"}  # type: ignore[union-attr]
+    named = hydra_config.runtime.choices
+    container["choices"] = {str(group): str(named[group]) for group in sorted(named) if group in container}
+    return {str(key): value for key, value in container.items()}
 
 
 def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> Any:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEYS = {
     "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task",
-    "experiment", "tiers", "policies", "capacity_blocks", "dir", "seed", "replicas", "trusted_packages",
+    "experiment", "tiers", "policies", "capacity_blocks", "dir", "choices", "seed", "replicas", "trusted_packages",
 }  # fmt: skip
 
 
@@ -343,7 +343,7 @@ def main() -> None:
         hydra_config = HydraConfig.get()
         out = Path(hydra_config.runtime.output_dir)
         try:
-            do_task(plain(cfg), out, console)
+            do_task(plain(cfg, hydra_config), out, console)
         except InvariantError:
             raise  # a bug of ours: the traceback is wanted
         except SimError as error:  # not raised: Hydra would add a line of its own, and end a sweep

@@ -77,11 +77,14 @@ def name_of(config: Mapping[str, Any]) -> str:
 
 
 def choices(config: Mapping[str, Any]) -> str:
-    """The classes chosen for each part, in words."""
+    """What was chosen for each part: the names of the files, else the classes in words."""
+    chosen = config.get("choices", {})
     parts = []
     for group in ("scenario", "cache", "eviction", "batching", "queue", "router"):
         target = config.get(group, {}).get("_target_") if isinstance(config.get(group), Mapping) else None
-        if target:
+        if group in chosen:
+            parts.append(f"{group} {chosen[group]}")
+        elif target:
             parts.append(f"{group} {class_words(group, str(target))}")
     return " · ".join(parts)
 

@@ -40,10 +40,17 @@ def read_points(folder: str | os.PathLike[str]) -> list[Point]:
                 f"{path}: schema_version must be {SCHEMA_VERSION}, got {manifest.get('schema_version')!r}"
             )
         numbers = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
-        points.append(Point(path.parent, dict(_flat(manifest["config"])), numbers))
+        points.append(Point(path.parent, _settings(manifest["config"]), numbers))
     if not points:
         raise ConfigError(f"task.dir must hold finished runs (folders with a manifest.json), got {os.fspath(folder)!r}")
     return points
+
+
+def _settings(config: Mapping[str, Any]) -> Settings:
+    """All settings by dotted key; a part's class under the name of the file that was chosen for it."""
+    settings = dict(_flat({key: value for key, value in config.items() if key != "choices"}))
+    named = {f"{group}._target_": name for group, name in config.get("choices", {}).items()}
+    return {key: named.get(key, value) for key, value in settings.items()}
 
 
 def differences(points: Sequence[Point]) -> list[Settings]:

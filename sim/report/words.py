@@ -81,13 +81,15 @@ def gibibytes(n_bytes: float) -> str:
 
 
 def class_words(group: str, target: str) -> str:
-    """A chosen class in words, without the name of the part it was chosen for.
+    """A chosen class in words, without the name of the part it was chosen for; a file's name as it is.
 
     Examples
     --------
     >>> class_words("cache", "sim.kv.paged.PagedCache"), class_words("router", "sim.router.RoundRobin")
     ('paged', 'round robin')
     """
+    if "." not in target:
+        return target
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", target.rsplit(".", 1)[-1]).lower()
     return words.removesuffix(f" {group}")
 
