@@ -189,40 +189,38 @@ class Replica:
                 yield self.inbox.arrival(plan)
                 now_ns = env.now_ns
                 continue
-            pace, n_steps = self.horizon(plan, now_ns)
-            duration_ns, owed_ps = divmod(self._carry_ps + elapsed_ps(pace[0], pace[1], n_steps), PS_PER_NS)
-            end_ns = now_ns + duration_ns
+            shape, pace, n_steps = self.horizon(plan, now_ns)
+            owed_ps = self._carry_ps + n_steps * pace[0] + pace[1] * (n_steps * (n_steps - 1) // 2)  # elapsed_ps
+            end_ns = now_ns + owed_ps // PS_PER_NS
             if self.max_steps is not None or not env.skip_to(end_ns):
                 self._is_busy = True
                 yield self.turn.at(end_ns)
                 self._is_busy = False
-            self.commit(plan, pace, n_steps, now_ns, end_ns)
-            self._carry_ps = owed_ps
+            self.commit(plan, shape, pace, n_steps, now_ns, end_ns)
+            self._carry_ps = owed_ps % PS_PER_NS
             now_ns = end_ns
 
-    def horizon(self, plan: Plan, start_ns: int) -> tuple[Pace, int]:
-        """How long the planned iteration takes, and how many more like it nothing can disturb.
+    def horizon(self, plan: Plan, start_ns: int) -> tuple[StepShape, Pace, int]:
+        """What the planned iteration computes, how long it takes, and how many like it nothing can disturb.
 
         A run of iterations ends with the first member to finish or to need the cache's attention, with the free
         memory, at the cost model's next knot, or with the first iteration to end after the outside may have changed.
         """
         ledger, kv = self.ledger, self.kv
         chunks = plan.chunks
-        batch, context, longest, growing = (
-            (len(ledger.members), ledger.context_tokens(), ledger.max_context_tokens(), ledger.n_growing)
-            if plan.decodes
-            else (0, 0, 0, 0)
-        )
+        batch = context = longest = growing = 0
+        if plan.decodes and ledger.members:
+            batch, growing = len(ledger.members), ledger.n_growing
+            context = ledger.resident_tokens + ledger.padding_tokens + growing
+            longest = ledger.max_context_tokens()
         moved, hosted = kv.moved_bytes, kv.host_bytes
-        pace = self.cost.pace(
-            new_tuple(
-                StepShape,
-                (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended),
-            )
+        shape = new_tuple(
+            StepShape, (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended)
         )
+        pace = self.cost.pace(shape)
         if chunks or self._n_preempted or moved or hosted or self.batch.leaving or (self._unseen and plan.is_open):
             kv.moved_bytes = kv.host_bytes = 0.0
-            return pace, 1
+            return shape, pace, 1
         first_ps, growth_ps, n_steps = pace
         to_event = ledger.steps_to_event()
         if to_event is not None and to_event < n_steps:
@@ -237,16 +235,16 @@ class Replica:
             if until_ns != inf:
                 target_ps = (int(until_ns) - start_ns) * PS_PER_NS - self._carry_ps
                 n_steps = steps_until(first_ps, growth_ps, target_ps, n_steps)
-        return pace, n_steps
+        return shape, pace, n_steps
 
-    def commit(self, plan: Plan, pace: Pace, n_steps: int, start_ns: int, end_ns: int) -> None:
+    def commit(self, plan: Plan, shape: StepShape, pace: Pace, n_steps: int, start_ns: int, end_ns: int) -> None:
         """The planned iterations have run: write them down, count their tokens, end what has ended."""
         ledger, kv, batch = self.ledger, self.kv, self.batch
         chunks, partial = plan.chunks, batch.partial
-        n_decoding, n_emitting, context = (
-            (len(ledger.members), ledger.n_emitting, ledger.context_tokens()) if plan.decodes else (0, 0, 0)
-        )
+        n_decoding, context = shape[1], shape[2]
+        n_emitting = ledger.n_emitting if n_decoding else 0
         live_tokens = ledger.resident_tokens
+        held_tokens, rounding_tokens = kv.held_tokens, kv.rounding_tokens
         n_prefilled = n_joined = 0
         complete = []
         if partial:
@@ -257,26 +255,31 @@ class Replica:
                 if n_tokens == sequence.prefill_left_tokens:
                     complete.append(sequence)
                     n_joined += sequence.generated_tokens + 1 < sequence.request.output_tokens
-        self.recorder.iterations.add(
-            self.index,
-            start_ns,
-            self._carry_ps,
-            n_steps,
-            pace.first_ps,
-            pace.growth_ps,
-            n_prefilled,
-            n_joined,
-            n_emitting,
-            context,
-            len(batch.waiting) + len(self._unseen),
-            len(partial),
-            kv.held_tokens,
-            live_tokens,
-            kv.idle_tokens,
-            self._n_preempted,
-            n_decoding - n_emitting,
-            max(0, kv.held_tokens - live_tokens) if kv.rounding_tokens is None else kv.rounding_tokens,
-            kv.external_tokens,
+        if rounding_tokens is None:
+            rounding_tokens = held_tokens - live_tokens if held_tokens > live_tokens else 0
+        iterations = self.recorder.iterations
+        iterations.append(
+            iterations.pack(
+                self.index,
+                start_ns,
+                self._carry_ps,
+                n_steps,
+                pace[0],
+                pace[1],
+                n_prefilled,
+                n_joined,
+                n_emitting,
+                context,
+                len(batch.waiting) + len(self._unseen),
+                len(partial),
+                held_tokens,
+                live_tokens,
+                kv.idle_tokens,
+                self._n_preempted,
+                n_decoding - n_emitting,
+                rounding_tokens,
+                kv.external_tokens,
+            )
         )
         self._n_preempted = 0
         kv.advance(ledger, n_steps if n_decoding else 0)
@@ -292,7 +295,7 @@ class Replica:
         if self._unseen or batch.leaving:
             last_ps = self._carry_ps + elapsed_ps(pace.first_ps, pace.growth_ps, n_steps - 1)
             self._catch_up(start_ns + last_ps // PS_PER_NS)
-        ended = ledger.finished()
+        ended = ledger.finished() if ledger.ends and ledger.ends[0][0] <= ledger.step else []
         self._n_ended = len(ended)
         if self.scheduler.returns_together:
             self._ended += ended
@@ -370,21 +373,23 @@ class Replica:
         else:
             self.kv.release(sequence, now_ns)
         self.n_outstanding -= 1
-        recorder = self.recorder
-        recorder.requests.add(
-            request.id,
-            self.index,
-            request.arrival_ns,
-            scheduled_ns,
-            first_token_ns,
-            now_ns,
-            request.prompt_tokens,
-            request.output_tokens,
-            cached_tokens,
-            sequence.n_preemptions,
-            -1 if request.session_id is None else request.session_id,
-            request.turn,
-            recorder.slo_class(request.slo_class),
+        requests = self.recorder.requests
+        requests.append(
+            requests.pack(
+                request.id,
+                self.index,
+                request.arrival_ns,
+                scheduled_ns,
+                first_token_ns,
+                now_ns,
+                request.prompt_tokens,
+                request.output_tokens,
+                cached_tokens,
+                sequence.n_preemptions,
+                -1 if request.session_id is None else request.session_id,
+                request.turn,
+                self.recorder.slo_class(request.slo_class),
+            )
         )
         if self.on_finish is not None:
             self.on_finish(Finished(request, now_ns))
@@ -396,7 +401,12 @@ new_tuple = tuple.__new__  # makes a NamedTuple in less than half the time of ca
 def _chunks(plan: Plan) -> tuple[Chunk, ...]:
     """The plan's prompt pieces as the cost model sees them, padded where the batch pads."""
     if plan.pad_to_tokens is None:
-        return tuple(Chunk(n_tokens, sequence.resident_tokens) for sequence, n_tokens in plan.chunks)
+        return tuple(
+            [
+                new_tuple(Chunk, (n_tokens, sequence.computed_tokens - sequence.dropped_tokens))
+                for sequence, n_tokens in plan.chunks
+            ]
+        )
     return tuple(
         Chunk(plan.pad_to_tokens - sequence.computed_tokens, sequence.resident_tokens) for sequence, _ in plan.chunks
     )
@@ -423,12 +433,10 @@ def steps_until(first_ps: int, growth_ps: int, target_ps: int, most: int) -> int
     """
     if target_ps <= first_ps:
         return 1
-    if elapsed_ps(first_ps, growth_ps, most) <= target_ps:
+    if most * first_ps + growth_ps * (most * (most - 1) // 2) <= target_ps:
         return most
     if not growth_ps:
         return -(-target_ps // first_ps)
-    b = 2 * first_ps - growth_ps  # growth * n^2 + b * n = 2 * target
-    n_steps = max(1, (isqrt(b * b + 8 * growth_ps * target_ps) - b) // (2 * growth_ps))
-    while elapsed_ps(first_ps, growth_ps, n_steps) < target_ps:
-        n_steps += 1
-    return n_steps
+    b = 2 * first_ps - growth_ps  # growth * n^2 + b * n = 2 * target, rounded down and then up
+    n_steps = (isqrt(b * b + 8 * growth_ps * target_ps) - b) // (2 * growth_ps)
+    return n_steps if elapsed_ps(first_ps, growth_ps, n_steps) >= target_ps else n_steps + 1

@@ -26,12 +26,12 @@ class DecodeLedger:
     """
 
     __slots__ = (
-        "_ends",
         "_fulls",
         "_longest",
         "_phases",
         "alarms",
         "block_tokens",
+        "ends",
         "members",
         "n_emitting",
         "n_growing",
@@ -50,7 +50,7 @@ class DecodeLedger:
         self.n_emitting = 0  # members that still generate; the others pad a request-level batch
         self.resident_tokens = 0  # KV entries of all members
         self.padding_tokens = 0  # attended although they are no one's: prompts padded to the batch's longest
-        self._ends: list[tuple[int, int]] = []  # (step by which it has its last token, order)
+        self.ends: list[tuple[int, int]] = []  # (step by which it has its last token, order)
         self._fulls: list[tuple[int, int]] = []  # (step at which its window is full, order)
         self.alarms: list[tuple[int, int]] = []  # (step at which its room is full, order)
         self._longest: list[tuple[int, int]] = []  # (-offset - padding, order) of growing members
@@ -71,7 +71,7 @@ class DecodeLedger:
         self.n_emitting += 1
         self.resident_tokens += resident
         self.padding_tokens += sequence.padding_tokens
-        heappush(self._ends, (step + sequence.request.output_tokens - sequence.generated_tokens, order))
+        heappush(self.ends, (step + sequence.request.output_tokens - sequence.generated_tokens, order))
         if resident == window:
             return
         self.n_growing += 1
@@ -116,7 +116,7 @@ class DecodeLedger:
     def finished(self) -> list[Sequence]:
         """Members that have just got their last token, in order of admission; each is named once."""
         done = []
-        ends = self._ends
+        ends = self.ends
         while ends and ends[0][0] <= self.step:
             sequence = self.members.get(heappop(ends)[1])
             if sequence is not None:
@@ -161,12 +161,12 @@ class DecodeLedger:
         """Iterations until the next member ends or needs attention, at least 0; None without members."""
         steps = None
         members = self.members
-        ends = self._ends
+        ends = self.ends
         while ends and ends[0][1] not in members:
             heappop(ends)
         if ends:
             steps = ends[0][0] - self.step
-        for heap in (self.alarms, self._fulls):
+        for heap in (self.alarms, self._fulls) if self.alarms or self._fulls else ():
             if heap:
                 while heap and heap[0][1] not in members:
                     heappop(heap)
@@ -181,6 +181,8 @@ class DecodeLedger:
         that do at step ``s`` are those of phase ``-s`` modulo block size.
         """
         size = self.block_tokens
+        if n_steps == 1:
+            return self._phases[-self.step % size]
         cycles, rest = divmod(n_steps, size)
         blocks = cycles * self.n_growing
         if rest:

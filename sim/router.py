@@ -95,9 +95,10 @@ class Traffic:
     def _emit(self, _: simpy.Event) -> None:
         """Hand over the request whose time has come, and those of the same nanosecond."""
         now = self.env.now_ns
-        while self._next is not None and self._next.arrival_ns == now:
-            self._deliver(self._next)
-            self._next = next(self._stream, None)
+        request = self._next
+        while request is not None and request.arrival_ns == now:
+            self._deliver(request)
+            self._next = request = next(self._stream, None)
         self._schedule_next()
 
     def _follow(self, event: simpy.Event) -> None:

@@ -22,10 +22,15 @@ class Chunked:
         devices with 70 GB or more.
     max_num_seqs : int
         Sequences running at once. Default 256; vLLM's is 1024 on such devices when serving online.
+    plans_ahead : bool
+        Whether an iteration is planned when the one before it starts, so that the host works while the device does:
+        vLLM's async scheduling, its default since 0.14. Who arrives during an iteration then waits for the next one
+        too, and a place freed by an iteration is taken one iteration later.
     """
 
     max_num_batched_tokens: int = 8192
     max_num_seqs: int = 256
+    plans_ahead: bool = False
     returns_together: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -42,9 +47,12 @@ class Chunked:
         kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
         n_decoding = len(ledger.members)
         n_preempted = 0
-        if n_decoding:
+        if n_decoding and (ledger.alarms or not kv.steps_within(ledger, 1)):
             n_preempted = batch.make_room()
             n_decoding = len(ledger.members)
+        if n_decoding and not waiting and not batch.partial:
+            is_full = n_decoding + len(batch.leaving) >= self.max_num_seqs
+            return DECODE_ON if is_full or n_decoding >= self.max_num_batched_tokens else DECODE_OPEN
         budget = self.max_num_batched_tokens - n_decoding
         chunks: list[tuple[Sequence, int]] = []
         for sequence in tuple(batch.partial):
@@ -55,7 +63,7 @@ class Chunked:
             elif n_tokens:
                 batch.preempt(sequence)
                 n_preempted += 1
-        n_running = n_decoding + len(batch.partial)
+        n_running = n_decoding + len(batch.partial) + len(batch.leaving)
         if not n_preempted:
             while waiting and budget and n_running < self.max_num_seqs:
                 admitted = batch.admit(budget, now_ns)

@@ -62,6 +62,8 @@ class PagedCache:
         self.window_tokens = window_tokens
         self.moved_bytes = 0.0
         self.host_bytes = 0.0
+        self.held_tokens = 0
+        self.idle_tokens = 0
         self.rounding_tokens: int | None = None
         self.external_tokens = 0
         self._prefix_caching = prefix_caching
@@ -69,55 +71,51 @@ class PagedCache:
         self._free = eviction(self.n_blocks)
         self._index = PrefixIndex(block_tokens, isinstance(self._free, Divider))
         self._n_free = self.n_blocks
-        self._n_owed = 0  # taken, but not yet popped off the free queue: nothing has looked at it since
+        self._n_owed = 0  # taken, but not yet popped off the free queue: of blank blocks it matters not which
         self._found: tuple[Sequence | None, list[Match]] = (None, [])  # the last match, while nothing has changed
         self._n_parked = 0
         self._n_evicted = 0
         self._texts: dict[Sequence, list[BlockRange]] = {}  # of sequences that wait or hold something
 
-    @property
-    def held_tokens(self) -> int:
-        """Slots in blocks that admitted sequences reference."""
-        return (self.n_blocks - self._n_free) * self.block_tokens
-
-    @property
-    def idle_tokens(self) -> int:
-        """Slots in free blocks whose content can still be hit."""
-        if self._n_owed and self._n_parked:
-            self._settle()
-        return self._n_parked * self.block_tokens
-
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
+        if sequence.request.content is None:
+            return 0
         return sum(n_blocks for _, _, n_blocks in self._matched(sequence)) * self.block_tokens
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take blocks for the next ``n_tokens`` of a sequence, all or none."""
         table = sequence.holding
-        spare = ledger.blocks_needed(1) if ledger.members else 0
+        size = self.block_tokens
+        free = self._n_free - (ledger.blocks_needed(1) if ledger.members else 0)
         if table is None:
-            matched = self._matched(sequence)
-            n_matched = sum(n_blocks for _, _, n_blocks in matched)
-            start = n_matched * self.block_tokens
-            n_new = -(-(start + n_tokens) // self.block_tokens) - n_matched
-            n_unparked = sum(n_blocks for run, _, n_blocks in matched if run.is_parked)
-            if n_new + n_unparked + spare + self._watermark_blocks > self._n_free:
+            matched = self._matched(sequence) if sequence.request.content is not None else []
+            n_matched = n_unparked = 0
+            for run, _, n_blocks in matched:
+                n_matched += n_blocks
+                if run.is_parked:
+                    n_unparked += n_blocks
+            start = n_matched * size
+            n_new = -(-(start + n_tokens) // size) - n_matched
+            if n_new + n_unparked + self._watermark_blocks > free:
                 return False
             table = sequence.holding = BlockTable(n_matched, n_matched)
             sequence.computed_tokens = start
             self._n_free -= n_unparked
             self._n_parked -= n_unparked
+            self.held_tokens += n_unparked * size
+            self.idle_tokens -= n_unparked * size
             for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
                 self._reference(table, run, offset, n_blocks)
             table.runs.reverse()
         else:
-            n_new = -(-(sequence.resident_tokens + n_tokens) // self.block_tokens) - table.n_blocks
-            if n_new + spare > self._n_free:
+            n_new = -(-(sequence.resident_tokens + n_tokens) // size) - table.n_blocks
+            if n_new > free:
                 return False
         if n_new > 0:
             self._take(n_new)
             table.n_blocks += n_new
-        text = self._texts.get(sequence)
+        text = self._texts.get(sequence) if self._texts else None
         if text is not None:
             self._name(table, text, sequence.computed_tokens + n_tokens)
         return True
@@ -132,8 +130,8 @@ class PagedCache:
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
         """Take the blocks that ``n_steps`` decode iterations fill."""
         n_blocks = ledger.blocks_needed(n_steps)
-        self._n_free -= n_blocks
-        self._n_owed += n_blocks
+        if n_blocks:
+            self._take(n_blocks)
 
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
         """Free the blocks that a prompt has left behind the model's window; what they hold stays findable."""
@@ -153,6 +151,7 @@ class PagedCache:
         n_blank = n_freed - sum(run.n_blocks for run in left)
         self._let_go(table, left)
         self._n_free += n_blank
+        self.held_tokens -= n_blank * self.block_tokens
         self._free.park_blank(n_blank)
         table.n_blocks -= n_freed
 
@@ -161,13 +160,17 @@ class PagedCache:
         table: BlockTable = sequence.holding
         sequence.holding = None
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
-        if self._texts.pop(sequence, None) is not None and not sequence.dropped_tokens:
+        if self._texts and self._texts.pop(sequence, None) is not None and not sequence.dropped_tokens:
             n_tokens = sequence.computed_tokens
             self._name(table, block_ranges(sequence.text(), n_tokens, self.block_tokens), n_tokens)
-        if self._n_owed:
-            self._settle()
         n_blank = n_blocks - table.n_named
         self._n_free += n_blank
+        self.held_tokens -= n_blank * self.block_tokens
+        if not table.runs and n_blank <= self._n_owed:
+            self._n_owed -= n_blank
+            return
+        if self._n_owed:
+            self._settle()
         self._free.park_blank(n_blank)
         self._let_go(table, table.runs[::-1])
 
@@ -190,8 +193,6 @@ class PagedCache:
         """Resident blocks of a waiting sequence's text, from its start."""
         if sequence.request.content is None or not self._prefix_caching:
             return []
-        if self._n_owed:
-            self._settle()
         text = self._texts.get(sequence)
         if text is None:
             text = self._texts[sequence] = block_ranges(sequence.text(), sequence.target_tokens, self.block_tokens)
@@ -223,20 +224,26 @@ class PagedCache:
                 freed.append(run)
                 self._n_free += run.n_blocks
                 self._n_parked += run.n_blocks
+                self.held_tokens -= run.n_blocks * self.block_tokens
+                self.idle_tokens += run.n_blocks * self.block_tokens
         if freed:
             self._free.park(freed)
 
     def _take(self, n_blocks: int) -> None:
         """Take blocks that the caller knows are free."""
         self._n_free -= n_blocks
+        self.held_tokens += n_blocks * self.block_tokens
         self._n_owed += n_blocks
+        if self._n_parked:
+            self._settle()
 
     def _settle(self) -> None:
-        """Pop what has been taken off the free queue, before something looks at it; its content is forgotten."""
+        """Pop what has been taken off the free queue; its content is forgotten."""
         n_blocks, self._n_owed = self._n_owed, 0
         self._found = (None, [])
         for unit in self._free.victims(n_blocks):
             self._n_parked -= unit.n_blocks
+            self.idle_tokens -= unit.n_blocks * self.block_tokens
             self._n_evicted += unit.n_blocks
             self._index.forget(unit)
 
