@@ -270,7 +270,7 @@ def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") 
     measures = measure(result, slo)
     write(result, slo, out, measures)
     console.print(table(result, slo, measures))
-    console.print(f"Report: {os.path.relpath(out / 'report.html')}", soft_wrap=True)
+    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
 
 
 def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> None:
@@ -342,6 +342,8 @@ def main() -> None:
         console = Console()
         hydra_config = HydraConfig.get()
         out = Path(hydra_config.runtime.output_dir)
+        if out.is_relative_to(Path.cwd()):
+            out = out.relative_to(Path.cwd())
         try:
             do_task(plain(cfg, hydra_config), out, console)
         except InvariantError:
