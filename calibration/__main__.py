@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> int:
     overrides = [f"calibration/{a}" if a.startswith("step=") else a for a in arguments]
     try:
         config = compose(overrides, "calibration")
+        config.pop("choices", None)
         step = get_method(config.pop("_target_"))
         if missing := [key for key, value in config.items() if value == "???"]:
             print(f"calibration: {missing[0]} must be given", file=sys.stderr)

@@ -75,7 +75,7 @@ class Recorded:
         for i, (arrival_ns, prompt, output) in enumerate(zip(*columns, strict=True)):
             yield Request(i, arrival_ns, prompt, output, output)
 
-    def follow_up(self, finished: Finished) -> None:  # noqa: ARG002
+    def follow_up(self, finished: Finished) -> None:
         """Nothing: the client did not wait for answers."""
 
 
@@ -120,7 +120,7 @@ def read_engine_run(path: Path) -> EngineRun:
     if (wrong := np.flatnonzero((ticks["queued_ts"] > first) | (first > last))).size:
         row = rows[int(order[wrong[0]])]
         raise TraceError(
-            f"{path / 'requests.jsonl'}: request {row.get('request_id')!r}: queued_ts, first_token_ts and last_token_ts "
+            f"{path / 'requests.jsonl'}: request {row.get('request_id')!r}: queued_ts, first_token_ts, last_token_ts "
             f"must ascend, got {row['queued_ts']}, {row['first_token_ts']}, {row['last_token_ts']}"
         )
     lengths = {name: np.array([row[name] for row in rows], dtype=np.int64)[order] for name in LENGTHS}

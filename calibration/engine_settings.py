@@ -77,7 +77,7 @@ class Recorded:
                 return section[name]
         return None
 
-    def setting(self, name: str, kind: type) -> Any:
+    def setting(self, name: str, kind: type[Any]) -> Any:
         """The setting's value or its default, of the given kind.
 
         Raises
@@ -92,7 +92,9 @@ class Recorded:
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind or (kind in (int, float) and value <= 0):
-            raise TraceError(f"{self.path}: {name} must be a {kind.__name__}{' > 0' if kind is not str else ''}, got {value!r}")
+            raise TraceError(
+                f"{self.path}: {name} must be a {kind.__name__}{' > 0' if kind is not str else ''}, got {value!r}"
+            )
         return value
 
 
@@ -152,7 +154,9 @@ def _refuse_what_is_not_simulated(recorded: Recorded) -> None:
         if (value := recorded.find(name)) not in harmless:
             raise ConfigError(f"{recorded.path}: engines with {name} {value!r} are not simulated")
     if recorded.setting("enable_chunked_prefill", bool) is False:
-        raise ConfigError(f"{recorded.path}: engines without chunked prefill (enable_chunked_prefill false) are not simulated")
+        raise ConfigError(
+            f"{recorded.path}: engines without chunked prefill (enable_chunked_prefill false) are not simulated"
+        )
 
 
 def _is_async(recorded: Recorded, version: str) -> bool:

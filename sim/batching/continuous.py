@@ -24,6 +24,7 @@ class Continuous:
 
     max_num_batched_tokens: int = 8192
     max_num_seqs: int = 256
+    plans_ahead: bool = field(default=False, init=False)
     returns_together: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ class RequestLevel:
 
     max_batch_size: int = 32
     max_wait_time_ms: float = 0.0
+    plans_ahead: bool = field(default=False, init=False)
     returns_together: bool = field(default=True, init=False)
     _max_wait_ns: int = field(init=False)
     _starts_ns: int | None = field(default=None, init=False)  # of the batch that is filling

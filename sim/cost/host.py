@@ -13,19 +13,22 @@ class HostCost:
     """What the CPU does in one engine iteration: ``base_s + per_seq_s * n_seqs + per_finished_s * n_finished``.
 
     Under ``async`` scheduling the host prepares the next iteration while the device computes the present one, so an
-    iteration lasts as long as the slower of the two; under ``sync`` the two add. ``gap_s`` is never hidden: the device
-    is idle between one iteration's last kernel and the next one's first. Where the numbers come from is written beside
-    them in ``conf/cost``.
+    iteration lasts as long as the slower of the two; under ``sync`` the two add. Gaps are never hidden: the device is
+    idle between one iteration's last kernel and the next one's first, and between kernels. ``prefill_gap_s`` comes on
+    top where an iteration computes prompts: it does not run as one CUDA graph, as those that only decode do. Where the
+    numbers come from is written beside them in ``conf/cost``.
     """
 
     base_s: float
     per_seq_s: float
     per_finished_s: float = 0.0
     gap_s: float = 0.0
+    gap_per_seq_s: float = 0.0
+    prefill_gap_s: float = 0.0
     scheduling: str = "async"
 
     def __post_init__(self) -> None:
-        for key in ("base_s", "per_seq_s", "per_finished_s", "gap_s"):
+        for key in ("base_s", "per_seq_s", "per_finished_s", "gap_s", "gap_per_seq_s", "prefill_gap_s"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
                 raise ConfigError(f"cost.host.{key} must be a finite number >= 0 [s], got {value!r}")

@@ -1,0 +1,219 @@
+"""Predict a recorded run: the same requests, the engine's own configuration, a profile of its device's kernels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.engine_run import EngineRun, Recorded
+from calibration.fit import fit_profile, write_profile
+from calibration.importers.llmservingsim import import_llmservingsim
+from calibration.measurements import csv_bytes
+from sim.config import compose, conf_dir, make
+from sim.cost.calibrated import CalibratedOperations
+from sim.cost.host import HostCost
+from sim.cost.iteration import IterationCost, Operations
+from sim.errors import ConfigError, ProfileError, TraceError
+from sim.kv.capacity import KVCapacity
+from sim.profile import KernelProfile, is_of, read_profile, shipped_profiles
+from sim.record import Ints, Result, Table
+from sim.run import Builder, run
+
+CAPACITY_TOLERANCE_FRAC = 0.05  # between the derived KV capacity and the engine's own, beyond which we warn
+
+
+def kernels_of(recorded: EngineRun, cache: Path, say: Any = print) -> KernelProfile:
+    """The profile of the kernel times beside a run: the shipped one if it was fitted to them, else fitted now.
+
+    Without kernel times beside it, a shipped profile of the run's device and model is taken.
+
+    Raises
+    ------
+    ProfileError
+        If there are neither, or the kernel times are not those of the run's model.
+    """
+    degree = recorded.settings.tensor_parallel
+    if not recorded.profile_path.is_dir():
+        for path in shipped_profiles().values():
+            profile = read_profile(path)
+            device = recorded.settings.device
+            if device is not None and is_of(profile.device, device) and _is_subject(profile, recorded):
+                say(f"no kernel times beside the run: taking {profile.path}")
+                return profile
+        raise ProfileError(
+            f"{recorded.profile_path}: missing, and no shipped profile is of {recorded.settings.model} with "
+            f"tensor_parallel {degree} on {recorded.settings.device or 'an unnamed device'}"
+        )
+    measured = import_llmservingsim(recorded.profile_path, degree)
+    measured = replace(measured, sha256=sha256(csv_bytes(measured.rows)).hexdigest())
+    for path in (*shipped_profiles().values(), *sorted(cache.glob("*.json"))):
+        profile = read_profile(path)
+        if profile.provenance.get("measurements_sha256") == measured.sha256:
+            break
+    else:
+        say(f"fitting {len(measured.rows)} kernel times of {measured.device}")
+        path = cache / f"{measured.sha256[:16]}.json"
+        write_profile(fit_profile(measured, compare=False, say=lambda _: None), path)
+        profile = read_profile(path)
+    if not _is_subject(profile, recorded):
+        raise ProfileError(
+            f"{recorded.profile_path}: measured {profile.subject.get('model')}, the run is of {recorded.settings.model}"
+        )
+    return profile
+
+
+def _is_subject(profile: KernelProfile, recorded: EngineRun) -> bool:
+    settings = recorded.settings
+    return profile.subject.get("model") == settings.model and (
+        profile.subject.get("tensor_parallel") == settings.tensor_parallel
+    )
+
+
+def configuration(recorded: EngineRun, profile: KernelProfile, hardware: str | None = None) -> dict[str, Any]:
+    """The simulator's configuration of the engine that was recorded.
+
+    Raises
+    ------
+    ConfigError
+        If its model or device has no data sheet here; names those that have.
+    """
+    settings = recorded.settings
+    device = settings.device or profile.device
+    model = _choice("model", settings.model.rpartition("/")[2].lower().removesuffix("-instruct"))
+    hardware = hardware or next((name for name in names("hardware") if is_of(_device(name), device)), None)
+    if hardware is None:
+        raise ConfigError(f"no data sheet of {device!r} in conf/hardware, there are {', '.join(names('hardware'))}")
+    overrides = [
+        f"model={model}",
+        f"model.weight_dtype={settings.weight_dtype}",
+        f"model.kv_dtype={settings.kv_dtype}",
+        f"hardware={hardware}",
+        f"hardware.tensor_parallel={settings.tensor_parallel}",
+        f"hardware.memory_utilization_frac={settings.memory_utilization_frac}",
+        "cost=calibrated",
+        f"cost.profile={profile.path}",
+        f"cost.capture_sizes={list(settings.capture_sizes)}",
+        f"cost.host.scheduling={'async' if settings.is_async else 'sync'}",
+        "batching=chunked",
+        f"batching.max_num_seqs={settings.max_num_seqs}",
+        f"batching.max_num_batched_tokens={settings.max_num_batched_tokens}",
+        f"batching.plans_ahead={str(settings.is_async).lower()}",
+        "cache=paged",
+        f"cache.block_tokens={settings.block_tokens}",
+        f"cache.prefix_caching={str(settings.has_prefix_caching).lower()}",
+        f"replicas={settings.data_parallel}",
+        "router=least_loaded",
+        "slo=none",
+    ]
+    if settings.max_model_len is not None:
+        overrides.append(f"model.max_len={settings.max_model_len}")
+    return compose(overrides)
+
+
+def names(group: str) -> list[str]:
+    """Choices of a group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def _choice(group: str, name: str) -> str:
+    if name not in names(group):
+        raise ConfigError(f"no data sheet of {name!r} in conf/{group}, there are {', '.join(names(group))}")
+    return name
+
+
+def _device(hardware: str) -> str:
+    import yaml  # type: ignore[import-untyped]
+
+    content = yaml.safe_load((conf_dir() / "hardware" / f"{hardware}.yaml").read_text(encoding="utf-8"))
+    return str(content["device"]["name"])
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What the simulation says of a run's requests, in their order [ns]; and everything else it left."""
+
+    queued_ns: Ints
+    first_token_ns: Ints
+    last_token_ns: Ints
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Simulates one recorded run under any host time; the kernels' tables are made once."""
+
+    recorded: EngineRun
+    config: Mapping[str, Any]
+    operations: Operations
+    derived: KVCapacity
+
+    def __call__(self, host: HostCost) -> Predicted:
+        """Simulate.
+
+        Raises
+        ------
+        TraceError
+            If the simulation refuses requests that the engine served.
+        """
+        cost = IterationCost(self.operations, host, self.recorded.settings.capture_sizes)
+        result = run(self.config, Recorded(self.recorded), cost=cost)
+        if result.refusals:
+            number, reason = next(iter(result.refusals.items()))
+            raise TraceError(f"{self.recorded.path}: request {number} was served, but is refused here: {reason}")
+        order = np.argsort(result.requests.column("id"))
+        arrival, first, last = (
+            result.requests.column(name)[order].copy() for name in ("arrival_ns", "first_token_ns", "finish_ns")
+        )
+        replica = result.requests.column("replica")[order]
+        queued = arrival.copy()
+        for index in np.unique(replica):
+            mine = replica == index
+            queued[mine] = queued_ns(arrival[mine], result.iterations, int(index))
+        return Predicted(queued, first, last, result)
+
+    def host(self, **terms: float) -> HostCost:
+        """Host time with the given terms and no others."""
+        how = "async" if self.recorded.settings.is_async else "sync"
+        return HostCost(**({"base_s": 0.0, "per_seq_s": 0.0} | terms), scheduling=how)
+
+    def default_host(self) -> HostCost:
+        """The documented default, of ``conf/cost/calibrated.yaml``."""
+        host: HostCost = make(self.config["cost"]["host"], "cost.host")
+        return host
+
+
+def predictor(recorded: EngineRun, profile: KernelProfile, hardware: str | None = None) -> Predictor:
+    """Put together what simulates a run.
+
+    The KV capacity is derived from data sheets; where the engine reported its own, that one is simulated with, so that
+    an error of the derivation is seen as such and not as one of the engine's times.
+    """
+    config = configuration(recorded, profile, hardware)
+    made = Builder(config)
+    derived = made.capacity()
+    if recorded.settings.reported_blocks is not None:
+        config["hardware"]["kv_blocks"] = recorded.settings.reported_blocks
+    operations = CalibratedOperations(profile, made.model, made.hardware.device, made.hardware.tensor_parallel)
+    return Predictor(recorded, config, operations, derived)
+
+
+def queued_ns(arrival_ns: Ints, iterations: Table, replica: int = 0) -> Ints:
+    """When the engine's loop takes a request into its queue: at the end of the iteration it arrives in, or at once.
+
+    This is what vLLM records as ``queued_ts``: its core reads its inbox between iterations.
+    """
+    rows = iterations.rows()[iterations.column("replica") == replica]
+    name = {column: i for i, column in enumerate(iterations.columns)}
+    n_steps, start = rows[:, name["n_steps"]], rows[:, name["start_ns"]]
+    row_of = np.repeat(np.arange(len(rows)), n_steps)
+    k = np.arange(len(row_of)) - np.repeat(np.cumsum(n_steps) - n_steps, n_steps)
+    first, growth, carry = (rows[row_of, name[c]] for c in ("first_ps", "growth_ps", "carry_ps"))
+    starts = start[row_of] + (carry + k * first + k * (k - 1) // 2 * growth) // 1000
+    ends = start[row_of] + (carry + (k + 1) * first + k * (k + 1) // 2 * growth) // 1000
+    i = np.searchsorted(starts, arrival_ns, side="left") - 1  # the last one to start before it
+    is_busy = (i >= 0) & (ends[np.maximum(i, 0)] >= arrival_ns)
+    queued: Ints = np.where(is_busy, ends[np.maximum(i, 0)], arrival_ns)
+    return queued
