@@ -25,6 +25,7 @@ class Batch:
     ledger: DecodeLedger
     preempt: Preempt
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
+    leaving: list[Sequence] = field(default_factory=list)  # ended after the next plan was made: places still taken
     n_admitted: int = 0
     may_fit_later: bool = False  # the head was refused, and may be admitted although no memory is given back
 
@@ -95,6 +96,7 @@ DECODE_OPEN = Plan(is_open=True)
 class Scheduler(Protocol):
     """Which sequences the next iteration serves."""
 
+    plans_ahead: bool  # while the iteration before runs, so without knowing what arrives or ends during it
     returns_together: bool  # a batch's answers are returned, and its memory freed, when the longest has ended
 
     def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
