@@ -166,7 +166,7 @@ class Replica:
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served, or None."""
         n_tokens = request.prompt_tokens + request.output_tokens
-        if n_tokens > self.max_len:
+        if n_tokens > self.max_len and not self.kv.is_endless:
             return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
         return self.kv.refuses(request)
 
@@ -218,8 +218,12 @@ class Replica:
             StepShape, (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended)
         )
         pace = self.cost.pace(shape)
-        if chunks or self._n_preempted or moved or hosted or self.batch.leaving or (self._unseen and plan.is_open):
+        whole = self.batch
+        if chunks or self._n_preempted or moved or hosted or whole.has_attended or whole.leaving:
             kv.moved_bytes = kv.host_bytes = 0.0
+            whole.has_attended = False
+            return shape, pace, 1
+        if self._unseen and plan.is_open:
             return shape, pace, 1
         first_ps, growth_ps, n_steps = pace
         to_event = ledger.steps_to_event()

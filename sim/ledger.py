@@ -237,6 +237,10 @@ class DecodeLedger:
         resident = sequence.joined_tokens + self.step - sequence.joined_step
         return resident if self.window_tokens is None else min(resident, self.window_tokens)
 
+    def computed_of(self, sequence: Sequence) -> int:
+        """Computed tokens of one member now, resident or not."""
+        return sequence.computed_tokens + self.step - sequence.joined_step
+
     def __len__(self) -> int:
         return len(self.members)
 

@@ -27,6 +27,7 @@ class Batch:
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
     leaving: list[Sequence] = field(default_factory=list)  # ended after the next plan was made: places still taken
     n_admitted: int = 0
+    has_attended: bool = False  # the cache changed what a decoding sequence holds: the next plan may differ
     may_fit_later: bool = False  # the head was refused, and may be admitted although no memory is given back
 
     def n_running(self) -> int:
@@ -65,6 +66,7 @@ class Batch:
         n_preempted = 0
         while ledger.members:
             for sequence in ledger.due() if ledger.alarms else ():
+                self.has_attended = True
                 if kv.extend(sequence, 1, ledger):
                     ledger.rearm(sequence)
                 else:

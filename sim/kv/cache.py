@@ -23,6 +23,7 @@ class KVCache(Protocol):
     window_tokens: int | None  # resident tokens a sequence never exceeds while decoding
     moved_bytes: float
     host_bytes: float
+    is_endless: bool  # sequences may outgrow the model's maximum, for each is kept within a bound
     rounding_tokens: int | None
     external_tokens: int
 

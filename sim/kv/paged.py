@@ -62,6 +62,7 @@ class PagedCache:
         self.window_tokens = window_tokens
         self.moved_bytes = 0.0
         self.host_bytes = 0.0
+        self.is_endless = False
         self.held_tokens = 0
         self.idle_tokens = 0
         self.rounding_tokens: int | None = None

@@ -12,7 +12,9 @@ from sim.kv.allocator import Buddy, FirstFit
 from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
 from sim.kv.paged import PagedCache
-from sim.kv.reservation import Maximum
+from sim.kv.pruned import PrunedCache
+from sim.kv.reservation import Growing, Maximum, Oracle
+from sim.kv.retention import Share, Window
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin
 from sim.step import Chunk
@@ -70,6 +72,36 @@ paged = st.builds(
     st.sampled_from([0.0, 0.0, 0.05]),
     st.sampled_from([None, None, 9, 24]),
 )
+pruned = st.builds(
+    partial,
+    st.just(PrunedCache),
+    st.integers(16, 160),
+    st.just(Lru),
+    st.sampled_from(
+        [
+            Window(12, 3),
+            Window(16, 2, overlap=6),
+            Window(10, 1, overlap=3, dynamic=True),
+            Share(0.5, every=4),
+            Share(0.8, bits=8, every=5),
+        ]
+    ),
+    st.sampled_from([1, 2, 4]),
+    st.booleans(),
+    st.sampled_from([None, None, 9]),
+    st.just(100.0),
+)
+growing = st.builds(
+    partial,
+    st.just(ContiguousCache),
+    st.integers(64, 300),
+    st.sampled_from([Buddy, FirstFit]),
+    st.sampled_from([Growing(8, 1.5), Growing(4, 1.0), Growing(16, 2.0), Oracle(), Oracle("power_of_two")]),
+    st.sampled_from([Lru, partial(BlankFirst, order=Lfu)]),
+    st.booleans(),
+    st.sampled_from([None, None, 24]),
+    st.just(100.0),
+)
 contiguous = st.builds(
     partial,
     st.just(ContiguousCache),
@@ -118,7 +150,7 @@ houses = st.fixed_dictionaries(
         "scenario": scenarios(),
         "scheduler": schedulers,
         "queue": st.sampled_from(list(QUEUES.values())),
-        "kv": st.one_of(paged, paged, contiguous),
+        "kv": st.one_of(paged, paged, contiguous, pruned, growing),
         "cost": st.sampled_from(sorted(COSTS)).map(COSTS.__getitem__),
         "router": st.sampled_from([RoundRobin, LeastLoaded]),
         "replicas": st.sampled_from([1, 1, 2, 3]),

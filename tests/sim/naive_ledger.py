@@ -100,6 +100,9 @@ class NaiveLedger:
     def resident_of(self, sequence: Sequence) -> int:
         return self._of(sequence).resident
 
+    def computed_of(self, sequence: Sequence) -> int:
+        return sequence.computed_tokens + self._of(sequence).n_steps
+
     @property
     def members(self) -> dict[int, Sequence]:
         return {one.sequence.order: one.sequence for one in self.decoding}

@@ -1,0 +1,271 @@
+"""Blocks of sequences that keep only part of their KV: sinks and a window, or the important share.
+
+Blocks are a sequence's own, since what is in them is no longer the text from its start: they are shared with nobody,
+and what a finished conversation has left is kept for its next turn, and evicted, as a whole.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sim.errors import ConfigError
+from sim.kv.contiguous import kept_tokens
+from sim.kv.eviction import Evictor, Unit
+from sim.kv.retention import Kept, Retention
+from sim.ledger import DecodeLedger
+from sim.request import Request, Segment
+from sim.sequence import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class Blocks:
+    """What a sequence or an idle conversation holds."""
+
+    n_blocks: int = 0
+    text: tuple[Segment, ...] = ()  # while idle
+    computed_tokens: int = 0  # of the text
+    dropped_tokens: int = 0  # of these
+    unit: Unit | None = None
+
+
+class PrunedCache:
+    """A pool of blocks, taken on demand, and a retention that gives some back.
+
+    Prompt tokens are computed against what is resident; of a piece longer than what is kept, only that is written.
+
+    Parameters
+    ----------
+    capacity_tokens : int
+        KV slots of the device at full width [tokens].
+    eviction : callable
+        Makes the evictor of idle conversations, in blocks.
+    retention : Retention
+    block_tokens : int
+        Block size, a power of two [tokens].
+    session_caching : bool
+        Whether what a conversation has left stays for its next turn.
+    window_tokens : int or None
+        The model's attention window [tokens].
+    kv_bytes_per_token : float
+        What moving a token at full width moves [B].
+    element_bits : float
+        Width of an uncompressed element: 16, or 8 for models served with fp8 KV.
+    """
+
+    def __init__(
+        self,
+        capacity_tokens: int,
+        eviction: Callable[[int], Evictor],
+        retention: Retention,
+        block_tokens: int = 16,
+        session_caching: bool = True,
+        window_tokens: int | None = None,
+        kv_bytes_per_token: float = 0.0,
+        element_bits: float = 16.0,
+    ) -> None:
+        if block_tokens < 1 or block_tokens & (block_tokens - 1):
+            raise ConfigError(f"cache.block_tokens must be a power of two >= 1 [tokens], got {block_tokens}")
+        self.bits_per_element = min(element_bits, getattr(retention, "bits_per_element", element_bits))
+        capacity_tokens = int(capacity_tokens * element_bits / self.bits_per_element)
+        if capacity_tokens < block_tokens:
+            raise ConfigError(f"KV capacity must hold one block of {block_tokens} tokens, got {capacity_tokens} tokens")
+        windows = [window for window in (window_tokens, retention.window_tokens) if window is not None]
+        self.block_tokens = block_tokens
+        self.n_blocks = capacity_tokens // block_tokens
+        self.capacity_tokens = self.n_blocks * block_tokens
+        self.window_tokens = min(windows, default=None)
+        self._most_tokens = self.window_tokens or retention.most_tokens  # resident tokens of a sequence
+        self.is_endless = retention.most_tokens is not None
+        self.moved_bytes = 0.0
+        self.host_bytes = 0.0
+        self.rounding_tokens: int | None = None
+        self.external_tokens = 0
+        self._retention = retention
+        self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
+        self._session_caching = session_caching
+        self._idle: dict[int, Blocks] = {}  # by session
+        self._order = eviction(self.n_blocks)
+        self._order.victims(self.n_blocks)  # it orders idle conversations alone
+        self._n_free = self.n_blocks  # idle ones not included
+        self._n_idle = 0
+        self._n_evicted = self._n_moved_tokens = self._n_compactions = 0
+        self._n_attended = self._n_seen = 0  # resident and computed tokens of ended sequences
+
+    @property
+    def held_tokens(self) -> int:
+        """Slots in blocks of admitted sequences."""
+        return (self.n_blocks - self._n_free - self._n_idle) * self.block_tokens
+
+    @property
+    def idle_tokens(self) -> int:
+        """Slots in blocks of idle conversations."""
+        return self._n_idle * self.block_tokens
+
+    def match(self, sequence: Sequence) -> int:
+        """Leading tokens of a waiting sequence that its conversation's KV stands for, at most all but the last."""
+        session_id = sequence.request.session_id
+        held = self._idle.get(session_id) if session_id is not None else None
+        return kept_tokens(held.text, held.computed_tokens, held.dropped_tokens, sequence) if held is not None else 0
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take blocks for the next ``n_tokens`` of a prompt, or drop what a decoding sequence need not keep."""
+        if sequence.order in ledger.members:
+            self._prune_member(sequence, ledger)
+            return True
+        held: Blocks | None = sequence.holding
+        spare = ledger.blocks_needed(1) if ledger.members else 0
+        if held is None:
+            return self._admit(sequence, n_tokens, spare)
+        n_new = self._blocks_for(sequence.resident_tokens + n_tokens) - held.n_blocks
+        if not self._has_room(n_new, spare):
+            return False
+        self._take(held, n_new)
+        return True
+
+    def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
+        """How many of the next ``n_steps`` decode iterations the free and idle blocks suffice for."""
+        free = self._n_free + self._n_idle
+        if free >= (n_steps // self.block_tokens + 1) * ledger.n_growing:
+            return n_steps
+        return min(n_steps, ledger.steps_for_blocks(free))
+
+    def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
+        """Take the blocks that ``n_steps`` decode iterations fill, idle conversations giving way."""
+        n_blocks = ledger.blocks_needed(n_steps)
+        if n_blocks > self._n_free:
+            self._evict(n_blocks)
+        self._n_free -= n_blocks
+
+    def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
+        """Keep of a prompt what the retention keeps: sinks and window at any time, a share when it is complete."""
+        most = self._most_tokens
+        if most is not None and sequence.resident_tokens > most:
+            sequence.dropped_tokens = sequence.computed_tokens - most
+        if sequence.prefill_left_tokens:
+            return
+        kept = self._kept(sequence.computed_tokens, sequence.resident_tokens, None)
+        sequence.dropped_tokens = sequence.computed_tokens - kept.n_tokens
+        sequence.room_tokens = kept.room_tokens
+        held: Blocks = sequence.holding
+        self._take(held, self._blocks_for(kept.n_tokens) - held.n_blocks)
+
+    def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
+        """Free a sequence's blocks, or keep them idle for its conversation's next turn."""
+        held: Blocks = sequence.holding
+        sequence.holding = sequence.room_tokens = None
+        n_blocks = max(held.n_blocks, self._blocks_for(sequence.resident_tokens))
+        if sequence.is_finished:
+            self._n_attended += sequence.resident_tokens
+            self._n_seen += sequence.computed_tokens
+        self._n_free += n_blocks
+        session_id = sequence.request.session_id
+        if not self._session_caching or session_id is None or sequence.request.content is None:
+            return
+        self._drop(session_id)
+        held.n_blocks = n_blocks
+        held.text = sequence.text()
+        held.computed_tokens, held.dropped_tokens = sequence.computed_tokens, sequence.dropped_tokens
+        held.unit = Unit(session_id, sequence.resident_tokens, n_blocks)
+        self._idle[session_id] = held
+        self._n_free -= n_blocks
+        self._n_idle += n_blocks
+        self._order.park([held.unit])
+
+    def refuses(self, request: Request) -> str | None:
+        """Why a request could never be served even alone, or None.
+
+        Whoever is preempted just before its last token is computed anew as a whole.
+        """
+        n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
+        n_blocks = self._blocks_for(n_tokens)
+        if n_blocks > self.n_blocks:
+            return f"{n_blocks} KV blocks needed, the device has {self.n_blocks}"
+        return None
+
+    def counts(self) -> Mapping[str, int | float]:
+        """Facts of the run."""
+        return {
+            "kv_blocks": self.n_blocks,
+            "evicted_sessions": self._n_evicted,
+            "compactions": self._n_compactions,
+            "moved_tokens": self._n_moved_tokens,
+            "bits_per_element": self.bits_per_element,
+            "attended_tokens": self._n_attended,
+            "seen_tokens": self._n_seen,
+            "attended_frac": self._n_attended / self._n_seen if self._n_seen else 1.0,
+        }
+
+    def _blocks_for(self, n_tokens: int) -> int:
+        """Blocks of a sequence with so many tokens, beyond the window none."""
+        if self._most_tokens is not None and n_tokens > self._most_tokens:
+            n_tokens = self._most_tokens
+        return -(-n_tokens // self.block_tokens)
+
+    def _kept(self, computed_tokens: int, resident_tokens: int, room_tokens: int | None) -> Kept:
+        """Ask the retention, and charge what it moves."""
+        held_frac = 1.0 - (self._n_free + self._n_idle) / self.n_blocks
+        kept = self._retention.kept(computed_tokens, resident_tokens, room_tokens, held_frac)
+        if kept.n_moved_tokens:
+            self._n_compactions += 1
+            self._n_moved_tokens += kept.n_moved_tokens
+            self.moved_bytes += kept.n_moved_tokens * self._bytes_per_token
+        return kept
+
+    def _prune_member(self, sequence: Sequence, ledger: DecodeLedger) -> None:
+        """A decoding sequence has reached its room: keep what the retention keeps."""
+        resident = ledger.resident_of(sequence)
+        kept = self._kept(ledger.computed_of(sequence), resident, sequence.room_tokens)
+        sequence.room_tokens = kept.room_tokens
+        held: Blocks = sequence.holding
+        self._n_free += self._blocks_for(resident) - self._blocks_for(kept.n_tokens)
+        held.n_blocks = self._blocks_for(kept.n_tokens)
+        if kept.n_tokens < resident:
+            ledger.drop(sequence, resident - kept.n_tokens)
+
+    def _admit(self, sequence: Sequence, n_tokens: int, spare: int) -> bool:
+        n_matched = self.match(sequence)
+        if not n_matched:
+            n_blocks = self._blocks_for(n_tokens)
+            if not self._has_room(n_blocks, spare):
+                return False
+            held = Blocks()
+        else:
+            held = self._idle[sequence.request.session_id]  # type: ignore[index]
+            resident = n_matched - held.dropped_tokens
+            n_blocks = max(held.n_blocks, self._blocks_for(resident + n_tokens))
+            if n_blocks - held.n_blocks + spare > self._n_free + self._n_idle - held.n_blocks:
+                return False
+            del self._idle[sequence.request.session_id]  # type: ignore[arg-type]
+            self._order.claim([held.unit])  # type: ignore[list-item]
+            self._n_idle -= held.n_blocks
+            sequence.dropped_tokens = held.dropped_tokens
+            held.unit, held.text = None, ()
+        sequence.computed_tokens = n_matched
+        sequence.holding = held
+        self._take(held, n_blocks - held.n_blocks)
+        return True
+
+    def _has_room(self, n_new: int, spare: int) -> bool:
+        return n_new + spare <= self._n_free + self._n_idle
+
+    def _take(self, held: Blocks, n_blocks: int) -> None:
+        """Give a sequence so many blocks more, or fewer; idle conversations give way."""
+        if n_blocks > self._n_free:
+            self._evict(n_blocks)
+        self._n_free -= n_blocks
+        held.n_blocks += n_blocks
+
+    def _evict(self, n_blocks: int) -> None:
+        """Give up idle conversations until so many blocks are free."""
+        for unit in self._order.victims(n_blocks - self._n_free):
+            self._n_evicted += 1
+            self._n_idle -= unit.n_blocks
+            self._n_free += unit.n_blocks
+            del self._idle[unit.key]  # type: ignore[arg-type]
+
+    def _drop(self, session_id: int) -> None:
+        """Forget what an earlier turn of a conversation left behind."""
+        held = self._idle.pop(session_id, None)
+        if held is not None:
+            self._order.claim([held.unit])  # type: ignore[list-item]
+            self._n_idle -= held.n_blocks
+            self._n_free += held.n_blocks
