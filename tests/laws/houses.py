@@ -12,6 +12,7 @@ from sim.kv.allocator import Buddy, FirstFit
 from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
 from sim.kv.paged import PagedCache
+from sim.kv.prediction import Predicted
 from sim.kv.pruned import PrunedCache
 from sim.kv.reservation import Growing, Maximum, Oracle
 from sim.kv.retention import Share, Window
@@ -96,7 +97,16 @@ growing = st.builds(
     st.just(ContiguousCache),
     st.integers(64, 300),
     st.sampled_from([Buddy, FirstFit]),
-    st.sampled_from([Growing(8, 1.5), Growing(4, 1.0), Growing(16, 2.0), Oracle(), Oracle("power_of_two")]),
+    st.sampled_from(
+        [
+            Growing(8, 1.5),
+            Growing(4, 1.0),
+            Growing(16, 2.0),
+            partial(Predicted, 8, ahead=3),
+            Oracle(),
+            Oracle("power_of_two"),
+        ]
+    ),
     st.sampled_from([Lru, partial(BlankFirst, order=Lfu)]),
     st.booleans(),
     st.sampled_from([None, None, 24]),

@@ -1,0 +1,96 @@
+"""Extents: what is reserved, how they grow, what a prediction saves."""
+
+import pytest
+
+from sim.errors import ConfigError
+from sim.kv.allocator import Buddy, FirstFit
+from sim.kv.contiguous import ContiguousCache
+from sim.kv.eviction import Lru
+from sim.kv.prediction import Predicted
+from sim.kv.reservation import Growing, Maximum, Oracle
+from sim.run import simulate
+from tests.sim.serving import LinearCost, Listed, asked, serve
+
+
+def extents(reservation, capacity=4096, allocator=FirstFit, **fields):
+    return lambda: ContiguousCache(capacity, allocator, reservation, Lru, kv_bytes_per_token=10.0, **fields)
+
+
+def held(house):
+    return [row["held_tokens"] for row in house.iterations()]
+
+
+@pytest.mark.parametrize(
+    ("reservation", "slots"), [(Maximum(2048), 2048), (Oracle(), 125), (Oracle("power_of_two"), 132)]
+)
+def test_baselines_reserve_once(reservation, slots):
+    house = serve(Listed([asked(0, 0, 100, 25)]), kv=extents(reservation))
+    assert set(held(house)) == {slots}
+    assert house.replicas[0].kv.counts()["resizes"] == 0
+
+
+def test_a_buddy_rounds_extents_up_and_says_so():
+    house = serve(Listed([asked(0, 0, 100, 25)]), kv=extents(Oracle(), allocator=Buddy))
+    assert {(row["held_tokens"], row["internal_tokens"]) for row in house.iterations()} == {(128, 3)}
+
+
+def test_a_full_extent_is_copied_into_one_half_as_long_again_and_both_are_held_meanwhile():
+    house = serve(Listed([asked(0, 0, 100, 80)]), kv=extents(Growing(120, 1.5)), cost=lambda: LinearCost(1000))
+    rows = house.iterations()
+    assert [row["held_tokens"] for row in rows if row["held_tokens"] not in (120, 180)] == [300]
+    counts = house.replicas[0].kv.counts()
+    assert (counts["resizes"], counts["copied_tokens"], counts["copied_bytes"]) == (1, 120, 1200.0)
+
+
+def test_growing_by_one_token_copies_everything_at_every_step():
+    house = serve(Listed([asked(0, 0, 100, 41)]), kv=extents(Growing(100, 1.0)))
+    counts = house.replicas[0].kv.counts()
+    assert (counts["resizes"], counts["copied_tokens"]) == (40, sum(range(100, 140)))
+
+
+def test_no_room_to_grow_means_preemption_and_everybody_is_served_all_the_same():
+    listed = [asked(i, 0, 100, 120) for i in range(3)]
+    house = serve(Listed(listed), kv=extents(Growing(110, 1.5), capacity=400))
+    assert len(house.requests()) == 3
+    assert len(house.recorder.preemptions) > 0
+
+
+def test_a_conversation_takes_up_its_extent_again():
+    first = asked(0, 0, 100, 50, content=((1, 100),), output_id=-1, session_id=7)
+    house = serve(Listed([first], {7: [(1000, 5, 8)]}), kv=extents(Growing(120, 1.5)))
+    assert [row["cached_tokens"] for row in house.requests()] == [0, 149], "all but the last token, never computed"
+
+
+def test_free_slots_in_two_pieces_are_external_waste():
+    listed = [asked(i, i, 100, out) for i, out in enumerate([90, 10, 90])]
+    house = serve(Listed(listed), kv=extents(Oracle(), capacity=600))
+    assert max(row["external_tokens"] for row in house.iterations()) == 110, "the hole that the second leaves"
+
+
+GROWTH = ("steady", "burst", "periodic", "random")
+
+
+@pytest.mark.parametrize("pattern", GROWTH)
+def test_prediction_saves_resizes_on_every_pattern_of_growth(pattern):
+    how = (f"scenario=growth_{pattern}", "scenario.n_sessions=15", "hardware.kv_blocks=20000")
+    grown, predicted = (simulate(*how, f"cache={cache}").counts[0] for cache in ("dynamic", "predictive"))
+    assert predicted["resizes"] <= 0.8 * grown["resizes"], "steady: fewer; bursts: at most 5 % more"
+    assert predicted["avoided_resizes"] > 0
+    assert 0 < predicted["prediction_error_frac"] < 0.2
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Growing(0), r"cache.reservation.initial must be >= 1 \[tokens\], got 0"),
+        (lambda: Growing(8, 0.9), r"cache.reservation.growth must be >= 1 and finite, got 0.9"),
+        (lambda: Maximum(0), r"cache.reservation.max_len must be >= 1 \[tokens\], got 0"),
+        (lambda: Oracle("up"), r"cache.reservation.rounding must be none or power_of_two, got 'up'"),
+        (lambda: Predicted(history=1), r"cache.reservation.history must be >= 2, got 1"),
+        (lambda: Predicted(unstable_factor=0.5), r"cache.reservation.unstable_factor must be >= 1 and finite"),
+        (lambda: extents(Maximum(9), capacity=0)(), r"KV capacity must hold one token, got 0"),
+    ],
+)
+def test_bad_settings_are_refused_with_key_value_and_range(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()
