@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sim.cost.roofline import attended_pairs
-from sim.cost.surface import Array, StandardError, Table, monotone, surface_from
+from sim.cost.surface import Array, Plane, StandardError, Table, monotone, surface_from
 from sim.cost.work import ACTIVATION_BYTES, attention_work
 from sim.errors import ProfileError
 from sim.step import Chunk
@@ -52,8 +52,8 @@ class Attention(Protocol):
         """What unequal contexts add, per token of ``n_seqs`` * longest - total."""
         ...
 
-    def chunks_s(self, chunks: tuple[Chunk, ...], n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
-        """Of prompt chunks, and of the decoding sequences beside them (none: 0, 0, 0)."""
+    def chunks_s(self, chunks: tuple[Chunk, ...]) -> float:
+        """Of prompt chunks."""
         ...
 
 
@@ -83,7 +83,8 @@ def tabulate(name: str, form: Mapping[str, Any], heads: Heads, z: float) -> Tabl
     seconds = surface.seconds(shape, attention_work(kv_bytes=heads.kv_bytes, **work_columns(shape)))
     seconds = monotone(seconds.reshape([len(line) for line in lines]))
     seconds = seconds * error_factor(surface.error, seconds, z)
-    return Table(lines, [shifts[axis] for axis in axes], np.log(seconds))
+    kind = Plane if len(axes) == 2 else Table
+    return kind(lines, [shifts[axis] for axis in axes], np.log(seconds))
 
 
 def work_columns(shape: Mapping[str, Array]) -> dict[str, Array]:
@@ -131,24 +132,31 @@ class MixedAttention:
         i = min(int(np.searchsorted(self._skew_seqs, n_seqs)), len(self._skew_seqs) - 1)
         return float(self._skew_s[i] * self._skew_seqs[i] / n_seqs)
 
-    def chunks_s(self, chunks: tuple[Chunk, ...], n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
+    def chunks_s(self, chunks: tuple[Chunk, ...]) -> float:
+        """Of prompt chunks [s]."""
+        first, rest = self._heaviest(chunks)
+        return rest + self._prefill(max(first[0], self._least_new), first[1])
+
+    def fused_s(self, chunks: tuple[Chunk, ...], n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
         """Of prompt chunks and the decoding sequences beside them [s]."""
-        first = chunks[0]
-        rest = 0.0
-        if len(chunks) > 1:
-            first = max(chunks, key=lambda chunk: chunk[0] * (chunk[1] + 0.5 * chunk[0]))
-            for chunk in chunks:
-                rest += self._prefill(max(chunk[0], self._least_new), chunk[1]) - self._floor_s
-            rest -= self._prefill(max(first[0], self._least_new), first[1]) - self._floor_s
+        first, rest = self._heaviest(chunks)
         new, context = max(first[0], self._least_new), first[1]
-        if not n_seqs:
-            return rest + self._prefill(new, context)
         mean = max(total_tokens / n_seqs, self._least_context)
         seconds = self._mixed(new, context, n_seqs, mean)
         if longest_tokens > 1.01 * mean:
             alone = self._mixed(new, context, 1, longest_tokens)
             seconds *= self._factor(alone / seconds, longest_tokens / mean, n_seqs, mean)
         return rest + seconds
+
+    def _heaviest(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, float]:
+        """The chunk with the most work, and what all the others add [s]."""
+        if len(chunks) == 1:
+            return chunks[0], 0.0
+        first = max(chunks, key=lambda chunk: chunk[0] * (chunk[1] + 0.5 * chunk[0]))
+        rest = 0.0
+        for chunk in chunks:
+            rest += self._prefill(max(chunk[0], self._least_new), chunk[1]) - self._floor_s
+        return first, rest - (self._prefill(max(first[0], self._least_new), first[1]) - self._floor_s)
 
 
 class SeparateAttention:
@@ -192,21 +200,21 @@ class SeparateAttention:
         """Unequal contexts were not measured: 0."""
         return 0.0
 
-    def chunks_s(
-        self,
-        chunks: tuple[Chunk, ...],
-        n_seqs: int,
-        total_tokens: int,
-        longest_tokens: int,  # noqa: ARG002 unequal contexts were not measured
-    ) -> float:
-        """Of prompt chunks, then of the decoding sequences [s]."""
+    def chunks_s(self, chunks: tuple[Chunk, ...]) -> float:
+        """Of prompt chunks [s]."""
+        window = self._window
         rows = pairs = entries = longest = 0
         for new, context in chunks:
             rows += new
-            pairs += attended_pairs(new, context, self._window)
-            seen = new + (context if self._window is None else min(context, self._window))
+            if window is None:
+                pairs += new * context + new * (new + 1) // 2
+                seen = new + context
+            else:
+                pairs += attended_pairs(new, context, window)
+                seen = new + min(context, window)
             entries += seen
-            longest = max(longest, seen)
+            if seen > longest:  # max() takes three times as long
+                longest = seen
         length = 2.0 * pairs / rows - 1.0  # of equal prompts with as many rows and pairs
         n_equal = rows / length
         if n_equal < 1.0:  # after a long context: one prompt with as many pairs
@@ -216,7 +224,7 @@ class SeparateAttention:
         seconds = scale * self._prefill(min(n_equal, self._most_seqs), length)
         if n_equal > self._most_seqs:
             seconds *= n_equal / self._most_seqs
-        return seconds + (self.decode_s(n_seqs, total_tokens / n_seqs) if n_seqs else 0.0)
+        return seconds
 
     def _seconds(self, pairs: float, entries: float, rows: float, longest: float) -> float:
         """The fitted roofline, in plain numbers [s]."""

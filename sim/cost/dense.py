@@ -1,12 +1,12 @@
 """Parts of a forward pass that depend on the number of tokens or sequences alone, from a profile."""
 
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.cost.roofline import ACTIVATION_BYTES, ELEMENTWISE_KERNELS, LOGIT_BYTES, SAMPLER_PASSES
 from sim.cost.surface import SoftRoofline, Surface, monotone, surface_from
@@ -33,6 +33,9 @@ Source: LLMServingSim's times of an RTX PRO 6000, measured at every 16th count p
 rises by 27 % over 640, and then stays within 1 % up to 768; a recorded iteration of 643 tokens took the upper time.
 """
 SEQUENCE_CALLS = ("lm_head", "sampler")
+TABULATED_TOKENS, TABULATED_SEQS = 8_192, 512  # told from a list; vLLM's largest default budget, largest batch in use
+
+Array = npt.NDArray[np.float64]
 
 
 class Dense(Protocol):
@@ -41,13 +44,8 @@ class Dense(Protocol):
     most_tokens: int  # measured up to here
     most_seqs: int
 
-    def dense_s(self, n_tokens: int) -> float:
-        """All layers on ``n_tokens`` tokens."""
-        ...
-
-    def sequences_s(self, n_seqs: int) -> float:
-        """lm_head and sampler for ``n_seqs`` sequences."""
-        ...
+    dense_s: "Tabulated"  # all layers on so many tokens
+    sequences_s: "Tabulated"  # lm_head and sampler for so many sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +63,31 @@ class Curve:
 
     def __call__(self, x: float) -> float:
         """Time at a count [s], never negative."""
-        i = bisect_right(self.knots, x, 1, len(self.knots) - 1) - 1
-        slope = (self.seconds[i + 1] - self.seconds[i]) / (self.knots[i + 1] - self.knots[i])
-        return max(0.0, self.seconds[i] + slope * (x - self.knots[i]))
+        return float(self.at(np.array([x]))[0])
+
+    def at(self, x: Array) -> Array:
+        """Times at counts [s], never negative."""
+        knots, seconds = np.asarray(self.knots, dtype=np.float64), np.asarray(self.seconds)
+        i = np.clip(np.searchsorted(knots, x, "right") - 1, 0, len(knots) - 2)
+        slopes = np.diff(seconds) / np.diff(knots)
+        result: Array = np.maximum(0.0, seconds[i] + slopes[i] * (x - knots[i]))
+        return result
+
+
+class Tabulated:
+    """A function of a count as a list up to some count, and the function itself beyond."""
+
+    __slots__ = ("_function", "_known")
+
+    def __init__(self, function: Callable[[Array], Array], most: int) -> None:
+        self._function = function
+        self._known: list[float] = function(np.arange(most + 1, dtype=np.float64)).tolist()
+
+    def __call__(self, count: int) -> float:
+        """Time at a count [s]."""
+        if count < len(self._known):
+            return self._known[count]
+        return float(self._function(np.array([count], dtype=np.float64))[0])
 
 
 def curve_from(form: Mapping[str, Any]) -> Curve:
@@ -89,15 +109,21 @@ class LayerCurves:
         self._sequences_factor = exp(z * spread["sequences_log_sd"])
         self.most_tokens = int(min(curve.knots[-1] for curve, _ in self._layers))
         self.most_seqs = int(min(curve.knots[-1] for curve in self._sequences))
+        self.dense_s = Tabulated(self._dense_s, TABULATED_TOKENS)
+        self.sequences_s = Tabulated(self._sequences_s, TABULATED_SEQS)
 
-    def dense_s(self, n_tokens: int) -> float:
-        """All layers on ``n_tokens`` tokens [s]."""
-        n_tokens = -(-n_tokens // TILE_TOKENS) * TILE_TOKENS if n_tokens > MEASURED_SINGLY else n_tokens
-        return self._factor * sum(n * curve(n_tokens) for curve, n in self._layers)
+    def _dense_s(self, tokens: Array) -> Array:
+        tiles = np.where(tokens > MEASURED_SINGLY, np.ceil(tokens / TILE_TOKENS) * TILE_TOKENS, tokens)
+        total = np.zeros(len(tokens))
+        for curve, n in self._layers:
+            total += n * curve.at(tiles)
+        return self._factor * total
 
-    def sequences_s(self, n_seqs: int) -> float:
-        """lm_head and sampler for ``n_seqs`` sequences [s]."""
-        return self._sequences_factor * sum(curve(n_seqs) for curve in self._sequences)
+    def _sequences_s(self, seqs: Array) -> Array:
+        total = np.zeros(len(seqs))
+        for curve in self._sequences:
+            total += curve.at(seqs)
+        return self._sequences_factor * total
 
 
 class ShapedGemms:
@@ -137,23 +163,21 @@ class ShapedGemms:
         self._model = model
         self.most_tokens = int(operations[name]["range"]["m"][1])
         self.most_seqs = int(operations["gemm"]["range"]["m"][1])
+        self.dense_s = Tabulated(self._dense_s, TABULATED_TOKENS)
+        self.sequences_s = Tabulated(self._sequences_s, TABULATED_SEQS)
 
-    def dense_s(self, n_tokens: int) -> float:
-        """All layers on ``n_tokens`` tokens [s]."""
-        layer = sum(curve(n_tokens) for curve in self._gemms)
-        layer += ELEMENTWISE_KERNELS * self._pass_s(n_tokens * self._token_bytes)
+    def _dense_s(self, tokens: Array) -> Array:
+        layer = ELEMENTWISE_KERNELS * self._elementwise.seconds({"bytes": tokens * self._token_bytes})
+        for curve in self._gemms:
+            layer = layer + curve.at(tokens)
         if self._all_reduce is not None:
-            layer += 2 * self._all_reduce(n_tokens * self._model.d_model * ACTIVATION_BYTES)
+            layer = layer + 2 * self._all_reduce.at(tokens * self._model.d_model * ACTIVATION_BYTES)
         return self._model.n_layers * layer
 
-    def sequences_s(self, n_seqs: int) -> float:
-        """lm_head and sampler for ``n_seqs`` sequences [s]."""
-        logits_bytes = n_seqs * self._model.vocab * LOGIT_BYTES
-        gathered = self._all_reduce(logits_bytes / 2.0) if self._all_reduce is not None else 0.0
-        return self._head(n_seqs) + gathered + SAMPLER_PASSES * self._pass_s(logits_bytes)
-
-    def _pass_s(self, n_bytes: float) -> float:
-        return float(self._elementwise.seconds({"bytes": np.array([n_bytes])})[0])
+    def _sequences_s(self, seqs: Array) -> Array:
+        logits_bytes = seqs * self._model.vocab * LOGIT_BYTES
+        seconds = self._head.at(seqs) + SAMPLER_PASSES * self._elementwise.seconds({"bytes": logits_bytes})
+        return seconds if self._all_reduce is None else seconds + self._all_reduce.at(logits_bytes / 2.0)
 
 
 def gemm_curve(form: Mapping[str, Any], n: int, k: int, element_bytes: float, z: float) -> Curve:

@@ -75,6 +75,8 @@ class Operations(Protocol):
 class FusedAttention(Protocol):
     """What `Operations` add when prompts and decoding sequences were measured in one launch: there times do not add."""
 
+    is_fused: bool  # whether they were
+
     def fused_attention_s(
         self, chunks: tuple[Chunk, ...], batch: int, context_tokens: int, longest_tokens: int
     ) -> float:
@@ -114,16 +116,25 @@ class IterationCost:
     _sequences_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     _fused: FusedAttention | None = field(init=False, repr=False)
     _is_sync: bool = field(init=False, repr=False)
+    _base_ps: int = field(init=False, repr=False)
+    _per_seq_ps: int = field(init=False, repr=False)
     _finished_ps: int = field(init=False, repr=False)
+    _gap_base_ps: int = field(init=False, repr=False)
+    _gap_per_seq_ps: int = field(init=False, repr=False)
+    _prefill_gap_ps: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.capture_sizes = tuple(self.capture_sizes)
         self.provenance = self.provenance or getattr(self.operations, "provenance", {})
         if any(size < 1 for size in self.capture_sizes) or sorted(set(self.capture_sizes)) != [*self.capture_sizes]:
             raise ConfigError(f"cost.capture_sizes must be ascending and >= 1 [tokens], got {self.capture_sizes}")
-        self._fused = self.operations if isinstance(self.operations, FusedAttention) else None
-        self._is_sync = self.host.scheduling == "sync"
-        self._finished_ps = ps_from_s(self.host.per_finished_s)
+        operations, host = self.operations, self.host
+        self._fused = operations if isinstance(operations, FusedAttention) and operations.is_fused else None
+        self._is_sync = host.scheduling == "sync"
+        self._base_ps, self._per_seq_ps = ps_from_s(host.base_s), ps_from_s(host.per_seq_s)
+        self._finished_ps = ps_from_s(host.per_finished_s)
+        self._gap_base_ps, self._gap_per_seq_ps = ps_from_s(host.gap_s), ps_from_s(host.gap_per_seq_s)
+        self._prefill_gap_ps = ps_from_s(host.prefill_gap_s)
 
     def pace(self, shape: StepShape) -> Pace:
         """Duration of the iteration ``shape`` and of those that follow it at the same batch.
@@ -132,7 +143,7 @@ class IterationCost:
         """
         chunks, batch, context, longest, growing, moved, hosted, finished = shape
         if chunks or moved or hosted or not batch:
-            return Pace(self._once_ps(shape), 0, 1)
+            return _new_tuple(Pace, (self._once_ps(shape), 0, 1))
         rest, host, knots, starts, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
         i = bisect_right(knots, context) - 1
         slope = slopes[i]
@@ -165,9 +176,9 @@ class IterationCost:
         n_tokens, n_seqs = batch, batch + len(chunks)
         for chunk in chunks:
             n_tokens += chunk[0]
-        device = self._gap_ps(n_seqs) + (ps_from_s(self.host.prefill_gap_s) if chunks else 0)
+        device = self._gap_base_ps + n_seqs * self._gap_per_seq_ps + (self._prefill_gap_ps if chunks else 0)
         if n_tokens:
-            device += self._dense(n_tokens) + self._sequences(n_seqs)
+            device += self._dense(n_tokens) + (self._sequences_ps.get(n_seqs) or self._sequences(n_seqs))
         if chunks and batch and self._fused is not None:
             device += ps_from_s(self._fused.fused_attention_s(chunks, batch, context, longest))
         elif chunks:
@@ -180,7 +191,7 @@ class IterationCost:
                 self.extrapolated_runs += 1
         if moved or hosted:
             device += ps_from_s(self.operations.copy_s(moved, hosted))
-        host = ps_from_s(self.host.base_s) + n_seqs * ps_from_s(self.host.per_seq_s) + finished * self._finished_ps
+        host = self._base_ps + n_seqs * self._per_seq_ps + finished * self._finished_ps
         return device + host if self._is_sync else max(device, host)
 
     def _tabulate(self, batch: int) -> _Decode:
@@ -195,8 +206,8 @@ class IterationCost:
             for i in range(len(knots) - 1)
         ]
         slopes.append(slopes[-1] if slopes else 0)
-        host = ps_from_s(self.host.base_s) + batch * ps_from_s(self.host.per_seq_s)
-        rest = self._gap_ps(batch) + self._dense(batch) + self._sequences(batch)
+        host = self._base_ps + batch * self._per_seq_ps
+        rest = self._gap_base_ps + batch * self._gap_per_seq_ps + self._dense(batch) + self._sequences(batch)
         row = self._decode[batch] = _Decode(
             rest_ps=rest + host if self._is_sync else rest,
             host_ps=0 if self._is_sync else host,
@@ -207,10 +218,6 @@ class IterationCost:
             valid_to_tokens=curve.valid_to_tokens,
         )
         return row
-
-    def _gap_ps(self, n_seqs: int) -> int:
-        """How long the device is idle in an iteration that only decodes."""
-        return ps_from_s(self.host.gap_s) + n_seqs * ps_from_s(self.host.gap_per_seq_s)
 
     def _dense(self, n_tokens: int) -> int:
         """Dense parts at the smallest captured graph that holds the tokens, or at their number past the largest."""

@@ -9,11 +9,12 @@ import pytest
 from sim.config import compose, make
 from sim.cost.attention import nodes
 from sim.cost.calibrated import CalibratedOperations, draw_errors
-from sim.cost.dense import Curve
-from sim.cost.surface import SoftRoofline, Table, monotone
+from sim.cost.dense import TABULATED_SEQS, TABULATED_TOKENS, Curve
+from sim.cost.surface import Plane, SoftRoofline, Table, monotone
 from sim.errors import ConfigError, ProfileError
 from sim.profile import find_profile, read_profile, shipped_profiles
 from sim.step import Chunk, StepShape
+from sim.units import ps_from_s
 
 
 def part(group: str, *overrides: str):
@@ -206,3 +207,49 @@ def test_a_curve_goes_on_past_its_ends_and_is_never_negative():
     assert curve(0.1) == 0.0
     with pytest.raises(ProfileError, match="ascending knots"):
         Curve([2.0, 1.0], [1.0, 1.0])
+
+
+def test_a_table_of_two_axes_says_what_the_general_one_says():
+    axes = [nodes((1.0, 256.0), 1, 0.0), nodes((0.0, 16_384.0), 3, 64.0)]
+    rng = np.random.default_rng(0)
+    logs = rng.normal(size=(len(axes[0]), len(axes[1])))
+    general, plane = Table(axes, (0.0, 64.0), logs), Plane(axes, (0.0, 64.0), logs)
+    for x, y in zip(rng.uniform(0.5, 400.0, 500).tolist(), rng.uniform(0.0, 30_000.0, 500).tolist(), strict=True):
+        assert plane(x, y) == general(x, y) == pytest.approx(math.exp(general.log(x, y)))
+
+
+def test_a_table_with_uneven_nodes_is_refused():
+    with pytest.raises(ProfileError, match="evenly"):
+        Table([[1.0, 2.0, 8.0]], (0.0,), np.zeros(3))
+
+
+def test_prompts_remembered_are_told_the_same_and_still_counted(h200):
+    beyond = (Chunk(64, 40_000), Chunk(512, 0))
+    before = h200.extrapolated_runs
+    first, again = h200.prefill_attention_s(beyond), h200.prefill_attention_s(beyond)
+    assert first == again == h200._n_layers * h200._attention.chunks_s(beyond)
+    assert h200.extrapolated_runs == before + 2
+
+
+def test_what_is_remembered_of_prompts_is_bounded(h200, monkeypatch):
+    monkeypatch.setattr("sim.cost.calibrated.MOST_PROMPTS", 10)
+    h200._prompts.clear()
+    times = [h200.prefill_attention_s((Chunk(new, 0),)) for new in range(1, 40)]
+    assert len(h200._prompts) <= 10
+    assert times == [h200.prefill_attention_s((Chunk(new, 0),)) for new in range(1, 40)]
+
+
+def test_dense_parts_beyond_the_list_go_on_with_the_same_formula(operations):
+    dense = operations._dense
+    for whole, most in ((dense.dense_s, TABULATED_TOKENS), (dense.sequences_s, TABULATED_SEQS)):
+        counts = np.array([1.0, 63.0, 641.0, most - 1.0, most, most + 1.0, 2.0 * most])
+        assert [whole(int(n)) for n in counts] == pytest.approx(whole._function(counts).tolist(), rel=1e-15)
+
+
+def test_prompts_measured_apart_add_to_the_very_decode_times_of_a_pure_batch():
+    cost = part("cost", "hardware=h200", "cost=calibrated")
+    chunks, decoding = (Chunk(600, 0),), StepShape((), 40, 40 * 700, 900, 40)
+    both = cost._once_ps(decoding._replace(chunks=chunks))
+    alone = cost._once_ps(decoding)
+    rest = cost._dense(640) + cost._sequences(41) - cost._dense(40) - cost._sequences(40)
+    assert both == alone + rest + ps_from_s(cost.operations.prefill_attention_s(chunks))
