@@ -144,6 +144,7 @@ class Replica:
         self._n_preempted = 0  # sequences that gave way in planning this iteration
         self._n_ended = 0  # sequences that ended with the previous iteration
         self._ended: list[Sequence] = []  # of a batch whose answers return together
+        self._plans_ahead = scheduler.plans_ahead
         self._is_busy = False
         self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
         env.process(self.serve())
@@ -157,7 +158,7 @@ class Replica:
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
         self.n_outstanding += 1
-        if self._is_busy and self.scheduler.plans_ahead:
+        if self._is_busy and self._plans_ahead:
             self._unseen.append(Sequence(request))
             return
         self.batch.waiting.push(Sequence(request))
@@ -180,13 +181,13 @@ class Replica:
         now_ns = env.now_ns
         while True:
             plan = scheduler.plan(batch, now_ns)
-            if not isinstance(plan, Plan):
+            if type(plan) is not Plan:
                 if self._unseen or batch.leaving:  # nothing runs that a plan could be made during
                     self._catch_up(now_ns)
                     continue
                 if plan is None and len(batch.waiting):
                     raise InvariantError(f"replica {self.index}: requests wait, nothing runs, and none is admitted")
-                yield self.inbox.arrival(plan)
+                yield self.inbox.arrival(plan)  # type: ignore[arg-type]
                 now_ns = env.now_ns
                 continue
             shape, pace, n_steps = self.horizon(plan, now_ns)
@@ -234,10 +235,13 @@ class Replica:
         n_steps = kv.steps_within(ledger, n_steps)
         if n_steps > 1:
             until_ns = self.next_outside_ns() if plan.is_open else inf
-            if plan.valid_until_ns is not None and plan.valid_until_ns < until_ns:
-                until_ns = plan.valid_until_ns
             if until_ns != inf:
                 target_ps = (int(until_ns) - start_ns) * PS_PER_NS - self._carry_ps
+                most, n_steps = n_steps, steps_until(first_ps, growth_ps, target_ps, n_steps)
+                if self._plans_ahead and until_ns > start_ns and n_steps < most:
+                    n_steps += 1  # planned before that happened
+            if plan.valid_until_ns is not None:
+                target_ps = (plan.valid_until_ns - start_ns) * PS_PER_NS - self._carry_ps
                 n_steps = steps_until(first_ps, growth_ps, target_ps, n_steps)
         return shape, pace, n_steps
 
@@ -372,7 +376,7 @@ class Replica:
             raise InvariantError(f"request {request.id} ended without having been scheduled")
         self.ledger.leave(sequence)
         sequence.is_finished = True
-        if self.scheduler.plans_ahead and len(self.batch.waiting):  # else nobody would notice
+        if self._plans_ahead and len(self.batch.waiting):  # else nobody would notice
             self.batch.leaving.append(sequence)
         else:
             self.kv.release(sequence, now_ns)

@@ -27,6 +27,7 @@ class DecodeLedger:
 
     __slots__ = (
         "_fulls",
+        "_is_pruned",
         "_longest",
         "_phases",
         "alarms",
@@ -54,6 +55,7 @@ class DecodeLedger:
         self._fulls: list[tuple[int, int]] = []  # (step at which its window is full, order)
         self.alarms: list[tuple[int, int]] = []  # (step at which its room is full, order)
         self._longest: list[tuple[int, int]] = []  # (-offset - padding, order) of growing members
+        self._is_pruned = False  # the first of _longest is the longest
         self._phases = [0] * block_tokens  # growing members by offset modulo block size
 
     def join(self, sequence: Sequence) -> None:
@@ -84,6 +86,7 @@ class DecodeLedger:
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence stops decoding, its last token or not; its counters are brought up to date."""
+        self._is_pruned = False
         steps = self.step - sequence.joined_step
         del self.members[sequence.order]
         grown = sequence.joined_tokens + steps
@@ -110,6 +113,7 @@ class DecodeLedger:
             for sequence in self._pop(self._fulls):
                 offset = sequence.joined_tokens - sequence.joined_step
                 if offset + self.step >= self.window_tokens:  # type: ignore[operator]  # else it has dropped some since
+                    self._is_pruned = False
                     self.n_growing -= 1
                     self._phases[offset % self.block_tokens] -= 1
 
@@ -137,6 +141,7 @@ class DecodeLedger:
 
     def drop(self, sequence: Sequence, n_tokens: int) -> None:
         """A member whose KV grows gives up some of it, and goes on growing from what is left."""
+        self._is_pruned = False
         size = self.block_tokens
         offset = sequence.joined_tokens - sequence.joined_step
         self._phases[offset % size] -= 1
@@ -211,8 +216,16 @@ class DecodeLedger:
 
     def max_context_tokens(self) -> int:
         """The most that one member reads in the next iteration, 0 without members."""
-        longest = self._longest
-        members, step, window = self.members, self.step, self.window_tokens
+        if not self._is_pruned:
+            self._prune()
+        window = self.window_tokens
+        if window is not None and self.n_growing < len(self.members):
+            return window
+        return self.step - self._longest[0][0] + 1 if self._longest else 0
+
+    def _prune(self) -> None:
+        """Take out of `_longest` who has left, slides over the window, or has dropped some since."""
+        longest, members, step, window = self._longest, self.members, self.step, self.window_tokens
         while longest:
             reach, order = longest[0]
             sequence = members.get(order)
@@ -221,12 +234,9 @@ class DecodeLedger:
                 and (window is None or step - reach < window)
                 and reach == sequence.joined_step - sequence.joined_tokens - sequence.padding_tokens
             ):
-                break  # else it has left, slides, or has dropped some since
+                break
             heappop(longest)
-        most = step - longest[0][0] + 1 if longest else 0
-        if window is not None and self.n_growing < len(members):
-            most = window
-        return most
+        self._is_pruned = True
 
     def last(self) -> Sequence:
         """The member that joined last."""

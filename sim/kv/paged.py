@@ -132,7 +132,11 @@ class PagedCache:
         """Take the blocks that ``n_steps`` decode iterations fill."""
         n_blocks = ledger.blocks_needed(n_steps)
         if n_blocks:
-            self._take(n_blocks)
+            self._n_free -= n_blocks  # `_take`
+            self.held_tokens += n_blocks * self.block_tokens
+            self._n_owed += n_blocks
+            if self._n_parked:
+                self._settle()
 
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
         """Free the blocks that a prompt has left behind the model's window; what they hold stays findable."""

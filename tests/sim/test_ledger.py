@@ -13,7 +13,8 @@ from tests.sim.naive_ledger import NaiveLedger
 
 def decoding(order: int, resident: int, left: int, padding: int = 0, room: int | None = None) -> Sequence:
     """A sequence whose prompt is complete and that has ``left`` tokens to go after its first."""
-    sequence = Sequence(Request(order, 0, resident, left + 1, left + 1), order=order)
+    sequence = Sequence(Request(order, 0, resident, left + 1, left + 1))
+    sequence.order = order
     sequence.computed_tokens = resident
     sequence.generated_tokens = 1
     sequence.padding_tokens = padding
