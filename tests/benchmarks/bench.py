@@ -1,0 +1,129 @@
+"""How fast the simulator is: ``make bench`` prints it and writes ``outputs/bench.json``, {name: {value, unit}}.
+
+The workload of the field's comparisons: Poisson 8/s, prompts U(512, 1024), answers U(128, 256), Llama-3.1-8B, one
+replica, times from the data sheet. Rates count everything a result needs but its files: traffic, simulation, and all
+metrics with their percentiles. Each figure is the best of a few runs, each run in a process of its own.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+BASE = ("scenario=bench", "cost=roofline", "model=llama-3.1-8b")
+H200, A100 = (*BASE, "hardware=h200"), (*BASE, "hardware=a100-80g")
+REPETITIONS = 3
+
+
+def simulate(overrides: tuple[str, ...], n_requests: int) -> dict[str, float]:
+    """One run in this process, after a short one that imports and compiles what is needed."""
+    import resource
+
+    from sim import engine
+    from sim.config import compose, make
+    from sim.metrics import summary
+    from sim.run import run
+
+    clocks: list[engine.Clock] = []
+
+    class Watched(engine.Clock):
+        def __init__(self) -> None:
+            super().__init__()
+            clocks.append(self)
+
+    engine.Clock = Watched  # type: ignore[misc]
+    run(compose([*overrides, "scenario.n_requests=100"]))
+    config = compose([*overrides, f"scenario.n_requests={n_requests}"])
+    slo = make(config["slo"], "slo")
+    started_s = time.perf_counter()
+    result = run(config)
+    simulated_s = time.perf_counter() - started_s
+    summary(result, slo)
+    return {
+        "n_served": len(result.requests),
+        "simulated_s": simulated_s,
+        "all_s": time.perf_counter() - started_s,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "n_events": next(clocks[-1]._eid),
+        "n_iterations": int(result.iterations.column("n_steps").sum()),
+    }
+
+
+def measured(overrides: tuple[str, ...], n_requests: int, repetitions: int = REPETITIONS) -> dict[str, float]:
+    """The best of a few runs, each in a fresh process."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench", str(n_requests), *overrides]
+    runs: list[dict[str, float]] = []
+    for _ in range(repetitions):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    return min(runs, key=lambda one: one["all_s"])
+
+
+def command_line_s(*arguments: str, repetitions: int) -> float:
+    """Seconds from calling the command to its end, the best of a few."""
+    taken = []
+    for _ in range(repetitions):
+        started_s = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sim", *arguments], cwd=ROOT, capture_output=True, check=True)
+        taken.append(time.perf_counter() - started_s)
+    return min(taken)
+
+
+def requests_per_s(run: dict[str, float]) -> float:
+    """Requests served in a second of wall time."""
+    return run["n_served"] / run["all_s"]
+
+
+def figures() -> dict[str, tuple[float, str]]:
+    """All figures: (value, unit) by name."""
+    found: dict[str, tuple[float, str]] = {}
+
+    def note(name: str, value: float, unit: str) -> None:
+        found[name] = (value, unit)
+        print(f"{name:32} {value:12,.3f} {unit}", flush=True)
+
+    base = measured(H200, 10_000)
+    note("h200_10k", requests_per_s(base), "requests/s")
+    note("events_per_iteration", base["n_events"] / base["n_iterations"], "SimPy events")
+    note("a100_10k", requests_per_s(measured(A100, 10_000)), "requests/s")
+    note("h200_100k", requests_per_s(measured(H200, 100_000, 2)), "requests/s")
+    million = measured(H200, 1_000_000, 1)
+    note("h200_1m", requests_per_s(million), "requests/s")
+    note("h200_1m_peak_mb", million["peak_mb"], "MiB")
+    for n_requests in (10_000, 100_000):
+        overloaded = measured((*H200, "scenario.rate=100"), n_requests, 2)
+        note(f"h200_{n_requests // 1000}k_overloaded", requests_per_s(overloaded), "requests/s")
+    for path in sorted((ROOT / "conf" / "cache").glob("*.yaml")):
+        run = measured((*H200, f"cache={path.stem}"), 10_000)
+        note(f"cost_of_{path.stem}", run["simulated_s"] / base["simulated_s"], "x paged")
+    with tempfile.TemporaryDirectory() as folder:
+        out = f"hydra.run.dir={folder}/${{run_id:}}"
+        note("cli_100k_s", command_line_s(*H200, "scenario.n_requests=100000", out, repetitions=2), "s")
+    note("help_s", command_line_s("--help", repetitions=5), "s")
+    return found
+
+
+def main() -> None:
+    """Measure everything, or, with arguments, one run for the process that asked."""
+    if len(sys.argv) > 1:
+        print(json.dumps(simulate(tuple(sys.argv[2:]), int(sys.argv[1]))))
+        return
+    print(f"Python {platform.python_version()} on {platform.machine()}, {platform.system()}")
+    report: dict[str, dict[str, Any]] = {
+        name: {"value": value, "unit": unit} for name, (value, unit) in figures().items()
+    }
+    path = ROOT / "outputs" / "bench.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"Written to {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
