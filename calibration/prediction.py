@@ -16,11 +16,13 @@ from sim.config import compose, conf_dir, make
 from sim.cost.calibrated import CalibratedOperations
 from sim.cost.host import HostCost
 from sim.cost.iteration import IterationCost, Operations
+from sim.cost.roofline import ACTIVATION_BYTES, Roofline
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity
 from sim.profile import KernelProfile, is_of, read_profile, shipped_profiles
 from sim.record import Ints, Result, Table
 from sim.run import Builder, run
+from sim.spec import HardwareSpec, ModelSpec
 
 CAPACITY_TOLERANCE_FRAC = 0.05  # between the derived KV capacity and the engine's own, beyond which we warn
 
@@ -141,6 +143,23 @@ class Predicted:
     result: Result
 
 
+class RankOperations(CalibratedOperations):
+    """Operations of one tensor-parallel rank measured alone: the all-reduces it waits for are added, by data sheet.
+
+    Two per layer, after attention and after the MLP, over the interconnect the data sheet names.
+    """
+
+    def __init__(self, profile: KernelProfile, model: ModelSpec, hardware: HardwareSpec) -> None:
+        super().__init__(profile, model, hardware.device, hardware.tensor_parallel)
+        self._sheet = Roofline(model, hardware.device, hardware.tensor_parallel)
+
+    def dense_s(self, n_tokens: int) -> float:
+        """All layers on ``n_tokens`` tokens, all-reduces included [s]."""
+        model = self._sheet.model
+        reduced = 2 * model.n_layers * self._sheet.all_reduce_s(n_tokens * model.d_model * ACTIVATION_BYTES)
+        return super().dense_s(n_tokens) + reduced
+
+
 @dataclass(frozen=True, slots=True)
 class Predictor:
     """Simulates one recorded run under any host time; the kernels' tables are made once."""
@@ -196,7 +215,7 @@ def predictor(recorded: EngineRun, profile: KernelProfile, hardware: str | None 
     derived = made.capacity()
     if recorded.settings.reported_blocks is not None:
         config["hardware"]["kv_blocks"] = recorded.settings.reported_blocks
-    operations = CalibratedOperations(profile, made.model, made.hardware.device, made.hardware.tensor_parallel)
+    operations = RankOperations(profile, made.model, made.hardware)
     return Predictor(recorded, config, operations, derived)
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from rich.console import Console
 from rich.table import Table
 
-from tests.reproductions import growth, mooncake, placement
+from tests.reproductions import growth, mooncake, placement, recorded_run
 from tests.reproductions.row import Reproduction, Row, Skipped
 
 MODULES: tuple[Callable[[], list[Reproduction]], ...] = (
     placement.reproductions,
     growth.reproductions,
     mooncake.reproductions,
+    recorded_run.reproductions,
 )
 
 
