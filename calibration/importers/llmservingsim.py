@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from calibration.measurements import Measurements, frame
+from sim.config import conf_dir
 from sim.errors import ProfileError
 
 US = 1e-6
@@ -31,11 +32,29 @@ FILES = {
     "per_sequence.csv": ("layer", "sequences", "time_us"),
     "skew.csv": ("n", "nb", "kvs", "kv_big", "pc", "kp", "t_mean_us", "t_max_us", "t_skew_us"),
 }
-MODELS = {
-    # name in meta.yaml: heads, KV heads, head_dim, d_model, d_ff, vocab. Source: the model's published config.json
-    "meta-llama/Llama-3.1-8B": (32, 8, 128, 4096, 14336, 128256),
-}
 LICENSE = "MIT, LLMServingSim (github.com/casys-kaist/LLMServingSim)"
+
+
+def published_shape(model: str, path: Path) -> tuple[int, int, int, int, int, int]:
+    """Heads, KV heads, head_dim, d_model, d_ff and vocab of a model by its published name, from ``conf/model``.
+
+    Raises
+    ------
+    ProfileError
+        If it has no data sheet there; names those that have.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    sheets = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(conf_dir().glob("model/*.yaml"))]
+    known = {sheet["source"].split("huggingface.co/")[-1].split("/blob/")[0]: sheet for sheet in sheets}
+    sheet = known.get(model.removesuffix("-Instruct"))
+    if sheet is None:
+        raise ProfileError(
+            f"{path}: model {model!r} has no data sheet; there are {', '.join(known)}; add one in conf/model"
+        )
+    keys = ("n_heads", "n_kv_heads", "head_dim", "d_model", "d_ff", "vocab")
+    n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = (int(sheet[key]) for key in keys)
+    return n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab
 
 
 def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
@@ -47,15 +66,13 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
         If a file or column is missing, a value is no finite positive time, or ``skew.csv`` does not repeat the grid.
     """
     import pandas as pd
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     about_path = path / "meta.yaml"
     if not about_path.is_file():
         raise ProfileError(f"{about_path}: missing; path must be the profile folder of an LLMServingSim bundle")
     about = yaml.safe_load(about_path.read_text(encoding="utf-8"))
-    if about["model"] not in MODELS:
-        raise ProfileError(f"{about_path}: model {about['model']!r} is not one of {', '.join(MODELS)}")
-    n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = MODELS[about["model"]]
+    n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = published_shape(str(about.get("model")), about_path)
     heads = {"n_heads": n_heads // tensor_parallel, "n_kv_heads": n_kv_heads // tensor_parallel, "head_dim": head_dim}
     tables = {name: _table(path / f"tp{tensor_parallel}" / name, columns) for name, columns in FILES.items()}
     rows = pd.concat(
