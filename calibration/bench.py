@@ -14,6 +14,7 @@ from calibration.points import Point
 from sim.errors import ProfileError
 
 N_PASSES = 2
+SENTINEL = -1  # in place of the pass
 SENTINEL_S = 60.0  # a known point is timed again this often
 DRIFT_FRAC = 0.03  # more than this between sentinels is reported
 
@@ -38,103 +39,147 @@ class Bench(Protocol):
 def run_bench(
     bench: Bench, folder: Path, minutes: float, seed: int, clock: Callable[[], float] = time.monotonic
 ) -> Measurements:
+    """Time the bench's points into a folder, and make the measurement table of them: `time_points`, then `gather`."""
+    time_points(bench, folder, minutes, seed, clock)
+    return gather(folder)
+
+
+def time_points(
+    bench: Bench, folder: Path, minutes: float, seed: int, clock: Callable[[], float] = time.monotonic
+) -> int:
     """Time every point twice, or as often as the minutes allow; go on where a run in the same folder was cut off.
 
     A line a timing goes to ``timings.jsonl`` at once. A point that fails is recorded there, and the rest goes on.
+    Returns how many timings the folder now has.
 
     Raises
     ------
     ProfileError
-        If the folder's timings are of another device, or nothing could be timed.
+        If the folder's timings are of another device.
     """
     points = bench.points()
     log = folder / "timings.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    done = read_timings(log, bench)
+    about, rows = read_timings(log) if log.is_file() else ({}, [])
+    if about and about["device"] != bench.device:
+        raise ProfileError(
+            f"{log}: timings of {about['device']!r}, this machine is {bench.device!r}; take another out="
+        )
+    done = {(row["pass"], row["key"]) for row in rows}
     rng = np.random.default_rng(seed)
     order = [(n_pass, points[i]) for n_pass in range(N_PASSES) for i in rng.permutation(len(points))]
     todo = [(n_pass, at) for n_pass, at in order if (n_pass, at.key) not in done]
-    sentinels: list[float] = []
     stop = clock() + 60.0 * minutes
     next_sentinel = -np.inf
     with log.open("a", encoding="utf-8") as file:
-        if not done:
-            file.write(json.dumps({"device": bench.device, "versions": bench.versions}) + "\n")
+
+        def write(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        if not about:
+            write(
+                {
+                    "device": bench.device,
+                    "source": "kvtwin",
+                    "convention": bench.convention,
+                    "subject": bench.subject,
+                    "versions": bench.versions,
+                    "date": date.today().isoformat(),
+                    "n_points": len(points),
+                }
+            )
         for n_pass, at in progress(todo):
             if clock() >= stop:
                 break
             if clock() >= next_sentinel:
-                sentinels.append(bench.seconds(points[0]))
+                write({"pass": SENTINEL, "key": points[0].key, **timed(bench, points[0])})
                 next_sentinel = clock() + SENTINEL_S
-            row: dict[str, Any] = {"pass": n_pass, "key": at.key}
-            try:
-                row["seconds"] = bench.seconds(at)
-            except Exception as error:  # out of memory, a kernel that does not launch: the others are still wanted
-                row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-            done[n_pass, at.key] = row
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-    return gather(bench, points, done, sentinels)
+            write({"pass": n_pass, "key": at.key, **timed(bench, at)})
+            done.add((n_pass, at.key))
+    return len(done)
 
 
-def read_timings(log: Path, bench: Bench) -> dict[tuple[int, str], dict[str, Any]]:
-    """Timings of an earlier run by (pass, point); a last line that was cut off is dropped."""
+def timed(bench: Bench, at: Point) -> dict[str, Any]:
+    """The time of a point, or why there is none: out of memory, say, or a kernel that does not launch."""
+    try:
+        return {"seconds": bench.seconds(at)}
+    except Exception as error:  # the others are still wanted
+        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
+
+
+def read_timings(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a log's first line says of the bench, and its timings; a last line that was cut off is dropped.
+
+    Raises
+    ------
+    ProfileError
+        If there is no such log, or a line of it is damaged.
+    """
     if not log.is_file():
-        return {}
-    done = {}
+        raise ProfileError(f"{log}: missing; run step=measure first")
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
         log.write_text("".join(lines), encoding="utf-8")
+    rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except ValueError:
             raise ProfileError(f"{log}: line {number} is no JSON; remove the file to measure anew") from None
-        if "device" in row:
-            if row["device"] != bench.device:
-                raise ProfileError(
-                    f"{log}: timings of {row['device']!r}, this machine is {bench.device!r}; take another out="
-                )
-            continue
-        done[row["pass"], row["key"]] = row
-    return done
+    if rows and "device" not in rows[0]:
+        raise ProfileError(f"{log}: line 1 names no device; remove the file to measure anew")
+    return (rows[0], rows[1:]) if rows else ({}, [])
 
 
-def gather(
-    bench: Bench, points: list[Point], done: dict[tuple[int, str], dict[str, Any]], sentinels: list[float]
-) -> Measurements:
-    """The measurement table: the mean of a point's passes; how far the passes differ, per operation."""
+def gather(folder: Path) -> Measurements:
+    """The measurement table of a folder's timings: the mean of a point's passes; how far they differ, per operation.
+
+    Raises
+    ------
+    ProfileError
+        If the log is missing or damaged, or nothing in it could be timed.
+    """
     import pandas as pd
 
-    parts, failed = [], []
+    about, rows = read_timings(folder / "timings.jsonl")
+    times: dict[str, list[float]] = {}
+    failed: dict[str, str] = {}
+    sentinels: list[float] = []
+    for row in rows:
+        if "error" in row:
+            failed.setdefault(row["key"], row["error"])
+        elif row["pass"] == SENTINEL:
+            sentinels.append(row["seconds"])
+        else:
+            times.setdefault(row["key"], []).append(row["seconds"])
+    if not times:
+        why = next(iter(failed.values()), "no time was left")
+        raise ProfileError(f"nothing was timed on {about.get('device', 'any device')}: {why}")
+    parts = []
     differ: dict[str, list[float]] = {}
-    for at in points:
-        rows = [done[n_pass, at.key] for n_pass in range(N_PASSES) if (n_pass, at.key) in done]
-        times = [row["seconds"] for row in rows if "seconds" in row]
-        failed += [f"{at.operation} {dict(at.columns)}: {row['error']}" for row in rows[:1] if "error" in row]
-        if times:
-            parts.append(frame(at.operation, seconds=float(np.mean(times)), **dict(at.columns)))
-        if len(times) == N_PASSES:
-            differ.setdefault(at.operation, []).append(abs(times[1] / times[0] - 1.0))
-    if not parts:
-        raise ProfileError(f"nothing was timed on {bench.device}: {failed[0] if failed else 'no time was left'}")
+    for key in sorted(times):
+        operation, columns = json.loads(key)
+        parts.append(frame(operation, seconds=float(np.mean(times[key])), **columns))
+        if len(times[key]) == N_PASSES:
+            differ.setdefault(operation, []).append(abs(times[key][1] / times[key][0] - 1.0))
     drift = max(sentinels) / min(sentinels) - 1.0 if sentinels else 0.0
-    notes = [f"failed: {text}" for text in failed]
+    notes = [f"failed: {key}: {error}" for key, error in sorted(failed.items()) if key not in times]
     if drift > DRIFT_FRAC:
         notes.append(f"the sentinel drifted by {drift:.1%}")
     return Measurements(
-        device=bench.device,
-        source="kvtwin",
-        convention=bench.convention,
+        device=about["device"],
+        source=about["source"],
+        convention=about["convention"],
         provenance={
-            **bench.versions,
-            "date": date.today().isoformat(),
+            **about["versions"],
+            "date": about["date"],
             "repeats_differ_by": {name: round(float(np.mean(x)), 5) for name, x in differ.items()},
             "n_points_timed": len(parts),
-            "n_points": len(points),
+            "n_points": about["n_points"],
         },
-        subject=bench.subject,
+        subject=about["subject"],
         notes=tuple(notes),
         rows=pd.concat(parts, ignore_index=True),
     )
@@ -142,8 +187,11 @@ def gather(
 
 def progress(todo: list[tuple[int, Point]]) -> Any:
     """The points with a progress bar, where there is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:  # a machine with torch alone
+        return todo
 
     console = Console(stderr=True)
     return track(todo, "timing", console=console) if console.is_terminal else todo

@@ -4,14 +4,17 @@ import json
 import subprocess
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from calibration.attention import N_POINTS, fit_attention, fit_decode_skew, fit_mixed_skew
+from calibration.copies import COPIES, fit_copy, fit_link
 from calibration.gemms import fit_all_reduce, fit_gemm, shipped_shapes
 from calibration.layers import fit_layers
 from calibration.measurements import KV_BYTES, Measurements, formats, replace
 from calibration.split import SEED
+from calibration.unequal import fit_cached_prefill, fit_ragged_decode, fit_unequal
 from sim.cost.attention import SERVED
 from sim.errors import ProfileError
 from sim.profile import MAX_BYTES, SCHEMA, content_sha256
@@ -79,6 +82,23 @@ def fit_profile(
     if "layer" in present:
         operations["layers"] = fit_layers(measured.of("layer"), measured.of("sequence_layer"), seed)
         say(f"layers: {operations['layers']['error']['held_out']}")
+    if {"decode_attention", "batched_prefill_attention"} <= set(operations):  # in this order: later ones stand on them
+        for name, fit in (
+            ("cached_prefill_attention", fit_cached_prefill),
+            ("ragged_decode_attention", fit_ragged_decode),
+            ("varlen_prefill_attention", partial(fit_unequal, "varlen_prefill_attention")),
+            ("mixed_launches", partial(fit_unequal, "mixed_launches")),
+        ):
+            if name in present:
+                operations[name] = fit(measured.of(name), operations, seed)
+                say(f"{name}: {operations[name]['error']['held_out']}")
+    for name in COPIES:
+        if name in present:
+            operations[name] = fit_copy(measured.of(name))
+            say(f"{name}: {operations[name]['error']['held_out']}")
+    if "transfer" in present:
+        operations["link"] = fit_link(measured.of("transfer"), measured.of("block_transfer"))
+        say(f"link: {operations['link']['error']['held_out']}")
     if not operations:
         raise ProfileError(f"nothing to fit: the measurements hold {', '.join(sorted(present)) or 'no rows'}")
     content = {
@@ -100,7 +120,8 @@ def fit_profile(
         "operations": operations,
     }
     for name, floor in dict(measured.provenance.get("repeats_differ_by", {})).items():
-        operations[name]["error"]["repeat_floor"] = floor
+        if name in operations:
+            operations[name]["error"]["repeat_floor"] = floor
     content["sha256"] = content_sha256(content)
     return content
 

@@ -1,251 +1,152 @@
-"""Our own kernels and torch's matrix products on a GPU, timed with a cold cache and without launch overhead.
+"""Our own kernels and torch's matrix products on a GPU: proven right first, then timed by `kernels.timing`.
 
-Below 100 us a CUDA graph of 20 launches, each with another block table over one pool of keys and values larger than
-the L2 cache, is replayed 11 times and the median taken; above, single launches are timed with events, the cache
-flushed before each. Data are random, never zeros: zeros draw less power and run at higher clocks.
+``python -m calibration.gpu --out folder`` is the same as ``python -m calibration step=measure`` for a machine that has
+torch, triton and numpy and nothing else: it leaves the timings, and ``step=import source=timings path=folder`` makes
+the measurement table of them elsewhere.
 """
 
+import argparse
 import platform
 import subprocess
-from collections.abc import Callable
+import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
+from calibration.bench import time_points
+from calibration.gpu_launches import BF16, Launched, Launches
 from calibration.points import Point
-from calibration.points_gpu import gpu_points
+from calibration.points_gpu import GPU, TINY, gpu_points
+from kernels import correctness
+from kernels.operations import operations
+from kernels.timing import COLD_BYTES, N_REPLAYS, host_us, measure_us
 
-POOL_BYTES = 600 * 2**20  # keys and values together, six times an H200's L2 cache
-GRAPH_S = 100e-6  # shorter than this is timed inside a graph
-N_LAUNCHES = 20
-N_REPLAYS = 11
-FLUSH_BYTES = 256 * 2**20
-BLOCK_TOKENS = 16
-RESERVE_BYTES = 4 * 2**30  # left free on the device
-
-Launch = Callable[[int], Any]  # argument: which of the block tables
+PROOF_NEW, PROOF_LENS = [33, 1, 100], [33, 700, 1_100]  # a small ragged batch: tiles begun, split and skipped
 
 
 class GpuBench:
-    """Times points on the present GPU."""
+    """Times points on the present GPU; ``cpu`` rehearses with the references at tiny sizes, and measures nothing.
 
-    convention = (
-        "cold L2 cache; below 100 us median of 11 replays of a CUDA graph of 20 launches on different blocks, per "
-        "launch; above, median of single launches between events after a flush; bf16, random data; decode attention "
-        "without the append of new keys and values"
-    )
-    subject: dict[str, Any] = {}  # noqa: RUF012 read only
+    Parameters
+    ----------
+    device : torch.device
+    ops : object, optional
+        The kernels by name; None: the repository's own.
+    """
 
-    def __init__(self) -> None:
-        import torch
-        import triton
+    source = "kvtwin"
 
-        self._torch = torch
-        self.device = torch.cuda.get_device_name()
-        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
-        self.versions = {
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "cuda": str(torch.version.cuda),
-            "python": platform.python_version(),
-            **clocks(),
-        }
-        self.versions |= {name: f"{value:.4g}" for name, value in self.ceilings().items()}
-        self._pools: dict[tuple[int, int, int], Any] = {}
+    def __init__(self, device: torch.device, ops: Any = None) -> None:
+        self._device, self._ops = device, ops or operations(device)
+        self._is_real = device.type == "cuda"
+        self._launches = Launches(self._ops, device)
+        self._proven: dict[str, str] = {}  # variant -> what is wrong with it, empty if nothing
+        self.subject: dict[str, Any] = {}
+        self.device = torch.cuda.get_device_name(device) if self._is_real else "rehearsal on a CPU"
+        self.convention = (
+            "cold L2 cache, bf16, random data; below 100 us per launch in a CUDA graph of 20 on different blocks, "
+            "median of 11 replays; above, median of do_bench; transfers between events after a flush of the cache; "
+            "attention without the append of new keys and values"
+            if self._is_real
+            else "references on a CPU, called once: no measurement of anything"
+        )
+        self.versions = {"torch": torch.__version__, "python": platform.python_version()}
+        if not self._is_real:
+            torch.set_num_threads(1)  # tiny tensors: threads would only wait for one another
+        else:
+            import triton
+
+            self.versions |= {"triton": triton.__version__, "cuda": str(torch.version.cuda), **clocks()}
+            self.versions |= {name: f"{value:.4g}" for name, value in self.ceilings().items()}
 
     def points(self) -> list[Point]:
         """What there is to time."""
-        return gpu_points()
+        return gpu_points(GPU if self._is_real else TINY)
 
     def seconds(self, at: Point) -> float:
-        """Time of one launch [s]."""
-        launch, n_tables = getattr(self, f"_{at.operation}")(at)
+        """Time of one launch [s].
+
+        Raises
+        ------
+        RuntimeError
+            If the kernel's result is not the reference's.
+        """
+        self.prove(at)
         try:
-            return self.time(launch, n_tables)
+            return self.time(self._launches.of(at))
         finally:
-            self._pools.clear()
-            self._torch.cuda.empty_cache()
+            self._launches.free()
 
-    def ceilings(self) -> dict[str, float]:
-        """What the device can do at best: device copy, a large matrix product, an empty graph launch."""
-        torch = self._torch
-        source = torch.randn(2**28, device="cuda", dtype=torch.float32)
-        target = torch.empty_like(source)
-        copy_s = self.time(lambda _: target.copy_(source), 1)
-        a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-        out = torch.empty_like(a)
-        matmul_s = self.time(lambda _: torch.matmul(a, a, out=out), 1)
-        tiny = torch.zeros(1, device="cuda")
-        return {
-            "copy_bytes_per_s": 2.0 * source.nbytes / copy_s,
-            "matmul_8k_flops_per_s": 2.0 * 8192.0**3 / matmul_s,
-            "smallest_kernel_in_a_graph_s": self.time(lambda _: tiny.add_(1.0), 1),
-        }
-
-    def time(self, launch: Launch, n_tables: int) -> float:
-        """Median time of a launch [s]: in a graph if it is short, alone if it is long."""
-        torch = self._torch
-        for i in range(min(3, n_tables)):
-            launch(i)
-        torch.cuda.synchronize()
-        once = self.single(launch, n_tables, 3)
-        return self.single(launch, n_tables, N_REPLAYS) if once >= GRAPH_S else self.graphed(launch, n_tables)
-
-    def single(self, launch: Launch, n_tables: int, n: int) -> float:
-        """Median of single launches between events, each after a flush of the cache [s]."""
-        torch = self._torch
+    def time(self, launched: Launched) -> float:
+        """Time of one launch [s]."""
+        if launched.is_capturable:
+            return measure_us(launched.run, self._device, n_variants=launched.n_variants)[0] / 1e6
+        if not self._is_real:
+            return host_us(launched.run) / 1e6
+        flush = torch.empty(COLD_BYTES, dtype=torch.int8, device=self._device)
         times = []
-        for i in range(n):
-            self._flush.random_(-128, 127)
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(N_REPLAYS + 1):  # the first one is slower and not counted
+            flush.random_(-128, 127)
+            torch.cuda.synchronize()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
             start.record()
-            launch(i % n_tables)
+            launched.run(0)
             end.record()
             end.synchronize()
             times.append(start.elapsed_time(end) / 1e3)
-        return float(median(times))
+        return float(median(times[1:]))
 
-    def graphed(self, launch: Launch, n_tables: int) -> float:
-        """Median of replays of a graph of launches on different blocks, per launch [s]."""
-        torch = self._torch
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            launch(0)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for i in range(N_LAUNCHES):
-                launch(i % n_tables)
-        times = []
-        for _ in range(N_REPLAYS):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) / 1e3 / N_LAUNCHES)
-        return float(median(times))
+    def prove(self, at: Point) -> None:
+        """Compare the variant of a kernel that a point takes with the reference, once, before it is timed.
 
-    def pool(self, n_kv_heads: int, head_dim: int, least_tokens: int) -> tuple[Any, Any]:
-        """Keys and values of at least `POOL_BYTES` and ``least_tokens``, (n_blocks, block_tokens, heads, head_dim)."""
-        torch = self._torch
-        block_bytes = 2 * BLOCK_TOKENS * n_kv_heads * head_dim * 2
-        n_blocks = max(-(-POOL_BYTES // block_bytes), -(-least_tokens // BLOCK_TOKENS))
-        free = torch.cuda.mem_get_info()[0] - RESERVE_BYTES
-        if n_blocks * block_bytes > free:
-            raise MemoryError(f"needs {n_blocks * block_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
-        shape = (n_blocks, BLOCK_TOKENS, n_kv_heads, head_dim)
-        key = (n_blocks, n_kv_heads, head_dim)
-        if key not in self._pools:
-            self._pools[key] = tuple(torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        k, v = self._pools[key]
-        return k, v
+        Raises
+        ------
+        RuntimeError
+            If it differs by more than its gate.
+        """
+        columns = dict(at.columns)
+        if "n_heads" not in columns:  # torch's own
+            return
+        heads, width = (columns["n_heads"], columns["n_kv_heads"]), columns["head_dim"]
+        kinds = [kind for kind in ("decode", "prefill") if kind in at.operation] or [at.operation]
+        for kind in ["decode", "prefill"] if at.operation == "mixed_launches" else kinds:
+            is_windowed = "window" in at.operation
+            variant = f"{kind} {heads} {width} {is_windowed}"
+            if variant not in self._proven:
+                self._proven[variant] = self._wrong(kind, heads, width, is_windowed)
+            if problem := self._proven[variant]:
+                raise RuntimeError(f"{variant}: {problem}")
 
-    def tables(self, n_blocks: int, lens: list[int]) -> list[Any]:
-        """Block tables of one batch, each of other random blocks: as many as the pool holds, at most 20."""
-        torch = self._torch
-        columns = -(-max(lens) // BLOCK_TOKENS)
-        wanted = len(lens) * columns
-        made: list[Any] = []
-        for _ in range(min(N_LAUNCHES, max(1, n_blocks // wanted))):
-            ids = torch.randperm(n_blocks, device="cuda")[:wanted] if not made else self._rest(made, n_blocks, wanted)
-            made.append(ids.to(torch.int32).reshape(len(lens), columns).contiguous())
-        return made
+    def _wrong(self, kind: str, heads: tuple[int, int], width: int, is_windowed: bool) -> str:
+        span: dict[str, Any] = {"window": 200, "n_sinks": 4} if is_windowed else {}
+        common = (self._ops, self._device)
+        if kind == "decode":
+            error, gate = correctness.check_decode(*common, BF16, [*PROOF_LENS, 0], heads, width, **span)
+        elif kind == "prefill":
+            error, gate = correctness.check_prefill(*common, BF16, PROOF_NEW, PROOF_LENS, heads, width, **span)
+        elif kind == "append":
+            error, gate = correctness.check_append(*common, BF16, 256)
+        else:
+            error, gate = correctness.check_copy(*common, 64)
+        return "" if error <= gate else f"differs from the reference by {error:.3g}, at most {gate:.3g} allowed"
 
-    def _rest(self, made: list[Any], n_blocks: int, wanted: int) -> Any:
-        """Blocks that no table has yet."""
-        torch = self._torch
-        free = torch.ones(n_blocks, dtype=torch.bool, device="cuda")
-        for table in made:
-            free[table.flatten().long()] = False
-        ids = free.nonzero().flatten()
-        return ids[torch.randperm(len(ids), device="cuda")[:wanted]]
-
-    def _decode(self, at: Point, lens: list[int]) -> tuple[Launch, int]:
-        from kernels.decode_attention import decode_attention
-        from kernels.decode_plan import plan_decode
-
-        torch = self._torch
-        heads, kv_heads, width = at["n_heads"], at["n_kv_heads"], at["head_dim"]
-        columns = -(-max(lens) // BLOCK_TOKENS)
-        k, v = self.pool(kv_heads, width, len(lens) * columns * BLOCK_TOKENS)
-        tables = self.tables(len(k), lens)
-        plan = plan_decode(lens, n_heads=heads, n_kv_heads=kv_heads, head_dim=width, device="cuda")
-        q = torch.randn(len(lens), heads, width, device="cuda", dtype=torch.bfloat16)
-        out = torch.empty_like(q)
-        return lambda i: decode_attention(q, k, v, tables[i], plan, out=out, check_ids=False), len(tables)
-
-    def _decode_attention(self, at: Point) -> tuple[Launch, int]:
-        return self._decode(at, [at["decode_longest_tokens"]] * at["decode_seqs"])
-
-    def _skewed_attention(self, at: Point) -> tuple[Launch, int]:
-        """Some sequences at the longest context, the others equal, together the total."""
-        n, total, longest = at["decode_seqs"], at["decode_total_tokens"], at["decode_longest_tokens"]
-        n_long = max(1, n // 8)
-        short = (total - n_long * longest) // (n - n_long)
-        return self._decode(at, [longest] * n_long + [short] * (n - n_long))
-
-    def _batched_prefill_attention(self, at: Point) -> tuple[Launch, int]:
-        return self._prefill(at, 0)
-
-    def _chunked_prefill_attention(self, at: Point) -> tuple[Launch, int]:
-        return self._prefill(at, at["context_tokens"])
-
-    def _prefill(self, at: Point, context: int) -> tuple[Launch, int]:
-        from kernels.prefill_attention import prefill_attention
-        from kernels.prefill_plan import plan_prefill
-
-        torch = self._torch
-        heads, kv_heads, width = at["n_heads"], at["n_kv_heads"], at["head_dim"]
-        news = [at["new_tokens"]] * at["prefill_seqs"]
-        lens = [context + new for new in news]
-        columns = -(-max(lens) // BLOCK_TOKENS)
-        k, v = self.pool(kv_heads, width, len(lens) * columns * BLOCK_TOKENS)
-        tables = self.tables(len(k), lens)
-        plan = plan_prefill(news, lens, n_heads=heads, n_kv_heads=kv_heads, head_dim=width, device="cuda")
-        q = torch.randn(sum(news), heads, width, device="cuda", dtype=torch.bfloat16)
-        out = torch.empty_like(q)
-        return lambda i: prefill_attention(q, k, v, tables[i], plan, out=out, check_ids=False), len(tables)
-
-    def _append(self, at: Point) -> tuple[Launch, int]:
-        from kernels.kv_append import kv_append
-
-        torch = self._torch
-        kv_heads, width, n = at["n_kv_heads"], at["head_dim"], at["new_tokens"]
-        k_cache, v_cache = self.pool(kv_heads, width, n)
-        n_slots = len(k_cache) * BLOCK_TOKENS
-        slots = [torch.randperm(n_slots, device="cuda")[:n] for _ in range(N_LAUNCHES)]
-        k, v = (torch.randn(n, kv_heads, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-        return lambda i: kv_append(k, v, k_cache, v_cache, slots[i], check_ids=False), N_LAUNCHES
-
-    def _block_copy(self, at: Point) -> tuple[Launch, int]:
-        """Blocks gathered from scattered places to scattered places of device memory."""
-        from kernels.kv_copy import kv_copy
-
-        torch = self._torch
-        n = at["bytes"] // (BLOCK_TOKENS * at["n_kv_heads"] * at["head_dim"] * 2)
-        source, target = self.pool(at["n_kv_heads"], at["head_dim"], n * BLOCK_TOKENS)
-        rows = [tuple(torch.randperm(len(source), device="cuda")[:n] for _ in range(2)) for _ in range(N_LAUNCHES)]
-        return lambda i: kv_copy(source, target, *rows[i], check_ids=False), N_LAUNCHES
-
-    def _gemm(self, at: Point) -> tuple[Launch, int]:
-        torch = self._torch
-        m, n, k = at["m"], at["n"], at["k"]
-        n_weights = max(1, min(N_LAUNCHES, POOL_BYTES // (2 * n * k)))  # other weights each time: a layer's are cold
-        a = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
-        weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(n_weights)]
-        out = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
-        return lambda i: torch.mm(a, weights[i].t(), out=out), n_weights
-
-    def _transfer(self, at: Point) -> tuple[Launch, int]:
-        """One copy between host and device; ``detail`` says direction and kind of host memory."""
-        torch = self._torch
-        direction, memory = at["detail"].split("_")
-        there = torch.empty(at["bytes"], dtype=torch.int8, device="cuda").random_(-128, 127)
-        here = torch.empty(at["bytes"], dtype=torch.int8, pin_memory=memory == "pinned").random_(-128, 127)
-        source, target = (here, there) if direction == "h2d" else (there, here)
-
-        return lambda _: target.copy_(source, non_blocking=True), 1
+    def ceilings(self) -> dict[str, float]:
+        """What the device can do at best: device copy, a large matrix product, the smallest kernel in a graph."""
+        source = torch.randn(2**28, device=self._device)
+        target = torch.empty_like(source)
+        copy_us, _ = measure_us(lambda _: target.copy_(source), self._device)
+        a, b = (torch.randn(8192, 8192, device=self._device, dtype=BF16) for _ in "ab")
+        out = torch.empty_like(a)
+        matmul_us, _ = measure_us(lambda _: torch.matmul(a, b, out=out), self._device)
+        tiny = torch.zeros(1, device=self._device)
+        smallest_us, _ = measure_us(lambda _: tiny.add_(1.0), self._device)
+        return {
+            "copy_bytes_per_s": 2e6 * source.nbytes / copy_us,
+            "matmul_8k_flops_per_s": 2e6 * 8192.0**3 / matmul_us,
+            "smallest_kernel_in_a_graph_s": smallest_us / 1e6,
+        }
 
 
 def clocks() -> dict[str, str]:
@@ -262,3 +163,25 @@ def clocks() -> dict[str, str]:
         return {}
     values = done.stdout.splitlines()[0].split(", ") if done.stdout else []
     return dict(zip(asked, values, strict=False))
+
+
+def main(arguments: list[str]) -> int:
+    """Time all points into a folder; 2 where there is no such device."""
+    parser = argparse.ArgumentParser(prog="python -m calibration.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder; a run that was cut off goes on there")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
+    parser.add_argument("--minutes", type=float, default=8.0, help="at most; what has been timed by then is kept")
+    parser.add_argument("--seed", type=int, default=0, help="order of the points")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("calibration.gpu: torch sees no GPU here; --device cpu rehearses", file=sys.stderr)
+        return 2
+    bench = GpuBench(torch.device(options.device))
+    n_timed = time_points(bench, options.out, options.minutes, options.seed)
+    print(f"{n_timed} timings of {bench.device} in {options.out / 'timings.jsonl'}; next, where kvtwin is installed:")
+    print(f"python -m calibration step=import source=timings path={options.out} out={options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,74 +1,183 @@
-"""The grid that a GPU is measured on: head shapes of the models, corners of batch and context, matrices, copies."""
+"""The grid that a GPU is measured on: head shapes of the models, corners of batch and context, matrices, copies.
+
+Batches of unequal sequences are written out in ``detail``: ``512@4096 64@0`` are prompt chunks of 512 new tokens after
+4,096 cached ones and of 64 after none; ``+ 100 2000`` after them, or alone, are decoding sequences that read so many.
+"""
 
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
 from calibration.points import Point, decode, point
+from sim.step import Chunk
 
 HEADS = tuple(
     {"n_heads": heads, "n_kv_heads": kv_heads, "head_dim": width}
     for (heads, kv_heads), width in product(((32, 8), (32, 32), (64, 8)), (128, 64))
 )
-MOST_KV_TOKENS = 1 << 23  # of a batch: 34 GB at 8 KV heads of 128 [tokens]
-MOST_PAIRS = 1 << 31  # of a prefill: a few hundred milliseconds at 32 heads
+BLOCK_TOKENS = 16
 MATRICES = (
     # (n, k): Llama 3.1 8B and 70B, Qwen3 32B, GPT-2 at one rank
     *((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096), (10240, 8192), (8192, 8192)),
     *((57344, 8192), (8192, 28672), (10240, 5120), (5120, 8192), (51200, 5120), (5120, 25600), (2304, 768), (768, 768)),
     *((3072, 768), (768, 3072), (1024, 1024), (2048, 2048), (16384, 2048), (2048, 16384)),
 )
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+TINY_MATRICES = ((64, 64), (192, 64), (64, 192), (128, 128), (256, 64), (64, 256))
 
 
-def gpu_points() -> list[Point]:
+class Grid(NamedTuple):
+    """Sizes of a grid."""
+
+    heads: tuple[dict[str, int], ...]
+    batches: tuple[int, ...]
+    contexts: tuple[int, ...]
+    prompts: tuple[int, ...]
+    cached: tuple[int, ...]
+    tokens: tuple[int, ...]
+    matrices: tuple[tuple[int, int], ...]
+    blocks: tuple[int, ...]
+    transfer_bytes: tuple[int, ...]
+    most_kv_heads_tokens: int  # of a decode batch: 34 GB at head_dim 128
+    most_pairs: int  # of a prefill: a few hundred milliseconds at 32 heads
+    n_ragged: int  # per head shape, of each kind of unequal batch
+
+
+GPU = Grid(
+    heads=HEADS,
+    batches=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+    contexts=(16, 64, 256, 1024, 4096, 16384, 65536, 131072),
+    prompts=(16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384),
+    cached=(512, 4096, 16384, 65536),
+    tokens=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+    matrices=MATRICES,
+    blocks=(1, 4, 16, 64, 256, 1024, 4096),
+    transfer_bytes=tuple(1 << power for power in range(12, 31, 2)),
+    most_kv_heads_tokens=1 << 26,
+    most_pairs=1 << 31,
+    n_ragged=12,
+)
+TINY = Grid(  # rehearses on a CPU, in seconds
+    heads=({"n_heads": 4, "n_kv_heads": 2, "head_dim": 64},),
+    batches=(1, 2, 4, 8),
+    contexts=(16, 32, 64, 128),
+    prompts=(16, 32, 64),
+    cached=(16, 32, 64, 128),
+    tokens=(1, 4, 16, 64),
+    matrices=TINY_MATRICES,
+    blocks=(1, 4, 16, 64),
+    transfer_bytes=(1 << 12, 1 << 14, 1 << 16, 1 << 18),
+    most_kv_heads_tokens=1 << 20,
+    most_pairs=1 << 20,
+    n_ragged=12,
+)
+
+
+def gpu_points(grid: Grid = GPU) -> list[Point]:
     """All points, the sentinel first; pass by pass they are shuffled."""
     rng = np.random.default_rng(0)
-    points = [decode(64, 2048, **HEADS[0])]
-    for heads in HEADS:
+    first = grid.heads[0]
+    points = [decode(grid.batches[len(grid.batches) // 2], grid.contexts[len(grid.contexts) // 2], **first)]
+    for heads in grid.heads:
         points += [
             decode(n, tokens, **heads)
-            for n, tokens in product(
-                (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), (16, 64, 256, 1024, 4096, 16384, 65536, 131072)
-            )
-            if n * tokens * heads["n_kv_heads"] <= 8 * MOST_KV_TOKENS
+            for n, tokens in product(grid.batches, grid.contexts)
+            if n * tokens * heads["n_kv_heads"] <= grid.most_kv_heads_tokens
         ]
         points += [
             point("batched_prefill_attention", prefill_seqs=n, new_tokens=new, **heads)
-            for n, new in product((1, 4, 16), (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384))
-            if n * new * new <= MOST_PAIRS
+            for n, new in product((1, 4, 16), grid.prompts)
+            if n * new * new <= grid.most_pairs
         ]
         points += [
-            point("chunked_prefill_attention", prefill_seqs=n, new_tokens=new, context_tokens=context, **heads)
-            for n, new, context in product((1, 4), (16, 128, 512, 2048), (512, 4096, 16384, 65536))
-            if n * new * context <= MOST_PAIRS
+            point("cached_prefill_attention", prefill_seqs=n, new_tokens=new, context_tokens=context, **heads)
+            for n, new, context in product((1, 4), grid.prompts[::2][:4], grid.cached)
+            if n * new * context <= grid.most_pairs
         ]
-        points += ragged(rng, heads, 10)
-    points += [point("gemm", m=m, n=n, k=k) for (n, k), m in product(MATRICES, TOKENS)]
-    points += [point("append", new_tokens=m, **HEADS[0]) for m in TOKENS]
-    block_bytes = 16 * HEADS[0]["n_kv_heads"] * HEADS[0]["head_dim"] * 2
-    points += [point("block_copy", bytes=block_bytes * n, **HEADS[0]) for n in (1, 4, 16, 64, 256, 1024, 4096)]
+        points += unequal(rng, heads, grid)
+    for spans in (f"window {grid.contexts[2]}", f"window {grid.contexts[2]} sinks 4"):
+        lens = grid.contexts[-4:]
+        points += [
+            point("windowed_decode_attention", detail=f"{spans}: + {' '.join([str(x)] * 8)}", **first) for x in lens
+        ]
+        points += [point("windowed_prefill_attention", detail=f"{spans}: {new}@0", **first) for new in grid.prompts[2:]]
+    points += [point("gemm", m=m, n=n, k=k) for (n, k), m in product(grid.matrices, grid.tokens)]
+    row_bytes = 2 * first["n_kv_heads"] * first["head_dim"] * 2
+    points += [point("append", new_tokens=m, bytes=m * row_bytes, **first) for m in grid.tokens]
+    block_bytes = BLOCK_TOKENS * first["n_kv_heads"] * first["head_dim"] * 2
+    points += [point("block_copy", n=n, bytes=block_bytes * n, **first) for n in grid.blocks]
     points += [
-        point("transfer", detail=f"{way}_{memory}", bytes=1 << power)
-        for way, memory, power in product(("h2d", "d2h"), ("pinned", "pageable"), range(12, 31, 2))
+        point("transfer", detail=f"{way} {memory}", n=1, bytes=size)
+        for way, memory, size in product(("h2d", "d2h", "both"), ("pinned", "pageable"), grid.transfer_bytes)
+    ]
+    points += [
+        point("block_transfer", detail=f"{way} {how}", n=n, m=joined, bytes=block_bytes * joined * n, **first)
+        for way, how, n, joined in product(("h2d", "d2h"), ("each", "batched", "gathered"), grid.blocks[:-1], (1, 16))
     ]
     return list(dict.fromkeys(points))
 
 
-def ragged(rng: np.random.Generator, heads: dict[str, int], n_points: int) -> list[Point]:
-    """Decode batches of which an eighth is at a longer context than the rest."""
+def unequal(rng: np.random.Generator, heads: dict[str, int], grid: Grid) -> list[Point]:
+    """Decode batches of unequal contexts, prompt chunks of unequal lengths, and both side by side."""
     points = []
-    for _ in range(n_points):
-        n = int(2 ** rng.integers(2, 9))
-        n_long, short = max(1, n // 8), int(2 ** rng.integers(6, 12))
-        longest = int(short * 2 ** rng.integers(1, 5))
-        points.append(
-            point(
-                "skewed_attention",
-                decode_seqs=n,
-                decode_total_tokens=n_long * longest + (n - n_long) * short,
-                decode_longest_tokens=longest,
-                **heads,
-            )
-        )
+    log_low, log_new, log_context = (np.log2(x) for x in (grid.contexts[0], grid.prompts[-1] / 4, grid.contexts[-2]))
+
+    def lens(n: int) -> list[int]:
+        found = sorted(int(2**x) for x in rng.uniform(log_low, log_context, n))
+        while len(found) > 2 and len(found) * found[-1] * heads["n_kv_heads"] > grid.most_kv_heads_tokens:
+            found.pop()  # a block table is as wide as the longest needs it
+        return [int(x) for x in rng.permutation(found)]
+
+    def chunks(n: int) -> list[Chunk]:
+        news = [int(2**x) for x in rng.uniform(0.0, log_new, n)]
+        return [
+            Chunk(new, int(context) if rng.random() < 0.5 else 0) for new, context in zip(news, lens(n), strict=True)
+        ]
+
+    for _ in range(grid.n_ragged):
+        points.append(batch("ragged_decode_attention", [], lens(int(rng.choice(grid.batches[1:-1]))), heads))
+        points.append(batch("varlen_prefill_attention", chunks(int(rng.integers(2, 9))), [], heads))
+        decoding = lens(int(rng.choice(grid.batches[:-1])))
+        points.append(batch("mixed_launches", chunks(int(rng.integers(1, 4))), decoding, heads))
     return points
+
+
+def batch(operation: str, chunks: list[Chunk], decoding: list[int], heads: dict[str, int]) -> Point:
+    """A point of unequal sequences."""
+    return point(
+        operation,
+        detail=write_batch(chunks, decoding),
+        prefill_seqs=len(chunks),
+        new_tokens=sum(chunk.new_tokens for chunk in chunks),
+        context_tokens=sum(chunk.context_tokens for chunk in chunks),
+        decode_seqs=len(decoding),
+        decode_total_tokens=sum(decoding),
+        decode_longest_tokens=max(decoding, default=0),
+        **heads,
+    )
+
+
+def write_batch(chunks: list[Chunk], decoding: list[int]) -> str:
+    """A batch as text.
+
+    Examples
+    --------
+    >>> write_batch([Chunk(512, 4096), Chunk(64, 0)], [100, 2000])
+    '512@4096 64@0 + 100 2000'
+    """
+    return " ".join(
+        [*(f"{new}@{context}" for new, context in chunks), *(["+", *map(str, decoding)] if decoding else [])]
+    )
+
+
+def read_batch(text: str) -> tuple[list[Chunk], list[int]]:
+    """What `write_batch` wrote: chunks, and KV entries read by each decoding sequence.
+
+    Examples
+    --------
+    >>> read_batch("512@4096 + 100 2000")
+    ([Chunk(new_tokens=512, context_tokens=4096)], [100, 2000])
+    """
+    prompts, _, decoding = text.partition("+")
+    pairs = (chunk.split("@") for chunk in prompts.split())
+    return [Chunk(int(new), int(context)) for new, context in pairs], [int(x) for x in decoding.split()]

@@ -15,6 +15,7 @@ from calibration.gemms import ELEMENT_BYTES
 from calibration.measurements import KV_BYTES, Measurements, formats
 from calibration.score import score
 from calibration.split import held_out
+from calibration.unequal import UNEQUAL, kept_out, served_batches
 from sim.cost.attention import SERVED, SKEW_AXES, skew_table, tabulate
 from sim.cost.dense import CALLS, curve_from, gemm_seconds
 from sim.cost.surface import surface_from
@@ -54,6 +55,11 @@ def prove(profile: KernelProfile, measured: Measurements) -> Iterator[Proof]:
             yield _attention(name, served, operations[name], rows, seed)
     for name, rows in formats(measured, "gemm", "dtype"):
         yield from _gemms(name, operations[name], rows, seed)
+    for name in UNEQUAL:
+        if name in operations:
+            rows = measured.of(name)
+            predicted, _ = served_batches(rows, operations)
+            yield Proof(name, rows["seconds"].to_numpy(dtype=np.float64), predicted, kept_out(name, rows, seed))
     if "decode_skew" in operations:
         skewed = measured.of("skewed_attention")
         yield _decode_skew(operations, skewed[skewed["prefill_seqs"] == 0].reset_index(drop=True), seed)

@@ -20,6 +20,7 @@ START_RATES = {
     "bytes": 1e12,
     "blocks": 1e7,
     "serial_tokens": 5e7,
+    "pieces": 1e6,
 }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from calibration.bench import gather
 from calibration.importers.aiconfigurator import import_aiconfigurator
 from calibration.importers.llmservingsim import import_llmservingsim
 from calibration.measurements import Measurements, write_measurements
@@ -11,6 +12,7 @@ from sim.errors import ConfigError
 SOURCES: dict[str, Callable[[Path], Measurements]] = {
     "aiconfigurator": import_aiconfigurator,
     "llmservingsim": import_llmservingsim,
+    "timings": gather,  # what `python -m calibration.gpu` left on another machine
 }
 
 

@@ -42,4 +42,4 @@ def bench_of(device: str) -> Bench:
         raise ProfileError("device=cuda: torch sees no GPU here; device=cpu times torch's CPU kernels instead")
     from calibration.gpu import GpuBench
 
-    return GpuBench()
+    return GpuBench(torch.device("cuda"))

@@ -7,13 +7,13 @@ other measured them apart (`SeparateAttention`), and their times add.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, log2
+from math import ceil, exp, log2
 from typing import Any, Protocol
 
 import numpy as np
 
 from sim.cost.roofline import attended_pairs
-from sim.cost.surface import Array, Plane, StandardError, Table, monotone, surface_from
+from sim.cost.surface import Array, Plane, StandardError, Table, monotone, soft_s, surface_from
 from sim.cost.work import ACTIVATION_BYTES, attention_work
 from sim.errors import ProfileError
 from sim.step import Chunk
@@ -35,6 +35,10 @@ class Heads:
     n_kv_heads: int
     head_dim: int
     kv_bytes: float = 2.0
+
+    def token_bytes(self) -> float:
+        """Keys and values of one token in one layer [B]."""
+        return 2.0 * self.kv_bytes * self.n_kv_heads * self.head_dim
 
     def axes(self) -> dict[str, float]:
         """As axes of a surface that was fitted over several of them."""
@@ -165,7 +169,9 @@ class SeparateAttention:
     Prompts were measured in equal batches without cached context. Chunks are taken as the batch of equal prompts with
     as many query rows and as many attended pairs; what the roofline says of their true work over that batch's scales
     its time. So a chunk after a long context keeps the efficiency of a prompt with its work, lowered where the
-    roofline finds it short of parallel rows. No measurement of cached contexts stands behind this.
+    roofline finds it short of parallel rows. Where chunks after a cached context were measured, a factor over
+    `CACHED_AXES` corrects that; published tables hold none. Unequal contexts and the append of new keys and values are
+    added where they were measured; published times of decoding include the append.
     """
 
     def __init__(
@@ -191,14 +197,21 @@ class SeparateAttention:
         self._kv_s = 2.0 * heads.kv_bytes * heads.n_kv_heads * width / line.rates["bytes"]  # per entry read
         self._row_s = 2.0 * ACTIVATION_BYTES * heads.n_heads * width / line.rates["bytes"]  # per query
         self._serial_s = 1.0 / line.rates["serial_tokens"]
+        cached = operations.get("cached_prefill_attention")
+        self._cached = None if cached is None else cached_table(cached)
+        ragged = operations.get("ragged_decode_attention", {"seconds_per_byte": 0.0})
+        self._skew_s = ragged["seconds_per_byte"] * heads.token_bytes()
+        append = operations.get("append")
+        self._append = None if append is None else append["roofline"]
+        self._append_factor = exp(z.get("append", 0.0) * append["standard_error"]["log_sd"]) if append else 1.0
 
     def decode_s(self, n_seqs: int, mean_tokens: float) -> float:
         """Of ``n_seqs`` decoding sequences that read ``mean_tokens`` KV entries each [s]."""
-        return self._decode(n_seqs, max(mean_tokens, self._least_context))
+        return self._decode(n_seqs, max(mean_tokens, self._least_context)) + self._append_s(n_seqs)
 
-    def decode_skew_s(self, n_seqs: int) -> float:  # noqa: ARG002 the profile holds none
-        """Unequal contexts were not measured: 0."""
-        return 0.0
+    def decode_skew_s(self, n_seqs: int) -> float:
+        """What unequal contexts add [s] per token of ``n_seqs`` * longest - total; 0 where they were not measured."""
+        return self._skew_s if n_seqs > 1 else 0.0
 
     def chunks_s(self, chunks: tuple[Chunk, ...]) -> float:
         """Of prompt chunks [s]."""
@@ -224,7 +237,19 @@ class SeparateAttention:
         seconds = scale * self._prefill(min(n_equal, self._most_seqs), length)
         if n_equal > self._most_seqs:
             seconds *= n_equal / self._most_seqs
-        return seconds
+        if self._cached is not None:
+            cached = pairs - sum(new * (new + 1) // 2 for new, _ in chunks)  # pairs with what was there before
+            if cached > 0:
+                seconds *= self._cached(len(chunks), rows / len(chunks), cached / rows)
+        return seconds + self._append_s(rows)
+
+    def _append_s(self, n_tokens: int) -> float:
+        """Writing the keys and values of new tokens, where it was measured on its own [s]."""
+        line = self._append
+        if line is None:
+            return 0.0
+        moved_s = n_tokens * self._heads.token_bytes() / line["rates"]["bytes"]
+        return self._append_factor * soft_s(moved_s, line["floor_s"], line["p"])
 
     def _seconds(self, pairs: float, entries: float, rows: float, longest: float) -> float:
         """The fitted roofline, in plain numbers [s]."""
@@ -236,6 +261,19 @@ class SeparateAttention:
             + self._line.floor_s**p
         ) ** (1.0 / p)
         return total
+
+
+CACHED_AXES = ("prefill_seqs", "new_tokens", "context_tokens")
+
+
+def cached_table(form: Mapping[str, Any]) -> "Clamped":
+    """The factor of a cached context on a grid over `CACHED_AXES`, held constant outside what was measured."""
+    surface = surface_from(form)
+    shifts = surface.residual.shifts
+    lines = [nodes(form["range"][axis], 2, shift) for axis, shift in zip(CACHED_AXES, shifts, strict=True)]
+    mesh = dict(zip(CACHED_AXES, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
+    logs = surface.residual(mesh).reshape([len(line) for line in lines])
+    return Clamped(Table(lines, shifts, logs), [form["range"][axis] for axis in CACHED_AXES])
 
 
 SKEW_AXES = ("alone", "spread", "decode_seqs", "decode_mean_tokens")
@@ -255,16 +293,11 @@ class Clamped:
 
     def __init__(self, table: Table, ranges: list[tuple[float, float]]) -> None:
         self._table = table
-        (self._a0, self._a1), (self._b0, self._b1), (self._c0, self._c1), (self._d0, self._d1) = ranges
+        self._ranges = ranges
 
-    def __call__(self, a: float, b: float, c: float, d: float) -> float:
+    def __call__(self, *point: float) -> float:
         """Value at the nearest point of the range."""
-        return self._table(
-            min(max(a, self._a0), self._a1),
-            min(max(b, self._b0), self._b1),
-            min(max(c, self._c0), self._c1),
-            min(max(d, self._d0), self._d1),
-        )
+        return self._table(*[min(max(x, low), high) for x, (low, high) in zip(point, self._ranges, strict=True)])
 
 
 def check_heads(subject: Mapping[str, Any], heads: Heads, path: str) -> None:

@@ -9,6 +9,7 @@ from sim.cost.attention import Attention, Heads, MixedAttention, SeparateAttenti
 from sim.cost.dense import Dense, LayerCurves, ShapedGemms
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, DecodeCurve, IterationCost
+from sim.cost.surface import soft_s
 from sim.errors import ProfileError
 from sim.profile import KernelProfile, find_profile
 from sim.spec import DeviceSpec, ModelSpec
@@ -59,6 +60,7 @@ class CalibratedOperations:
         self.provenance = profile.describe() | {"standard_errors_off": z}
         self._n_layers = model.n_layers
         self._device = device
+        self._copies = profile.operations
         self._attention: Attention
         self._dense: Dense
         suffix = format_suffix(profile, "decode_attention", model.kv_dtype, "kv_dtype")
@@ -141,9 +143,25 @@ class CalibratedOperations:
         )
 
     def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
-        """Copies inside device memory (read and written) and over the link to the host [s], by the data sheet."""
-        link = host_bytes / self._device.host_link_bytes_per_s + self._device.host_link_latency_s if host_bytes else 0.0
-        return 2.0 * moved_bytes / self._device.bandwidth_bytes_per_s + link
+        """Copies inside device memory (read and written) and over the link to the host [s].
+
+        As measured where they were (the slower way of the link, pinned memory), else by the data sheet.
+        """
+        seconds = 0.0
+        if moved_bytes:
+            line = self._copies.get("block_copy", {}).get("roofline")
+            if line is None:
+                seconds += 2.0 * moved_bytes / self._device.bandwidth_bytes_per_s
+            else:
+                seconds += soft_s(moved_bytes / line["rates"]["bytes"], line["floor_s"], line["p"])
+        if host_bytes:
+            paths = self._copies.get("link", {}).get("paths")
+            if paths is None:
+                seconds += host_bytes / self._device.host_link_bytes_per_s + self._device.host_link_latency_s
+            else:
+                ways = (paths["h2d pinned"], paths["d2h pinned"])
+                seconds += max(soft_s(host_bytes / way["bytes_per_s"], way["latency_s"], way["p"]) for way in ways)
+        return seconds
 
 
 def format_suffix(profile: KernelProfile, operation: str, dtype: str, key: str) -> str:

@@ -38,6 +38,12 @@ class SoftRoofline:
         return result
 
 
+def soft_s(moved_s: float, floor_s: float, p: float) -> float:
+    """A time and a floor under it, with a soft corner [s]."""
+    total: float = (moved_s**p + floor_s**p) ** (1.0 / p)
+    return total
+
+
 def matern32(x: Array, points: Array) -> Array:
     """Correlation (1 + sqrt(3) d) exp(-sqrt(3) d) at distance d, shapes (n, f), (m, f) -> (n, m).
 

@@ -1,0 +1,238 @@
+"""The GPU's path from points to a simulation, rehearsed on a CPU with the references."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.__main__ import main
+from calibration.bench import gather, time_points
+from calibration.copies import fit_copy, fit_link
+from calibration.fit import fit_profile
+from calibration.gpu import GpuBench
+from calibration.measurements import frame, read_measurements
+from calibration.points_gpu import BLOCK_TOKENS, GPU, TINY, gpu_points, read_batch, write_batch
+from calibration.proof import prove
+from calibration.split import SEED
+from calibration.unequal import UNEQUAL, batch_of, kept_out
+from kernels import reference
+from sim.config import compose, make
+from sim.cost.calibrated import CalibratedOperations
+from sim.profile import read_profile
+from sim.step import Chunk
+
+BANDWIDTH, FLOOR_S = 1e12, 5e-6
+
+
+class FormulaBench(GpuBench):
+    """The rehearsal's points with times of a simple machine, so that what is fitted is known."""
+
+    def seconds(self, at):
+        columns = dict(at.columns)
+        entry = 2 * columns.get("n_kv_heads", 0) * columns.get("head_dim", 0) * 2
+        seconds = FLOOR_S
+        if at.operation in ("append", "block_copy", "transfer"):
+            return FLOOR_S + columns["bytes"] / BANDWIDTH
+        if at.operation == "block_transfer":
+            return FLOOR_S + columns["bytes"] / BANDWIDTH + 2e-6 * columns["n"]
+        if at.operation == "gemm":
+            return FLOOR_S + 2.0 * columns["m"] * columns["n"] * columns["k"] / 1e12
+        if "detail" in columns:
+            chunks, decoding = read_batch(columns["detail"].partition(": ")[2] or columns["detail"])
+        else:
+            chunks = [Chunk(columns.get("new_tokens", 0), columns.get("context_tokens", 0))]
+            chunks *= columns.get("prefill_seqs", 0)
+            decoding = [columns.get("decode_longest_tokens", 0)] * columns.get("decode_seqs", 0)
+        pairs = sum(new * context * 1.5 + new * (new + 1) / 2 for new, context in chunks)  # a context costs half more
+        work = 4e-10 * pairs + sum(decoding) * entry / BANDWIDTH
+        return seconds * (bool(chunks) + bool(decoding)) + work
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rehearsal")
+    time_points(GpuBench(torch.device("cpu")), folder, 5.0, 0)
+    assert main(["step=import", "source=timings", f"path={folder}", f"out={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def formula(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("formula")
+    time_points(FormulaBench(torch.device("cpu")), folder, 5.0, 0)
+    measured = gather(folder)
+    return measured, fit_profile(measured, compare=False, say=lambda _: None)["operations"]
+
+
+def test_every_kind_of_point_is_launched_and_equals_its_reference(rehearsed):
+    lines = [json.loads(line) for line in (rehearsed / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines[0]["device"] == "rehearsal on a CPU"
+    assert [line["error"] for line in lines[1:] if "error" in line] == []
+    timed = {json.loads(line["key"])[0] for line in lines[1:]}
+    assert timed == {at.operation for at in gpu_points(GPU)}
+
+
+def test_a_rehearsal_is_fitted_and_simulated_with(rehearsed):
+    from sim.run import simulate
+
+    assert main(["step=fit", f"measurements={rehearsed}", "compare=false"]) == 0
+    profile = read_profile(rehearsed / "profile.json")
+    assert {*UNEQUAL, "append", "block_copy", "link"} <= set(profile.operations)
+    assert main(["step=report", f"measurements={rehearsed}"]) == 0
+    result = simulate(
+        "model=gpt2",
+        "cost=calibrated",
+        f"cost.profile={rehearsed / 'profile.json'}",
+        "hardware.device.name=rehearsal",
+        "scenario.n_sessions=3",
+    )
+    assert result.end_ns > 0
+
+
+def test_a_kernel_that_errs_is_never_timed(tmp_path):
+    wrong = {
+        name: getattr(reference, name) for name in ("prefill_attention", "kv_append", "kv_copy", "decode_attention")
+    }
+
+    def off(q, k, v, table, plan, **more):
+        return reference.decode_attention(q, k, v, table, plan, **more).mul_(1.05)
+
+    bench = GpuBench(torch.device("cpu"), SimpleNamespace(**(wrong | {"decode_attention": off})))
+    one_of_each = {at.operation: at for at in bench.points()}
+    bench.points = lambda: list(one_of_each.values())
+    time_points(bench, tmp_path, 5.0, 0)
+    measured = gather(tmp_path)
+    assert "decode_attention" not in set(measured.rows["operation"])
+    assert "mixed_launches" not in set(measured.rows["operation"])
+    assert "batched_prefill_attention" in set(measured.rows["operation"])
+    assert any("differs from the reference by 0.0" in note for note in measured.notes)
+
+
+def test_timings_made_without_pandas_or_hydra_are_read_here(tmp_path):
+    blocked = (
+        "import sys; sys.modules.update(dict.fromkeys(('pandas', 'hydra', 'omegaconf', 'simpy', 'scipy', 'rich')))"
+    )
+    options = ["--out", str(tmp_path), "--device", "cpu", "--minutes", "0.03"]
+    run = f"; from calibration.gpu import main; sys.exit(main({options!r}))"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", blocked + run], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert main(["step=import", "source=timings", f"path={tmp_path}", f"out={tmp_path}"]) == 0
+    assert 0 < len(read_measurements(tmp_path).rows) <= len(gpu_points(TINY))
+
+
+def test_without_a_gpu_the_entry_says_so(tmp_path, capsys, monkeypatch):
+    from calibration.gpu import main as gpu_main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_main(["--out", str(tmp_path)]) == 2
+    assert "no GPU here" in capsys.readouterr().err
+    assert main(["step=import", "source=timings", f"path={tmp_path}", "out=x"]) == 2
+    assert "run step=measure first" in capsys.readouterr().err
+
+
+def test_a_cached_context_is_told_as_measured_not_as_modelled(formula):
+    error = formula[1]["cached_prefill_attention"]["error"]
+    assert error["held_out"]["n"] > 1
+    assert error["held_out"]["mape"] < 0.5 * error["compared"]["as_modelled_without_measurement"]["mape"]
+
+
+def test_a_third_of_the_unequal_batches_is_kept_out_of_the_fit(formula):
+    measured, operations = formula
+    for name in ("ragged_decode_attention", "mixed_launches", "varlen_prefill_attention"):
+        rows = measured.of(name)
+        test = kept_out(name, rows, SEED)
+        assert 0 < test.sum() < len(rows) / 1.5
+        shuffled = kept_out(name, rows.iloc[::-1], SEED)
+        assert (test == shuffled[::-1]).all()
+        assert operations[name]["error"]["held_out"]["n"] == test.sum()
+
+
+def test_bandwidth_latency_and_the_cost_of_a_piece_are_found_again(formula):
+    link = formula[1]["link"]
+    for path in link["paths"].values():
+        assert path["bytes_per_s"] == pytest.approx(BANDWIDTH, rel=0.02)
+        assert path["latency_s"] == pytest.approx(FLOOR_S, rel=0.02)
+    for method in link["blocks"].values():
+        assert method["per_piece_s"] == pytest.approx(2e-6, rel=0.02)
+    assert link["error"]["held_out"]["mape"] < 0.02
+    for name in ("append", "block_copy"):
+        assert formula[1][name]["error"]["held_out"]["mape"] < 0.02
+
+
+def test_copies_and_appends_are_served_as_fitted(formula, tmp_path):
+    from calibration.fit import write_profile
+
+    measured, _ = formula
+    write_profile(fit_profile(measured, compare=False, say=lambda _: None), tmp_path / "profile.json")
+    profile = read_profile(tmp_path / "profile.json")
+    config = compose(["model=gpt2"])
+    model, device = make(config["model"], "model"), make(config["hardware"], "hardware").device
+    served = CalibratedOperations(profile, model, device)
+    assert served.copy_s(1e6, 0.0) == pytest.approx(FLOOR_S + 1e6 / BANDWIDTH, rel=0.05)
+    assert served.copy_s(0.0, 1e9) == pytest.approx(FLOOR_S + 1e9 / BANDWIDTH, rel=0.05)
+    without = CalibratedOperations(
+        type(profile)(
+            **{
+                **{name: getattr(profile, name) for name in profile.__slots__},
+                "operations": {name: form for name, form in profile.operations.items() if name != "append"},
+            }
+        ),
+        model,
+        device,
+    )
+    added = served.prefill_attention_s((Chunk(64, 0),)) - without.prefill_attention_s((Chunk(64, 0),))
+    row_bytes = 2.0 * 12 * 64 * 2.0
+    assert added == pytest.approx(model.n_layers * (FLOOR_S + 64 * row_bytes / BANDWIDTH), rel=0.05)
+
+
+def test_the_proof_of_a_profile_covers_unequal_batches(formula, tmp_path):
+    from calibration.fit import write_profile
+
+    measured, operations = formula
+    write_profile(fit_profile(measured, compare=False, say=lambda _: None), tmp_path / "profile.json")
+    proofs = {proof.name: proof for proof in prove(read_profile(tmp_path / "profile.json"), measured)}
+    for name in UNEQUAL:
+        found, said = proofs[name].held_out, operations[name]["error"]["held_out"]
+        assert found["n"] == said["n"]
+        assert found["mape"] == pytest.approx(said["mape"], abs=1e-3)
+
+
+def test_a_fit_of_a_straight_line_leaves_nothing_over():
+    n_bytes = np.geomspace(1e3, 1e9, 9)
+    rows = frame("append", bytes=n_bytes, seconds=FLOOR_S + n_bytes / BANDWIDTH)
+    assert fit_copy(rows)["error"]["held_out"]["mape"] < 0.01
+    wobbly = rows.assign(seconds=rows["seconds"] * np.where(np.arange(9) % 2, 1.2, 0.8))
+    assert fit_copy(wobbly)["error"]["held_out"]["mape"] > 0.1
+    link = fit_link(rows.assign(detail="h2d pinned"), rows.iloc[:0])
+    assert set(link["paths"]) == {"h2d pinned"}
+
+
+def test_the_grid_has_every_kind_and_fits_the_device():
+    points = gpu_points(GPU)
+    counts = Counter(at.operation for at in points)
+    assert counts["ragged_decode_attention"] >= 60
+    assert min(counts["varlen_prefill_attention"], counts["mixed_launches"]) >= 40
+    assert counts["windowed_decode_attention"] > 0 < counts["windowed_prefill_attention"]
+    assert len({at.key for at in points}) == len(points)
+    for at in points:
+        if at.operation in ("ragged_decode_attention", "mixed_launches"):
+            lens = read_batch(at["detail"])[1]
+            columns = -(-max(lens) // BLOCK_TOKENS)
+            pool_bytes = len(lens) * columns * BLOCK_TOKENS * at["n_kv_heads"] * at["head_dim"] * 4
+            assert pool_bytes < 80e9
+
+
+def test_a_batch_written_is_the_batch_read():
+    chunks, decoding = [Chunk(512, 4096), Chunk(64, 0)], [100, 2000]
+    assert read_batch(write_batch(chunks, decoding)) == (chunks, decoding)
+    assert read_batch(write_batch([], decoding)) == ([], decoding)
+    assert read_batch(write_batch(chunks, [])) == (chunks, [])
+    equal = SimpleNamespace(detail="", new_tokens=7, context_tokens=9, prefill_seqs=2)
+    assert batch_of(equal) == ((Chunk(7, 9), Chunk(7, 9)), [])
