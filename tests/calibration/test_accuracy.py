@@ -5,6 +5,7 @@ Predictions are the simulator's, from the committed files; the measurements are 
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from calibration.importers.aiconfigurator import import_aiconfigurator
@@ -12,6 +13,8 @@ from calibration.importers.llmservingsim import import_llmservingsim
 from calibration.measurements import csv_bytes, sha256_of
 from calibration.proof import prove
 from calibration.score import score
+from calibration.surfaces import standard_error
+from sim.cost.surface import StandardError
 from sim.profile import read_profile, shipped_profiles
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -130,3 +133,27 @@ def test_rtx_skewed_times_are_per_call(rtx):
     near = alike[(mean > 1_000) & (mean < 1_200)]
     assert len(near)
     assert near["uniform_s"].between(grid[1_025] * 0.95, grid[1_153] * 1.05).all()
+
+
+@pytest.mark.parametrize("profile", ["h200", "rtx"])
+def test_two_standard_errors_hold_about_95_percent_of_rows_kept_out(profile, request):
+    _, fitted, proofs = request.getfixturevalue(profile)
+    n_checked = 0
+    for name, proof in proofs.items():
+        form = fitted.operations.get("mixed_skew" if name == "mixed_attention, unequal contexts" else name)
+        if form is None:
+            continue
+        predicted, measured = proof.predicted_s[proof.is_held_out], proof.measured_s[proof.is_held_out]
+        said = StandardError(**{key: tuple(x) for key, x in form["standard_error"].items()})
+        off = np.log(predicted / measured)
+        within = np.abs(off) <= 2.0 * said(predicted)
+        assert 0.90 <= within.mean() <= 0.98, name
+        assert np.mean(np.abs(off) <= said(predicted)) >= 0.65, (
+            name
+        )  # 0.68 of a normal; kernels' errors have wide tails
+        if len(off) >= 1_000:  # learnt on one half, it holds as much of the other
+            half = np.arange(len(off)) % 2 == 0
+            learnt = StandardError(**standard_error(predicted[half], measured[half]))
+            assert 0.90 <= np.mean(np.abs(off[~half]) <= 2.0 * learnt(predicted[~half])) <= 0.98, name
+        n_checked += 1
+    assert n_checked >= 4
