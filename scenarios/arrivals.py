@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from scenarios.distributions import Floats, Gamma, Ints, Weibull, is_number, require, require_positive
-from sim.units import NS_PER_S
+from sim.units import LAST_NS, NS_PER_S
 
 BATCH = 4096  # drawn at once; fixed, so that a longer run begins with the very requests of a shorter one
 
@@ -21,8 +21,11 @@ class Arrivals(Protocol):
 
 
 def _ticks(gaps_s: Floats, start_ns: int) -> Ints:
-    """Arrival times after gaps, counted from a tick [ns]."""
-    return start_ns + np.rint(np.cumsum(gaps_s) * NS_PER_S).astype(np.int64)
+    """Arrival times after gaps, counted from a tick [ns]; those past the clock's end are at it, and refused there."""
+    with np.errstate(over="ignore"):
+        since_ns = np.minimum(np.rint(np.cumsum(gaps_s) * NS_PER_S), float(LAST_NS - min(start_ns, LAST_NS)))
+    times_ns: Ints = start_ns + since_ns.astype(np.int64)
+    return times_ns
 
 
 @dataclass(frozen=True, slots=True)

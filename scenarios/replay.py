@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from scenarios.classify import Classifier
-from scenarios.distributions import require, require_positive
+from scenarios.distributions import is_number, require, require_positive
 from scenarios.traces.detect import rows
 from scenarios.traces.row import Row
 from scenarios.traces.text import MAX_LINE_BYTES, MAX_ROWS, MAX_TEXT_BYTES, Caps
 from sim.errors import TraceError
 from sim.request import Finished, Request, stream
-from sim.units import NS_PER_S, ns_from_s
+from sim.units import LAST_NS, NS_PER_S, ns_from_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,9 @@ class Replay:
                 is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
                 require(f"scenario.{key}", value, is_whole, "a whole number >= 1")
         if self.time_range is not None:
-            is_range = len(self.time_range) == 2 and 0 <= self.time_range[0] < self.time_range[1] < float("inf")
+            ends = self.time_range
+            is_range = isinstance(ends, list | tuple) and len(ends) == 2 and all(is_number(end, 0.0) for end in ends)
+            is_range = is_range and ends[0] < ends[1]
             require("scenario.time_range", self.time_range, is_range, "[start, end] with 0 <= start < end [s]")
 
     def requests(self, seed: int) -> Iterator[Request]:
@@ -157,12 +159,18 @@ class Replay:
         if self.sort:
             held = list(read)
             order = np.argsort(np.array([row.arrival_ns for row in held], dtype=np.int64), kind="stable")
-            return (held[i] for i in order.tolist())
+            first_ns = min(held[order[0]].arrival_ns, 0) if held else 0  # times count from the file's first row
+            return (held[i]._replace(arrival_ns=held[i].arrival_ns - first_ns) for i in order.tolist())
         return self._ascending(read) if is_served else read
 
     def _ascending(self, read: Iterator[Row]) -> Iterator[Row]:
         last_ns = 0
+        end_ns = LAST_NS * min(self.rate_scale, 1.0)
         for row in read:
+            if row.arrival_ns > end_ns:
+                raise TraceError(
+                    f"{self.path}:{row.line}: arrives {row.arrival_ns / NS_PER_S:.0f} s after the first row"
+                )
             if row.arrival_ns < last_ns:
                 raise TraceError(
                     f"{self.path}:{row.line}: arrives {(last_ns - row.arrival_ns) / NS_PER_S} s before the row "

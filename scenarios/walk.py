@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import NamedTuple
 
+from scenarios.distributions import is_number, require
 from sim.errors import ConfigError
 from sim.request import Finished, Request, Scenario
 from sim.units import ns_from_s
@@ -26,6 +27,8 @@ Server = Callable[[Request], Ending]
 
 def idle_server(first_token_s: float, per_token_s: float) -> Server:
     """Answers as of a server without load: so long to the first token, so long for each further one [s]."""
+    for key, value in (("first_token_s", first_token_s), ("per_token_s", per_token_s)):
+        require(f"task.{key}", value, is_number(value, 0.0), "a finite number >= 0 [s]")
     first_ns, each_ns = ns_from_s(first_token_s), ns_from_s(per_token_s)
     return lambda request: Ending(
         Finished(request, request.arrival_ns + first_ns + (request.output_tokens - 1) * each_ns)

@@ -60,11 +60,14 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
     if not match:
         return one_line(error)
     *parents, name = match[1].split(".")
-    choices = [override for override in overrides if "." not in override.split("=")[0] and override[0] not in "+~"]
+    groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    choices = [override.split(",")[0] for override in overrides if override.split("=")[0] in groups - {match[1]}]
     try:
-        node: Any = _compose([choice for choice in choices if choice.split("=")[0] != match[1]], config_name)
+        node: Any = _compose(choices, config_name)
         for parent in parents:
             node = node[parent]
+        if name in node:  # it is there, but something new is put into it
+            return f"{match[1]} has keys of its own: put +{match[1]}.KEY=..., one at a time"
         return unknown(match[1], [str(key) for key in node if key not in HYDRA_KEYS], ".".join(parents))
     except Exception:
         return f"{'.'.join([*parents, name])} is not a setting"
@@ -180,6 +183,10 @@ def one_line(error: BaseException, path: str = "") -> str:
         near = get_close_matches(name, options, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{group}={name} is not a choice; {hint}(there are {', '.join(options)})"
+    if match := re.search(r"Config group override must be a string or a list. Got (\w+)", text):
+        return f"a choice must be the name of a file in conf/, got one of type {match[1]} (`--help` lists them)"
+    if match := re.search(r"Error parsing override '(.*?)'", text):
+        return f"{match[1]!r} is not of the form key=value"
     if match := re.search(r"In '.*?': Could not find '(.+?)'", text):
         return f"{match[1].replace('/', '=', 1)} is not a choice"
     if "Missing mandatory value" in text and (match := re.search(r"full_key: (\S+)", text)):

@@ -8,8 +8,9 @@ import simpy
 from simpy.events import URGENT
 
 from sim.engine import Clock, Replica
-from sim.errors import InvariantError
+from sim.errors import ConfigError, InvariantError
 from sim.request import Finished, Request, Scenario
+from sim.units import LAST_NS
 
 
 class Router(Protocol):
@@ -90,6 +91,8 @@ class Traffic:
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} arrives before the one ahead of it in the stream")
+            if request.arrival_ns >= LAST_NS:
+                raise ConfigError(f"request {request.id} would arrive after 146 years, where the clock ends")
             self.env.ring(self._arrival, request.arrival_ns, URGENT, self._emit)
 
     def _emit(self, _: simpy.Event) -> None:

@@ -28,6 +28,9 @@ KEYS = {
 }  # fmt: skip
 
 
+MAX_REPLICAS = 4096  # engine instances in one process; each is built from the configuration
+
+
 def simulate(*overrides: str, **choices: Any) -> "Result":
     """Simulate, and return the facts.
 
@@ -91,7 +94,7 @@ def run(
             index,
             made("batching"),
             made("queue"),
-            made.cache(capacity.n_tokens, env, cost),
+            made.cache(capacity.n_tokens, env, cost, recorder, index),
             cost,
             recorder,
             traffic.next_arrival_ns if is_open_loop else env.peek,
@@ -134,10 +137,13 @@ def check_run(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in KEYS:
             raise ConfigError(unknown(key, sorted(KEYS)))
-    for key, least in (("seed", 0), ("replicas", 1)):
+    for key, least, most in (("seed", 0, 2**63), ("replicas", 1, MAX_REPLICAS)):
         value = config[key]
-        if type(value) is not int or value < least:
-            raise ConfigError(f"{key} must be a whole number >= {least}, got {value!r}")
+        if type(value) is not int or not least <= value <= most:
+            raise ConfigError(f"{key} must be a whole number from {least} to {most}, got {value!r}")
+    trusted = config["trusted_packages"]
+    if not isinstance(trusted, list) or not all(isinstance(name, str) for name in trusted):
+        raise ConfigError(f"trusted_packages must be a list of names, got {trusted!r}")
 
 
 class Builder:
@@ -145,7 +151,7 @@ class Builder:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
-        self.trusted = tuple(config["trusted_packages"] or ())
+        self.trusted = tuple(config["trusted_packages"])
         self.model = self("model")
         self.hardware = self("hardware")
 
@@ -157,9 +163,12 @@ class Builder:
 
     def capacity(self) -> "KVCapacity":
         """KV slots of one replica, derived from the device's memory or given."""
+        from sim.config import check
         from sim.kv.capacity import kv_capacity
 
         batching = self.config["batching"]
+        for group in ("batching", "cache"):
+            check(self.config[group], group, self.trusted)
         most_seqs = batching.get("max_num_seqs") or batching.get("max_batch_size")
         return kv_capacity(
             self.model,
@@ -169,7 +178,9 @@ class Builder:
             max_seqs=most_seqs or 256,
         )
 
-    def cache(self, capacity_tokens: int, env: "Clock", cost: "CostModel") -> "KVCache":
+    def cache(
+        self, capacity_tokens: int, env: "Clock", cost: "CostModel", recorder: "Recorder", replica: int
+    ) -> "KVCache":
         """One replica's KV cache, of the given capacity, with an eviction order of its own."""
         cache: KVCache = self(
             "cache",
@@ -180,6 +191,8 @@ class Builder:
             env=env,
             cost=cost,
             tiers=self("tiers") if self.config.get("tiers") else None,
+            recorder=recorder,
+            replica=replica,
         )
         return cache
 
@@ -280,7 +293,7 @@ def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> None:
     from sim.config import make
 
     check_run(config)
-    trusted = tuple(config["trusted_packages"] or ())
+    trusted = tuple(config["trusted_packages"])
     task = make(config["task"], "task", trusted)
     takes = inspect.signature(task).parameters
     offered = {"config": config, "seed": config["seed"], "out": out, "console": console}
@@ -333,6 +346,7 @@ def main() -> None:
     run_id = os.urandom(3).hex()  # two runs of the same second get two folders
     OmegaConf.register_new_resolver("run_id", lambda: run_id, replace=True)
     failures: list[str] = []
+    sweeps: set[Path] = set()
 
     def job(cfg: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
@@ -354,6 +368,8 @@ def main() -> None:
             print(f"kvtwin: {which}{error}", file=sys.stderr)
             if out.is_dir() and not any(out.iterdir()):
                 out.rmdir()
+            if hydra_config.mode is RunMode.MULTIRUN:
+                sweeps.add(Path(hydra_config.sweep.dir))
 
     version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
     try:
@@ -364,13 +380,18 @@ def main() -> None:
         overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
         print(f"kvtwin: {explain(error, overrides)}", file=sys.stderr)
         sys.exit(2)
+    for sweep in sweeps:  # a sweep none of whose points ran leaves nothing
+        if {path.name for path in sweep.iterdir()} <= {"multirun.yaml"}:
+            (sweep / "multirun.yaml").unlink(missing_ok=True)
+            sweep.rmdir()
     if failures:
         sys.exit(2)
 
 
 def _is_users(error: BaseException) -> bool:
-    """Whether an exception says something about the user's input."""
+    """Whether an exception says something about the user's input: ours, Hydra's, or the file system's."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    return isinstance(error, SimError | HydraException | OmegaConfBaseException)
+    is_about_choices = isinstance(error, ValueError) and str(error).startswith("Config group override")
+    return is_about_choices or isinstance(error, SimError | HydraException | OmegaConfBaseException | OSError)

@@ -106,6 +106,8 @@ def kv_capacity(
     ConfigError
         If the weights and the rest leave no room for a single block. The message holds the arithmetic.
     """
+    if block_tokens < 1:
+        raise ConfigError(f"cache.block_tokens must be >= 1 [tokens], got {block_tokens}")
     ranks, device = hardware.tensor_parallel, hardware.device
     _, kv_heads = model.heads_per_rank(ranks)
     per_token = kv_bytes_per_token(model.n_layers, kv_heads, model.head_dim, model.kv_bytes)
