@@ -150,8 +150,8 @@ class ModelSpec:
         uneven = kv_heads % max(1, tensor_parallel) and tensor_parallel % kv_heads
         if tensor_parallel < 1 or self.n_heads % tensor_parallel or uneven:
             raise ConfigError(
-                f"hardware.tensor_parallel must divide the {self.n_heads} heads of {self.name}, and divide or be a multiple of "
-                f"its {kv_heads} KV heads, got {tensor_parallel}"
+                f"hardware.tensor_parallel must divide the {self.n_heads} heads of {self.name}, and divide or be a "
+                f"multiple of its {kv_heads} KV heads, got {tensor_parallel}"
             )
         return self.n_heads // tensor_parallel, max(1, kv_heads // tensor_parallel)
 
