@@ -17,7 +17,7 @@ import simpy
 from sim.batching.plan import Batch, Plan, Scheduler
 from sim.batching.queue import Queue
 from sim.errors import InvariantError
-from sim.kv.cache import KVCache
+from sim.kv.cache import KVCache, Prefetcher
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import Finished, Request
@@ -79,9 +79,11 @@ class Inbox:
         self._env = env
         self._idle: simpy.Event | None = None
 
-    def arrival(self, ask_again_ns: int | None = None) -> simpy.Event:
-        """The event of the next arrival, or of the clock's reaching ``ask_again_ns``."""
+    def arrival(self, ask_again_ns: int | None = None, loads: list[simpy.Event] | None = None) -> simpy.Event:
+        """The event of the next arrival, of the clock's reaching ``ask_again_ns``, or of the first load to end."""
         self._idle = event = self._env.event()
+        for load in loads or ():
+            load.callbacks.append(lambda _: self.wake() if self._idle is event else None)
         if ask_again_ns is not None:
             timer = self._env.timeout(ask_again_ns - self._env.now_ns)
             if timer.callbacks is not None:  # None once it has fired
@@ -144,6 +146,7 @@ class Replica:
         self._n_preempted = 0  # sequences that gave way in planning this iteration
         self._n_ended = 0  # sequences that ended with the previous iteration
         self._ended: list[Sequence] = []  # of a batch whose answers return together
+        self._prefetcher = kv if isinstance(kv, Prefetcher) else None
         self._plans_ahead = scheduler.plans_ahead
         self._is_busy = False
         self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
@@ -158,6 +161,8 @@ class Replica:
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
         self.n_outstanding += 1
+        if self._prefetcher is not None and len(self.batch.waiting) < self._prefetcher.prefetch_requests:
+            self._prefetcher.prefetch(Sequence(request))
         if self._is_busy and self._plans_ahead:
             self._unseen.append(Sequence(request))
             return
@@ -185,9 +190,10 @@ class Replica:
                 if self._unseen or batch.leaving:  # nothing runs that a plan could be made during
                     self._catch_up(now_ns)
                     continue
-                if plan is None and len(batch.waiting):
+                loads = batch.loading() if batch.partial else []
+                if plan is None and len(batch.waiting) and not loads:
                     raise InvariantError(f"replica {self.index}: requests wait, nothing runs, and none is admitted")
-                yield self.inbox.arrival(plan)  # type: ignore[arg-type]
+                yield self.inbox.arrival(plan, [sequence.loading for sequence in loads])  # type: ignore[arg-type]
                 now_ns = env.now_ns
                 continue
             shape, pace, n_steps = self.horizon(plan, now_ns)
@@ -240,6 +246,9 @@ class Replica:
                 most, n_steps = n_steps, steps_until(first_ps, growth_ps, target_ps, n_steps)
                 if self._plans_ahead and until_ns > start_ns and n_steps < most:
                     n_steps += 1  # planned before that happened
+            if whole.partial and whole.loading():
+                target_ps = (int(min(self.env.peek(), 1 << 62)) - start_ns) * PS_PER_NS - self._carry_ps
+                n_steps = steps_until(first_ps, growth_ps, target_ps, n_steps)
             if plan.valid_until_ns is not None:
                 target_ps = (plan.valid_until_ns - start_ns) * PS_PER_NS - self._carry_ps
                 n_steps = steps_until(first_ps, growth_ps, target_ps, n_steps)

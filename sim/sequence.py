@@ -26,6 +26,8 @@ class Sequence:
     last_token_ns: int | None = None  # its last token before that
     n_preemptions: int = 0
     is_finished: bool = False  # it has its answer
+    loading: Any = None  # the event that ends its wait for KV from below; None: it does not wait
+    is_swapped_in: bool = False  # when it last came back, KV was loaded and not computed anew
     room_tokens: int | None = None  # resident tokens it can reach before the cache must attend to it alone
     holding: Any = None  # what the cache holds for it; the cache's own business
     padding_tokens: int = 0  # its prompt is padded by, in a request-level batch

@@ -56,6 +56,8 @@ class Chunked:
         budget = self.max_num_batched_tokens - n_decoding
         chunks: list[tuple[Sequence, int]] = []
         for sequence in tuple(batch.partial):
+            if sequence.loading is not None:
+                continue
             n_tokens = min(sequence.prefill_left_tokens, budget)
             if n_tokens and kv.extend(sequence, n_tokens, ledger):
                 chunks.append((sequence, n_tokens))
@@ -69,9 +71,10 @@ class Chunked:
                 admitted = batch.admit(budget, now_ns)
                 if admitted is None:
                     break
-                chunks.append(admitted)
-                budget -= admitted[1]
                 n_running += 1
+                if admitted[1]:
+                    chunks.append(admitted)
+                    budget -= admitted[1]
         if not chunks and not n_decoding:  # all gave way: now they come back one by one
             return self.plan(batch, now_ns) if n_preempted else None
         if chunks:

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan
 from sim.errors import ConfigError
-from sim.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -39,15 +38,17 @@ class Continuous:
         """The next iteration, or None when nothing can run before something arrives."""
         kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
         budget = self.max_num_batched_tokens
-        chunks: list[tuple[Sequence, int]] = []
+        chunks = [(one, one.prefill_left_tokens) for one in batch.partial if one.loading is None]
+        budget -= sum(n_tokens for _, n_tokens in chunks)
         while budget > 0 and len(waiting) and batch.n_running() < self.max_num_seqs:
             if chunks and waiting.head().target_tokens - kv.match(waiting.head()) > budget:
                 break
             admitted = batch.admit(None, now_ns)
             if admitted is None:
                 break
-            chunks.append(admitted)
-            budget -= admitted[1]
+            if admitted[1]:
+                chunks.append(admitted)
+                budget -= admitted[1]
         if chunks:
             return Plan(chunks, decodes=False)
         n_preempted = batch.make_room()

@@ -34,8 +34,15 @@ class Batch:
         """Sequences admitted."""
         return len(self.ledger.members) + len(self.partial)
 
+    def loading(self) -> list[Sequence]:
+        """Sequences that wait for KV from below."""
+        return [sequence for sequence in self.partial if sequence.loading is not None]
+
     def admit(self, most_tokens: int | None, now_ns: int) -> tuple[Sequence, int] | None:
-        """Admit the head of the queue with at most so many tokens of its prompt, or nobody if memory is short."""
+        """Admit the head of the queue with at most so many tokens of its prompt, or nobody if memory is short.
+
+        One that waits for KV from below is admitted with none.
+        """
         sequence = self.waiting.head()
         matched = self.kv.match(sequence)
         n_tokens = sequence.target_tokens - matched
@@ -45,8 +52,10 @@ class Batch:
             if self.kv.match(sequence) < matched:
                 return self.admit(most_tokens, now_ns)  # what was found had to give way: try without
             # A piece that follows a cached prefix needs less once some of that prefix has been evicted.
-            self.may_fit_later = matched > 0 and matched + n_tokens < sequence.target_tokens
+            self.may_fit_later = matched > 0 and most_tokens is not None and most_tokens < sequence.target_tokens
             return None
+        if sequence.loading is not None:
+            n_tokens = 0  # its turn comes when its KV has
         self.waiting.take()
         self.partial.append(sequence)
         self.n_admitted += 1

@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from sim.batching.plan import DECODE_ON, Batch, Plan
 from sim.errors import ConfigError
-from sim.sequence import Sequence
 from sim.units import MS_PER_S, ns_from_s
 
 
@@ -46,6 +45,8 @@ class RequestLevel:
         batch.make_room()
         if ledger.members:
             return DECODE_ON
+        if batch.partial:
+            return self._start(batch)
         if not len(waiting):
             return None
         starts_ns = waiting.head().request.arrival_ns + self._max_wait_ns
@@ -55,13 +56,15 @@ class RequestLevel:
             self._starts_ns = starts_ns
             return starts_ns
         self._starts_ns = None
-        chunks: list[tuple[Sequence, int]] = []
-        while len(waiting) and len(chunks) < self.max_batch_size:
-            admitted = batch.admit(None, now_ns)
-            if admitted is None:
+        while len(waiting) and len(batch.partial) < self.max_batch_size:
+            if batch.admit(None, now_ns) is None:
                 break
-            chunks.append(admitted)
-        if not chunks:
+        return self._start(batch)
+
+    def _start(self, batch: Batch) -> Plan | None:
+        """Compute the prompts of a batch, once all KV that it found below has come."""
+        if not batch.partial or batch.loading():
             return None
+        chunks = [(sequence, sequence.prefill_left_tokens) for sequence in batch.partial]
         longest = max(sequence.target_tokens for sequence, _ in chunks)
         return Plan(chunks, decodes=False, pad_to_tokens=longest)

@@ -1,7 +1,7 @@
 """The contract every KV cache keeps with the engine."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sim.ledger import DecodeLedger
 from sim.request import Request
@@ -46,7 +46,8 @@ class KVCache(Protocol):
 
         For a sequence that holds nothing this admits it: it references what `match` found, and its
         ``computed_tokens`` start there. Room for one more token of every decoding sequence is left. A decoding
-        sequence is asked when its ``room_tokens`` are reached; the cache sets new ones.
+        sequence is asked when its ``room_tokens`` are reached; the cache sets new ones. Where KV must come over a link
+        first, the sequence is ``loading`` until then: it holds its memory, and others run.
         """
         ...
 
@@ -72,4 +73,15 @@ class KVCache(Protocol):
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run: evictions, copies, resizes, ..."""
+        ...
+
+
+@runtime_checkable
+class Prefetcher(Protocol):
+    """A cache with memory below it, which likes to know who waits: of the first ``prefetch_requests`` it is told."""
+
+    prefetch_requests: int
+
+    def prefetch(self, sequence: Sequence) -> None:
+        """A request has joined the queue: bring nearer what it will need."""
         ...

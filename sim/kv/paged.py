@@ -15,10 +15,10 @@ Blocks of sequences that decode are a count until the sequence leaves: the ledge
 from collections.abc import Callable, Mapping
 
 from sim.errors import ConfigError
-from sim.kv.eviction import Divider, Evictor
+from sim.kv.eviction import Divider, Evictor, Unit
 from sim.kv.prefix import BlockTable, Match, PrefixIndex, Run
 from sim.ledger import DecodeLedger
-from sim.request import BlockRange, Request, block_ranges
+from sim.request import BlockRange, Request, Segment, block_ranges
 from sim.sequence import Sequence
 
 
@@ -40,6 +40,8 @@ class PagedCache:
     window_tokens : int or None
         The model's attention window: older KV is dropped while decoding [tokens].
     """
+
+    _names_private = False  # whether text that nobody shares gets an identity too
 
     def __init__(
         self,
@@ -80,7 +82,7 @@ class PagedCache:
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
-        if sequence.request.content is None:
+        if sequence.request.content is None and not self._names_private:
             return 0
         return sum(n_blocks for _, _, n_blocks in self._matched(sequence)) * self.block_tokens
 
@@ -90,7 +92,7 @@ class PagedCache:
         size = self.block_tokens
         free = self._n_free - (ledger.blocks_needed(1) if ledger.members else 0)
         if table is None:
-            matched = self._matched(sequence) if sequence.request.content is not None else []
+            matched = self._matched(sequence) if sequence.request.content is not None or self._names_private else []
             n_matched = n_unparked = 0
             for run, _, n_blocks in matched:
                 n_matched += n_blocks
@@ -167,7 +169,7 @@ class PagedCache:
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
         if self._texts and self._texts.pop(sequence, None) is not None and not sequence.dropped_tokens:
             n_tokens = sequence.computed_tokens
-            self._name(table, block_ranges(sequence.text(), n_tokens, self.block_tokens), n_tokens)
+            self._name(table, block_ranges(self._text(sequence), n_tokens, self.block_tokens), n_tokens)
         n_blank = n_blocks - table.n_named
         self._n_free += n_blank
         self.held_tokens -= n_blank * self.block_tokens
@@ -194,13 +196,17 @@ class PagedCache:
         """Facts of the run."""
         return {"evicted_blocks": self._n_evicted, "kv_blocks": self.n_blocks}
 
+    def _text(self, sequence: Sequence) -> tuple[Segment, ...]:
+        """Identity of what a sequence has said so far."""
+        return sequence.text()
+
     def _matched(self, sequence: Sequence) -> list[Match]:
         """Resident blocks of a waiting sequence's text, from its start."""
-        if sequence.request.content is None or not self._prefix_caching:
+        if not self._prefix_caching:
             return []
         text = self._texts.get(sequence)
         if text is None:
-            text = self._texts[sequence] = block_ranges(sequence.text(), sequence.target_tokens, self.block_tokens)
+            text = self._texts[sequence] = block_ranges(self._text(sequence), sequence.target_tokens, self.block_tokens)
         if self._found[0] is not sequence:
             most_blocks = (sequence.target_tokens - 1) // self.block_tokens
             self._found = (sequence, self._index.match(text, most_blocks) if most_blocks else [])
@@ -250,7 +256,11 @@ class PagedCache:
             self._n_parked -= unit.n_blocks
             self.idle_tokens -= unit.n_blocks * self.block_tokens
             self._n_evicted += unit.n_blocks
-            self._index.forget(unit)
+            self._forget(unit)
+
+    def _forget(self, unit: Unit) -> None:
+        """What a block held has been evicted."""
+        self._index.forget(unit)
 
     def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
         """Make the full blocks among a sequence's first tokens findable."""

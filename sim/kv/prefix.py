@@ -36,6 +36,12 @@ class Run(Unit):
     born: int = 0  # when it was made, counted; its cuttings are as old
     tables: dict[BlockTable, None] = field(default_factory=dict)  # who holds it
 
+    def last(self, n_blocks: int) -> "Run":
+        """Its last blocks as a run of their own, to say what is given up."""
+        size = self.n_tokens // self.n_blocks
+        first_end = self.first_end + (self.n_blocks - n_blocks) * size
+        return Run(self.key, size * n_blocks, n_blocks, first_end=first_end, born=self.born)
+
 
 class PrefixIndex:
     """Runs by the text they hold.
@@ -164,11 +170,17 @@ class PrefixIndex:
             n_blocks -= run.n_blocks
         return left
 
+    def ranges(self, run: Unit) -> list[BlockRange]:
+        """The text of a run."""
+        if run.key is None or not isinstance(run, Run):
+            return []
+        return [(run.key if self.is_divisible else run.key - run.first_end, run.first_end, run.n_blocks)]
+
     def forget(self, run: Unit) -> None:
         """What a run held has been evicted."""
         if run.key is not None and isinstance(run, Run):
             twins = self._runs[run.key]
-            del twins[run]
+            twins.pop(run, None)  # what is part of a run is not listed
             if not twins:
                 del self._runs[run.key]
 

@@ -11,11 +11,13 @@ from sim.cost import DecodeCurve, HostCost, IterationCost
 from sim.kv.allocator import Buddy, FirstFit
 from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
+from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.paged import PagedCache
 from sim.kv.prediction import Predicted
 from sim.kv.pruned import PrunedCache
 from sim.kv.reservation import Growing, Maximum, Oracle
 from sim.kv.retention import Share, Window
+from sim.kv.tiers import Tiers, TierSpec
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin
 from sim.step import Chunk
@@ -91,6 +93,36 @@ pruned = st.builds(
     st.booleans(),
     st.sampled_from([None, None, 9]),
     st.just(100.0),
+)
+
+
+def tiers(dram: float, disk: float | None, fails_at_s: float | None) -> Tiers:
+    """Of so many bytes."""
+    gib = 1 << 30
+    levels = [TierSpec("dram", dram / gib, 4e9, 2e9, 3e-9, 1e-9, Lru, fails_at_s)]
+    if disk is not None:
+        levels.append(TierSpec("disk", disk / gib, 1e9, 5e8, 2e-8, 2e-9, partial(BlankFirst, order=Fifo)))
+    return Tiers(tuple(levels))
+
+
+hierarchical = st.builds(
+    partial,
+    st.just(HierarchicalCache),
+    capacity_tokens=st.integers(16, 100),
+    eviction=st.sampled_from(list(EVICTIONS.values())),
+    tiers=st.builds(
+        tiers, st.sampled_from([80, 400, 4000]), st.sampled_from([None, 200, 4000]), st.sampled_from([None, None, 3e-7])
+    ),
+    cost=st.just(LinearCost(5_003, 1_009, 101, 53)),
+    kv_bytes_per_token=st.just(10.0),
+    block_tokens=st.sampled_from([1, 2, 4, 8]),
+    watermark=st.sampled_from([0.0, 0.05]),
+    window_tokens=st.sampled_from([None, None, 24]),
+    overlap=st.sampled_from([True, True, False]),
+    write=st.sampled_from(["through", "back"]),
+    reload=st.sampled_from(["always", "cheaper", "never"]),
+    prefetch=st.integers(0, 3),
+    chunk_tokens=st.just(8),
 )
 growing = st.builds(
     partial,

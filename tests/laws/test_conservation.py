@@ -49,8 +49,8 @@ def test_every_token_is_generated_in_an_iteration_and_none_besides(given):
     # a prompt's last iteration gives a token; joined_seqs leaves out those that end with it
     last_by_prefill = n_tokens - decoded - joined
     assert n_single <= last_by_prefill <= n_single + n_resumed
-    assert (table.column("held_tokens") <= given["kv"]().capacity_tokens).all()
-    assert (table.column("held_tokens") + table.column("idle_tokens") <= given["kv"]().capacity_tokens).all()
+    assert (table.column("held_tokens") <= house.replicas[0].kv.capacity_tokens).all()
+    assert (table.column("held_tokens") + table.column("idle_tokens") <= house.replicas[0].kv.capacity_tokens).all()
     assert (table.column("live_tokens") >= 0).all()
 
 

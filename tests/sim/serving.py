@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sim.batching import Chunked, Fcfs
 from sim.batching.plan import Batch
 from sim.engine import Clock, Replica
 from sim.kv.eviction import Lru
+from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.paged import PagedCache
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
@@ -116,8 +118,16 @@ class House:
             "ends_ns": [self.ends_ns(replica.index) for replica in self.replicas],
             "preemptions": self.recorder.preemptions.rows().tolist(),
             "refused": self.recorder.refused.rows().tolist(),
+            "transfers": sorted(self.recorder.transfers.rows().tolist()),
             "counts": [dict(replica.kv.counts()) for replica in self.replicas],
         }
+
+
+def built(kv: Callable[..., Any], env: Clock, recorder: Recorder) -> Any:
+    """A cache; one with links gets the run's clock and recorder."""
+    if isinstance(kv, partial) and kv.func is HierarchicalCache:
+        return kv(env=env, recorder=recorder)
+    return kv()
 
 
 def serve(
@@ -141,7 +151,19 @@ def serve(
     next_outside_ns = traffic.next_arrival_ns if is_open_loop else env.peek
     on_finish = None if is_open_loop else traffic.ended
     house = [
-        Replica(env, i, scheduler(), queue(), kv(), cost(), recorder, next_outside_ns, on_finish, max_len, max_steps)
+        Replica(
+            env,
+            i,
+            scheduler(),
+            queue(),
+            built(kv, env, recorder),
+            cost(),
+            recorder,
+            next_outside_ns,
+            on_finish,
+            max_len,
+            max_steps,
+        )
         for i in range(replicas)
     ]
     if is_naive:

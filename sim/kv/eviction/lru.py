@@ -103,9 +103,8 @@ class Lru:
                 continue
             if head.n_blocks > missing and (head.key is None or head.is_divisible):
                 if head.key is not None:
-                    n_tokens = head.n_tokens // head.n_blocks * missing
-                    head.n_tokens -= n_tokens
-                    evicted.append(Unit(head.key, n_tokens, missing))
+                    evicted.append(head.last(missing))
+                    head.n_tokens -= evicted[-1].n_tokens
                 head.n_blocks -= missing
                 missing = 0
                 break

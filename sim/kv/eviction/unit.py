@@ -22,6 +22,10 @@ class Unit:
     is_divisible: bool = False  # its last blocks can be given up without the first
     n_stale: int = 0  # entries that `Lru` has of it besides the one that holds
 
+    def last(self, n_blocks: int) -> "Unit":
+        """Its last blocks as a unit of their own, to say what is given up."""
+        return Unit(self.key, self.n_tokens // self.n_blocks * n_blocks, n_blocks)
+
 
 class Evictor(Protocol):
     """The free blocks of a cache in the order in which they are taken, those with content included.

@@ -1,0 +1,193 @@
+"""Memory below the device's: where blocks go when there is no room for them, and come back from.
+
+A tier keeps blocks by the identity of their text, in an order of eviction of its own, behind a link per direction.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sim.errors import ConfigError
+from sim.kv.eviction import Divider, Evictor
+from sim.kv.link import Link
+from sim.kv.prefix import BlockTable, PrefixIndex, Run
+from sim.record import Recorder
+from sim.request import BlockRange
+from sim.units import GIB, ns_from_s
+
+if TYPE_CHECKING:
+    import simpy
+
+
+@dataclass(frozen=True, slots=True)
+class TierSpec:
+    """Data sheet of a tier. Rates are per direction, and per replica."""
+
+    name: str
+    capacity_gib: float
+    read_bytes_per_s: float  # towards the device
+    write_bytes_per_s: float
+    latency_s: float
+    piece_s: float  # what starting one copy takes of the link
+    eviction: Callable[[int], Evictor]
+    fails_at_s: float | None = None  # from then on it is gone, and what it held; nothing else is lost
+
+    def __post_init__(self) -> None:
+        for key, value in (
+            ("capacity_gib", self.capacity_gib),
+            ("read_bytes_per_s", self.read_bytes_per_s),
+            ("write_bytes_per_s", self.write_bytes_per_s),
+        ):
+            if not 0.0 < value < float("inf"):
+                raise ConfigError(f"tiers.{self.name}.{key} must be > 0 and finite, got {value!r}")
+        for key, value in (("latency_s", self.latency_s), ("piece_s", self.piece_s)):
+            if not 0.0 <= value < float("inf"):
+                raise ConfigError(f"tiers.{self.name}.{key} must be >= 0 and finite [s], got {value!r}")
+        if self.fails_at_s is not None and not 0.0 <= self.fails_at_s < float("inf"):
+            raise ConfigError(f"tiers.{self.name}.fails_at_s must be null or >= 0 [s], got {self.fails_at_s!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tiers:
+    """The tiers below the device, fastest first."""
+
+    levels: tuple[TierSpec, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        if not self.levels:
+            raise ConfigError("tiers.levels must name at least one tier, got none")
+        for above, below in zip(self.levels, self.levels[1:], strict=False):
+            if below.read_bytes_per_s > above.read_bytes_per_s:
+                raise ConfigError(
+                    f"tiers.levels must go from fast to slow: {below.name} reads {below.read_bytes_per_s:g} B/s, "
+                    f"{above.name} above it {above.read_bytes_per_s:g} B/s"
+                )
+
+
+class Tier:
+    """One tier of one replica: blocks by text, an evictor, a link each way."""
+
+    def __init__(
+        self,
+        spec: TierSpec,
+        block_tokens: int,
+        block_bytes: int,
+        env: "simpy.Environment",
+        recorder: Recorder,
+        replica: int,
+    ) -> None:
+        self.spec = spec
+        self.n_blocks = int(spec.capacity_gib * GIB // block_bytes)
+        if self.n_blocks < 1:
+            raise ConfigError(
+                f"tiers.{spec.name}.capacity_gib must hold one block of {block_bytes} bytes, got {spec.capacity_gib}"
+            )
+        self._env = env
+        self._fails_ns = None if spec.fails_at_s is None else ns_from_s(spec.fails_at_s)
+        self._evictor = spec.eviction(self.n_blocks)
+        self._index = PrefixIndex(block_tokens, isinstance(self._evictor, Divider))
+        self.down = Link(
+            env, spec.write_bytes_per_s, spec.latency_s, spec.piece_s, recorder, f"to {spec.name}", replica
+        )
+        self.up = Link(env, spec.read_bytes_per_s, spec.latency_s, spec.piece_s, recorder, f"from {spec.name}", replica)
+        self.n_evicted = 0
+
+    @property
+    def is_gone(self) -> bool:
+        """It has failed."""
+        return self._fails_ns is not None and self._env.now >= self._fails_ns
+
+    def match(self, text: list[BlockRange]) -> int:
+        """Blocks of a text that are here, from the first asked for on [blocks]."""
+        if self.is_gone or not text:
+            return 0
+        most = sum(n_blocks for _, _, n_blocks in text)
+        return sum(n_blocks for _, _, n_blocks in self._index.match(text, most))
+
+    def put(self, text: list[BlockRange]) -> list[BlockRange]:
+        """Keep blocks; what is here already counts as used again. Returns what had to give way."""
+        if self.is_gone:
+            return []
+        table = BlockTable()
+        matched = self._index.match(text, sum(n_blocks for _, _, n_blocks in text))
+        n_found = sum(n_blocks for _, _, n_blocks in matched)
+        for run, offset, n_blocks in reversed(matched):
+            self._claim(table, run, offset, n_blocks)
+        table.runs.reverse()
+        table.n_named = n_found
+        missing = after(text, n_found, self._index.block_tokens)
+        n_new = min(sum(n_blocks for _, _, n_blocks in missing), len(self._evictor))
+        evicted: list[BlockRange] = []
+        for unit in self._evictor.victims(n_new):
+            self.n_evicted += unit.n_blocks
+            evicted += self._index.ranges(unit)
+            self._index.forget(unit)
+        self._index.name(table, text, n_found + n_new)
+        for run in reversed(table.runs):
+            del run.tables[table]
+        self._evictor.park(table.runs[::-1])
+        return evicted
+
+    def _claim(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
+        evictor = self._evictor
+        if n_blocks == run.n_blocks or not isinstance(evictor, Divider):
+            evictor.claim([run])
+            self._index.hold(table, run, offset, n_blocks)
+            return
+        if offset and offset + n_blocks < run.n_blocks:
+            evictor.divide(run, self._index.cut(run, offset + n_blocks))
+        self._index.hold_parked(table, run, offset, n_blocks)
+        evictor.claim_part(run, n_blocks)
+
+
+def after(text: list[BlockRange], n_blocks: int, block_tokens: int) -> list[BlockRange]:
+    """A text without its first blocks.
+
+    Examples
+    --------
+    >>> after([(7, 16, 2), (8, 48, 3)], 3, 16)
+    [(8, 64, 2)]
+    """
+    rest = []
+    for piece, end, n in text:
+        n_left_out = min(n, n_blocks)
+        n_blocks -= n_left_out
+        if n > n_left_out:
+            rest.append((piece, end + n_left_out * block_tokens, n - n_left_out))
+    return rest
+
+
+def first(text: list[BlockRange], n_blocks: int) -> list[BlockRange]:
+    """The first blocks of a text.
+
+    Examples
+    --------
+    >>> first([(7, 16, 2), (8, 48, 3)], 3)
+    [(7, 16, 2), (8, 48, 1)]
+    """
+    begin = []
+    for piece, end, n in text:
+        n = min(n, n_blocks)
+        n_blocks -= n
+        if n:
+            begin.append((piece, end, n))
+    return begin
+
+
+def merged(blocks: list[BlockRange], block_tokens: int) -> list[BlockRange]:
+    """The same blocks in as few ranges as hold them, in order of their text.
+
+    Examples
+    --------
+    >>> merged([(7, 48, 1), (7, 16, 2), (8, 16, 1)], 16)
+    [(7, 16, 3), (8, 16, 1)]
+    """
+    joined: list[BlockRange] = []
+    for piece, end, n in sorted(blocks):
+        if joined and joined[-1][0] == piece and end <= joined[-1][1] + joined[-1][2] * block_tokens:
+            _, start, n_before = joined[-1]
+            joined[-1] = (piece, start, max(n_before, (end - start) // block_tokens + n))
+        else:
+            joined.append((piece, end, n))
+    return joined
