@@ -61,7 +61,8 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
         return one_line(error)
     *parents, name = match[1].split(".")
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    choices = [override.split(",")[0] for override in overrides if override.split("=")[0] in groups - {match[1]}]
+    groups.discard(match[1])
+    choices = [one.split(",")[0] for one in overrides if one.split("=")[0].split("/")[0] in groups]
     try:
         node: Any = _compose(choices, config_name)
         for parent in parents:

@@ -1,8 +1,4 @@
-"""Kernels are tested in Triton's interpreter: the variable must stand before their modules are imported."""
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
+"""What Triton's interpreter needs besides the variable that ``tests/conftest.py`` sets."""
 
 import triton
 import triton.runtime.interpreter as interpreter
