@@ -59,7 +59,8 @@ class HierarchicalCache(PagedCache):
     reload : {"always", "cheaper", "never"}
         What a preempted sequence does about KV below; others load what they find, or with ``cheaper`` what pays.
     prefetch : int
-        Requests that arrive with fewer than so many waiting have their blocks brought up to the first tier.
+        Requests that arrive with fewer than so many waiting have their blocks brought up to the first tier; none
+        without ``overlap``.
     chunk_tokens : int
         KV that is copied in one piece; LMCache's is 256 [tokens].
     replica : int
@@ -161,6 +162,8 @@ class HierarchicalCache(PagedCache):
 
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""
+        if not self._overlap:
+            return  # beside what?
         text = self._ranges(sequence)
         for below in range(1, len(self._tiers)):
             n_above = self._tiers[0].match(text)

@@ -192,7 +192,7 @@ houses = st.fixed_dictionaries(
         "scenario": scenarios(),
         "scheduler": schedulers,
         "queue": st.sampled_from(list(QUEUES.values())),
-        "kv": st.one_of(paged, paged, contiguous, pruned, growing),
+        "kv": st.one_of(paged, paged, contiguous, pruned, growing, hierarchical),
         "cost": st.sampled_from(sorted(COSTS)).map(COSTS.__getitem__),
         "router": st.sampled_from([RoundRobin, LeastLoaded]),
         "replicas": st.sampled_from([1, 1, 2, 3]),
