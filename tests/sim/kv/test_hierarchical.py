@@ -13,11 +13,14 @@ from tests.sim.serving import LinearCost, Listed, asked, serve
 COST = LinearCost(1_000_000, per_prompt_ps=50_000)
 
 
-def tier(name="dram", n_bytes=1e6, rate=1e9, fails_at_s=None):
-    return TierSpec(name, n_bytes / (1 << 30), rate, rate, 0.0, 0.0, Lru, fails_at_s)
+def tier(name="dram", n_bytes=1e6, rate=1e9, fails_at_s=None, write_rate=None):
+    return TierSpec(name, n_bytes / (1 << 30), rate, write_rate or rate, 0.0, 0.0, Lru, fails_at_s)
 
 
-def house(listed, turns=None, levels=(tier(),), capacity=64, **fields):
+DRAM = (tier(),)
+
+
+def house(listed, turns=None, levels=DRAM, capacity=64, **fields):
     kv = partial(
         HierarchicalCache,
         capacity_tokens=capacity,
@@ -51,7 +54,7 @@ def test_what_was_evicted_comes_back_over_the_link():
 
 
 def test_who_waits_for_a_transfer_does_not_hold_up_others():
-    slow = tier(rate=1e6)  # 1 byte per us: a load takes 440 us
+    slow = tier(rate=1e6, write_rate=1e9)  # 1 byte per us: a load takes up to 440 us
     script = conversation_and_crowd()
     late = asked(2, 810_000, 4, 3, content=((3, 4),), session_id=3)
     script["listed"].append(late)
