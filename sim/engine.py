@@ -29,18 +29,24 @@ from sim.units import PS_PER_NS
 class Clock(simpy.Environment):
     """Simulated time, in whole nanoseconds."""
 
+    arrival: simpy.Event | None = None  # of the next request of an open stream; it does nothing but fill queues
+
     @property
     def now_ns(self) -> int:
         """The present."""
         return self._now  # type: ignore[return-value]  # starts at 0 and every delay is a whole number
 
     def skip_to(self, at_ns: int) -> bool:
-        """Move on to a moment if nothing else is due until then.
+        """Move on to a moment if nothing but requests' arrivals is due until then.
 
-        An event of that moment would be the next one anyway: this spares its way through the queue.
+        An event of that moment would be the next one anyway: this spares its way through the queue, and the caller's
+        being put to sleep and woken.
         """
-        if self._queue and self._queue[0][0] <= at_ns:
-            return False
+        queue = self._queue
+        while queue and queue[0][0] <= at_ns:
+            if queue[0][3] is not self.arrival:
+                return False
+            self.step()
         self._now = at_ns
         return True
 
@@ -199,10 +205,10 @@ class Replica:
             shape, pace, n_steps = self.horizon(plan, now_ns)
             owed_ps = self._carry_ps + n_steps * pace[0] + pace[1] * (n_steps * (n_steps - 1) // 2)  # elapsed_ps
             end_ns = now_ns + owed_ps // PS_PER_NS
+            self._is_busy = True
             if self.max_steps is not None or not env.skip_to(end_ns):
-                self._is_busy = True
                 yield self.turn.at(end_ns)
-                self._is_busy = False
+            self._is_busy = False
             self.commit(plan, shape, pace, n_steps, now_ns, end_ns)
             self._carry_ps = owed_ps % PS_PER_NS
             now_ns = end_ns
@@ -242,7 +248,7 @@ class Replica:
         if n_steps > 1:
             until_ns = self.next_outside_ns() if plan.is_open else inf
             if until_ns != inf:
-                target_ps = (int(until_ns) - start_ns) * PS_PER_NS - self._carry_ps
+                target_ps: int = (until_ns - start_ns) * PS_PER_NS - self._carry_ps  # type: ignore[assignment]  # a tick
                 most, n_steps = n_steps, steps_until(first_ps, growth_ps, target_ps, n_steps)
                 if self._plans_ahead and until_ns > start_ns and n_steps < most:
                     n_steps += 1  # planned before that happened

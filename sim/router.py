@@ -64,7 +64,7 @@ class Traffic:
         self.is_open_loop = is_open_loop
         self._stream: Iterator[Request] = scenario.requests(seed)
         self._next: Request | None = None
-        self._arrival = _Arrival(env)  # of the stream, one at a time
+        self._arrival = env.arrival = _Arrival(env)  # of the stream, one at a time
 
     def start(self, replicas: list[Replica]) -> None:
         """Begin with the first request."""
@@ -98,9 +98,11 @@ class Traffic:
     def _emit(self, _: simpy.Event) -> None:
         """Hand over the request whose time has come, and those of the same nanosecond."""
         now = self.env.now_ns
+        choose, replicas = self.router.choose, self.replicas
         request = self._next
         while request is not None and request.arrival_ns == now:
-            self._deliver(request)
+            self.n_arrived += 1
+            choose(request, replicas).submit(request)
             self._next = request = next(self._stream, None)
         self._schedule_next()
 

@@ -28,6 +28,8 @@ Source: vLLM, ``cudagraph_capture_sizes`` of its engine arguments: ``[1, 2, 4] +
 range(256, max + 1, 16)`` with ``max_cudagraph_capture_size = min(2 * max_num_seqs, 512)``.
 """
 
+MOST_REMEMBERED = 1 << 14  # sets of chunks; a megabyte or two
+
 FAR = 1 << 50  # no knot and no end: beyond any number of tokens or iterations
 
 
@@ -114,6 +116,7 @@ class IterationCost:
     _decode: dict[int, _Decode] = field(default_factory=dict, init=False, repr=False)
     _dense_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     _sequences_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _prefill_ps: dict[tuple[Chunk, ...], int] = field(default_factory=dict, init=False, repr=False)
     _fused: FusedAttention | None = field(init=False, repr=False)
     _is_sync: bool = field(init=False, repr=False)
     _base_ps: int = field(init=False, repr=False)
@@ -145,7 +148,7 @@ class IterationCost:
         if chunks or moved or hosted or not batch:
             return _new_tuple(Pace, (self._once_ps(shape), 0, 1))
         rest, host, knots, starts, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
-        i = bisect_right(knots, context) - 1
+        i = 0 if context < knots[1] else bisect_right(knots, context) - 1
         slope = slopes[i]
         device = rest + starts[i] + slope * (context - knots[i])
         growth = slope * growing
@@ -182,7 +185,7 @@ class IterationCost:
         if chunks and batch and self._fused is not None:
             device += ps_from_s(self._fused.fused_attention_s(chunks, batch, context, longest))
         elif chunks:
-            device += ps_from_s(self.operations.prefill_attention_s(chunks))
+            device += self._prefill_ps.get(chunks) or self._prefill(chunks)
         if batch and not (chunks and self._fused is not None):
             _rest, _host, knots, starts, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
             i = bisect_right(knots, context) - 1
@@ -218,6 +221,13 @@ class IterationCost:
             valid_to_tokens=curve.valid_to_tokens,
         )
         return row
+
+    def _prefill(self, chunks: tuple[Chunk, ...]) -> int:
+        """Attention of some chunks, remembered: prompts of one length that start from nothing come again and again."""
+        if len(self._prefill_ps) >= MOST_REMEMBERED:
+            self._prefill_ps.clear()
+        ps = self._prefill_ps[chunks] = ps_from_s(self.operations.prefill_attention_s(chunks))
+        return ps
 
     def _dense(self, n_tokens: int) -> int:
         """Dense parts at the smallest captured graph that holds the tokens, or at their number past the largest."""
