@@ -4,6 +4,7 @@ from functools import partial
 
 from hypothesis import given
 
+from sim.batching import Chunked
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.request import Request
@@ -33,3 +34,19 @@ def test_equality_is_asked_of_runs_that_preempt_and_jump():
     assert len(fast.recorder.iterations) < len(slow.recorder.iterations) / 2
     slower = serve(**(house | {"cost": lambda: LinearCost(10 * NS_PS, per_seq_ps=9)}))
     assert fast.facts() != slower.facts(), "9 ps per sequence add up to a tick"
+
+
+def test_what_arrives_as_an_iteration_starts_is_in_the_plan_after_it():
+    """10 ns an iteration, planned ahead. A ends at 10 and is followed at once, while B decodes: in at 20, not at 30."""
+    listed = [
+        Request(0, 0, 1, 1, 1, ((1, 1),), -1, session_id=0),
+        Request(1, 0, 1, 9, 9, ((2, 1),), -2, session_id=1),
+    ]
+    house = {
+        "scenario": Listed(listed, {0: [(0, 1, 1)]}),
+        "scheduler": partial(Chunked, 40, 4, True),
+        "cost": lambda: LinearCost(10 * NS_PS),
+    }
+    fast, slow = serve(**house), serve(**house, max_steps=1)
+    assert fast.facts() == slow.facts()
+    assert [row["scheduled_ns"] for row in fast.requests() if row["id"] == 1000] == [20]
