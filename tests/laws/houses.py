@@ -206,5 +206,5 @@ def run(house: dict, **how: object) -> House:
 
 
 slow_and_thorough = settings(
-    max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -54,7 +54,7 @@ class NaiveLedger:
         return sorted((one.sequence for one in done), key=lambda sequence: sequence.order)
 
     def due(self) -> list[Sequence]:
-        full = [one for one in self.decoding if self._room(one) == 0]
+        full = [one for one in self.decoding if (room := self._room(one)) is not None and room <= 0]
         for one in full:
             one.is_armed = False
         return sorted((one.sequence for one in full), key=lambda sequence: sequence.order)
@@ -147,5 +147,5 @@ class NaiveLedger:
 
     def _room(self, one: Decoding) -> int | None:
         room = one.sequence.room_tokens
-        is_reached = self.window_tokens is None or (room is not None and room < self.window_tokens)
+        is_reached = self.window_tokens is None or (room is not None and room < self.window_tokens and self._grows(one))
         return room - one.resident if is_reached and one.is_armed and room is not None else None
