@@ -278,8 +278,11 @@ class Replica:
                 if n_tokens == sequence.prefill_left_tokens:
                     complete.append(sequence)
                     n_joined += sequence.generated_tokens + 1 < sequence.request.output_tokens
+        shared_tokens = kv.shared_tokens
         if rounding_tokens is None:
-            rounding_tokens = held_tokens - live_tokens if held_tokens > live_tokens else 0
+            rounding_tokens = held_tokens - n_prefilled - live_tokens + shared_tokens
+            if rounding_tokens < 0:  # of a long prompt a window holds only the end
+                rounding_tokens = 0
         iterations = self.recorder.iterations
         iterations.append(
             iterations.pack(
@@ -302,6 +305,7 @@ class Replica:
                 n_decoding - n_emitting,
                 rounding_tokens,
                 kv.external_tokens,
+                shared_tokens,
             )
         )
         self._n_preempted = 0

@@ -48,12 +48,13 @@ ITERATION_COLUMNS = (
     "waiting_seqs",
     "partial_seqs",  # admitted, prompt not yet completely computed
     "held_tokens",  # token slots held by admitted sequences
-    "live_tokens",  # of these, slots that hold KV
+    "live_tokens",  # KV entries of admitted sequences; one that several share counts for each
     "idle_tokens",  # slots holding reusable KV that no sequence references
     "preempted_seqs",  # preempted while planning this iteration
     "padding_seqs",  # computed with the batch although their answer has ended (request-level batches)
-    "internal_tokens",  # held slots that rounding added: ends of blocks, powers of two
+    "internal_tokens",  # held slots that rounding added and no token is meant for: ends of blocks, powers of two
     "external_tokens",  # free slots outside the longest hole, where an extent must lie in one piece
+    "shared_tokens",  # live ones that share a slot with another sequence's: live - shared slots hold KV
 )
 PREEMPTION_COLUMNS = (
     "request_id",

@@ -14,8 +14,9 @@ class KVCache(Protocol):
     Token slots are the currency: ``held_tokens`` are taken by admitted sequences, ``idle_tokens`` hold reusable KV
     that nobody references. ``moved_bytes`` is what the cache copied inside device memory since the engine last took
     note (growth, compaction), ``host_bytes`` what it moved over the host link on the critical path. Of the slots held,
-    ``rounding_tokens`` belong to no token and never will (None: all that hold none, as at the ends of blocks), and
-    ``external_tokens`` are free but not in one piece.
+    ``rounding_tokens`` belong to no token and never will (None: all that no token is meant for, as at the ends of
+    blocks), and ``external_tokens`` are free but not in one piece. ``shared_tokens`` are read by one more sequence than
+    hold them: each further reader of a slot counts.
     """
 
     capacity_tokens: int
@@ -26,6 +27,7 @@ class KVCache(Protocol):
     is_endless: bool  # sequences may outgrow the model's maximum, for each is kept within a bound
     rounding_tokens: int | None
     external_tokens: int
+    shared_tokens: int
 
     @property
     def held_tokens(self) -> int:

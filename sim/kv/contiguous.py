@@ -99,6 +99,7 @@ class ContiguousCache:
         self.idle_tokens = 0
         self.rounding_tokens: int | None = 0
         self.external_tokens = 0
+        self.shared_tokens = 0
         self._reservation: Reservation = reservation() if callable(reservation) else reservation
         self._allocator = allocator(capacity_tokens)
         self._largest = self._allocator.largest_free_tokens  # of an empty device

@@ -69,6 +69,7 @@ class PagedCache:
         self.idle_tokens = 0
         self.rounding_tokens: int | None = None
         self.external_tokens = 0
+        self.shared_tokens = 0
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.n_blocks)
         self._free = eviction(self.n_blocks)
@@ -108,6 +109,7 @@ class PagedCache:
             self._n_parked -= n_unparked
             self.held_tokens += n_unparked * size
             self.idle_tokens -= n_unparked * size
+            self.shared_tokens += (n_matched - n_unparked) * size
             for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
                 self._reference(table, run, offset, n_blocks)
             table.runs.reverse()
@@ -237,6 +239,8 @@ class PagedCache:
                 self._n_parked += run.n_blocks
                 self.held_tokens -= run.n_blocks * self.block_tokens
                 self.idle_tokens += run.n_blocks * self.block_tokens
+            else:
+                self.shared_tokens -= run.n_blocks * self.block_tokens
         if freed:
             self._free.park(freed)
 

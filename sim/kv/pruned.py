@@ -79,6 +79,7 @@ class PrunedCache:
         self.host_bytes = 0.0
         self.rounding_tokens: int | None = None
         self.external_tokens = 0
+        self.shared_tokens = 0
         self._retention = retention
         self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
         self._session_caching = session_caching

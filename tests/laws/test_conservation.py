@@ -31,6 +31,7 @@ def test_every_request_is_served_or_refused_once_and_all_memory_comes_back(given
         assert (kv.held_tokens, len(replica.ledger), len(replica.batch.partial), len(replica.batch.waiting)) == (0,) * 4
         assert replica.n_outstanding == 0
         assert 0 <= kv.idle_tokens <= kv.capacity_tokens
+        assert kv.shared_tokens == 0
         assert replica.ledger.resident_tokens == replica.ledger.n_growing == replica.ledger.n_emitting == 0
 
 
@@ -51,7 +52,9 @@ def test_every_token_is_generated_in_an_iteration_and_none_besides(given):
     assert n_single <= last_by_prefill <= n_single + n_resumed
     assert (table.column("held_tokens") <= house.replicas[0].kv.capacity_tokens).all()
     assert (table.column("held_tokens") + table.column("idle_tokens") <= house.replicas[0].kv.capacity_tokens).all()
-    assert (table.column("live_tokens") >= 0).all()
+    live = table.column("live_tokens") - table.column("shared_tokens")
+    assert (live >= 0).all()
+    assert (live + table.column("internal_tokens") <= table.column("held_tokens")).all()
 
 
 @slow_and_thorough
