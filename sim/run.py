@@ -94,7 +94,7 @@ def run(
             index,
             made("batching"),
             made("queue"),
-            made.cache(capacity.n_tokens, env, cost, recorder, index),
+            made.cache(capacity, env, cost, recorder, index),
             cost,
             recorder,
             traffic.next_arrival_ns if is_open_loop else env.peek,
@@ -120,7 +120,7 @@ def run(
         n_replicas=len(replicas),
         n_devices=len(replicas) * made.hardware.tensor_parallel,
         capacity_tokens=replicas[0].kv.capacity_tokens,
-        kv_bytes_per_token=made.model.kv_bytes_per_token,
+        kv_bytes_per_token=capacity.bytes_per_token * made.hardware.tensor_parallel,
         end_ns=int(requests.column("finish_ns").max()) if len(requests) else 0,
         seed=config["seed"],
         config=config,
@@ -164,30 +164,33 @@ class Builder:
     def capacity(self) -> "KVCapacity":
         """KV slots of one replica, derived from the device's memory or given."""
         from sim.config import check
+        from sim.cost.iteration import CAPTURE_SIZES
         from sim.kv.capacity import kv_capacity
 
         batching = self.config["batching"]
-        for group in ("batching", "cache"):
+        for group in ("batching", "cache", "cost"):
             check(self.config[group], group, self.trusted)
         most_seqs = batching.get("max_num_seqs") or batching.get("max_batch_size")
+        captured = self.config["cost"].get("capture_sizes", CAPTURE_SIZES)
         return kv_capacity(
             self.model,
             self.hardware,
             block_tokens=self.config["cache"].get("block_tokens", 16),
             max_batched_tokens=batching.get("max_num_batched_tokens", 8192),
             max_seqs=most_seqs or 256,
+            n_graphs=len(captured),
         )
 
     def cache(
-        self, capacity_tokens: int, env: "Clock", cost: "CostModel", recorder: "Recorder", replica: int
+        self, capacity: "KVCapacity", env: "Clock", cost: "CostModel", recorder: "Recorder", replica: int
     ) -> "KVCache":
         """One replica's KV cache, of the given capacity, with an eviction order of its own."""
         cache: KVCache = self(
             "cache",
-            capacity_tokens=capacity_tokens,
+            capacity_tokens=capacity.n_tokens,
             eviction=self("eviction"),
             window_tokens=self.model.window,
-            kv_bytes_per_token=self.model.kv_bytes_per_token / self.hardware.tensor_parallel,
+            kv_bytes_per_token=capacity.bytes_per_token,
             env=env,
             cost=cost,
             tiers=self("tiers") if self.config.get("tiers") else None,

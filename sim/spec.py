@@ -119,6 +119,20 @@ class ModelSpec:
             ("mlp_out", self.d_ff, self.d_model),
         )
 
+    def rank_gemms(self, tensor_parallel: int) -> tuple[tuple[str, int, int], ...]:
+        """The part of `gemms` that one tensor-parallel rank multiplies with: it shares out columns, then rows.
+
+        Where there are fewer KV heads than ranks, each rank makes the keys and values of the heads it holds copies of.
+        """
+        heads, kv_heads = self.heads_per_rank(tensor_parallel)
+        inner = -(-self.d_ff // tensor_parallel)
+        return (
+            ("qkv", self.d_model, (heads + 2 * kv_heads) * self.head_dim),
+            ("attention_out", heads * self.head_dim, self.d_model),
+            ("mlp_in", self.d_model, (2 if self.is_gated else 1) * inner),
+            ("mlp_out", inner, self.d_model),
+        )
+
     @property
     def n_matrix_params(self) -> int:
         """Parameters of all layers' matrices, those that quantisation shrinks."""

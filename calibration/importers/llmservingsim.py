@@ -73,7 +73,8 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
         raise ProfileError(f"{about_path}: missing; path must be the profile folder of an LLMServingSim bundle")
     about = yaml.safe_load(about_path.read_text(encoding="utf-8"))
     n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = published_shape(str(about.get("model")), about_path)
-    heads = {"n_heads": n_heads // tensor_parallel, "n_kv_heads": n_kv_heads // tensor_parallel, "head_dim": head_dim}
+    kv_of_a_rank = max(1, n_kv_heads // tensor_parallel)  # where there are fewer than ranks, ranks hold copies
+    heads = {"n_heads": n_heads // tensor_parallel, "n_kv_heads": kv_of_a_rank, "head_dim": head_dim}
     tables = {name: _table(path / f"tp{tensor_parallel}" / name, columns) for name, columns in FILES.items()}
     rows = pd.concat(
         [

@@ -145,11 +145,8 @@ class ShapedGemms:
         z = z or {}
         name = f"gemm{suffix}"
         self._gemms = []
-        for part, inputs, outputs in model.gemms:
-            is_row_parallel = part in ("attention_out", "mlp_out")  # inputs are shared out, else outputs
-            k = inputs // tensor_parallel if is_row_parallel else inputs
-            n = outputs if is_row_parallel else -(-outputs // tensor_parallel)
-            self._gemms.append(gemm_curve(operations[name], n, k, model.weight_bytes, z.get(name, 0.0)))
+        for _, inputs, outputs in model.rank_gemms(tensor_parallel):
+            self._gemms.append(gemm_curve(operations[name], outputs, inputs, model.weight_bytes, z.get(name, 0.0)))
         head_columns = -(-model.vocab // tensor_parallel)
         self._head = gemm_curve(operations["gemm"], head_columns, model.d_model, 2.0, z.get("gemm", 0.0))
         line = surface_from(operations["gemm"]).roofline

@@ -100,12 +100,8 @@ class Roofline:
     def dense_s(self, n_tokens: int) -> float:
         """GEMMs, norms, activations and all-reduces of all layers [s]."""
         model, ranks = self.model, self.tensor_parallel
-        sharded_inputs = ("attention_out", "mlp_out")
         layer = sum(
-            self.gemm_s(n_tokens, inputs // ranks, outputs, model.weight_dtype)
-            if name in sharded_inputs
-            else self.gemm_s(n_tokens, inputs, outputs // ranks, model.weight_dtype)
-            for name, inputs, outputs in model.gemms
+            self.gemm_s(n_tokens, inputs, outputs, model.weight_dtype) for _, inputs, outputs in model.rank_gemms(ranks)
         )
         inner = (3 if model.is_gated else 2) * model.d_ff / ranks
         heads, kv_heads = model.heads_per_rank(ranks)

@@ -58,14 +58,14 @@ class KVCapacity:
 
 
 def weights_bytes(model: ModelSpec, tensor_parallel: int = 1) -> float:
-    """Weights on one rank: matrices and embeddings are shared out, norms are copied [B].
+    """Weights on one rank: matrices and embeddings are shared out, norms (and keys of too few KV heads) are copied [B].
 
     Embeddings, lm_head and norms stay in bf16 when the layers' matrices are fp8, as in published fp8 checkpoints.
     """
     wide = max(model.weight_bytes, DTYPE_BYTES["bf16"])
     norms = (2 * model.n_layers + 1) * model.d_model
-    shared = model.n_matrix_params * model.weight_bytes + model.n_embedding_params * wide
-    return shared / tensor_parallel + norms * wide
+    matrices = model.n_layers * sum(inputs * outputs for _, inputs, outputs in model.rank_gemms(tensor_parallel))
+    return matrices * model.weight_bytes + model.n_embedding_params / tensor_parallel * wide + norms * wide
 
 
 def activation_peak_bytes(model: ModelSpec, max_batched_tokens: int, max_seqs: int, tensor_parallel: int = 1) -> float:

@@ -86,6 +86,18 @@ def test_ranks_share_the_heads_and_copy_kv_heads_when_there_are_too_few():
         model("falcon-7b").heads_per_rank(2)
 
 
+def test_a_rank_multiplies_with_its_share_and_with_the_keys_of_the_heads_it_copies():
+    spec = model("llama-3.1-70b")
+    assert spec.rank_gemms(1) == spec.gemms
+    assert spec.rank_gemms(8)[0] == ("qkv", 8192, (8 + 2) * 128)
+    assert spec.rank_gemms(16)[0] == ("qkv", 8192, (4 + 2) * 128)  # a KV head each, as on 8 ranks
+    assert spec.rank_gemms(16)[1:] == (
+        ("attention_out", 512, 8192),
+        ("mlp_in", 8192, 2 * 1792),
+        ("mlp_out", 1792, 8192),
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

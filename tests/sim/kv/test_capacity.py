@@ -4,9 +4,13 @@ from functools import cache
 
 import pytest
 
+import sim
 from sim.config import compose, make
+from sim.engine import Clock
 from sim.errors import ConfigError
 from sim.kv.capacity import activation_peak_bytes, kv_capacity, weights_bytes
+from sim.record import Recorder
+from sim.run import Builder, run
 from sim.units import GIB
 
 
@@ -71,6 +75,26 @@ def test_ranks_with_a_kv_head_each_hold_twice_the_tokens_and_copies_hold_no_more
     }
     assert bytes_per_token[4] == 2 * bytes_per_token[8]
     assert bytes_per_token[16] == bytes_per_token[8]
+
+
+def test_the_graphs_counted_are_those_the_run_captures():
+    few, none = (sim.simulate("scenario.n_sessions=1", f"cost.capture_sizes={sizes}") for sizes in ("[1,2,4]", "[]"))
+    usual = sim.simulate("scenario.n_sessions=1")
+    assert none.memory["CUDA graphs"] == 0.0
+    assert usual.memory["CUDA graphs"] == pytest.approx(51 / 3 * few.memory["CUDA graphs"])
+    assert none.capacity_tokens > few.capacity_tokens > usual.capacity_tokens
+
+
+def test_caches_move_and_reports_count_the_bytes_that_copied_kv_heads_take():
+    config = compose(["model=llama-3.1-70b", "hardware.tensor_parallel=16", "scenario.n_sessions=1", "cost=roofline"])
+    made = Builder(config)
+    capacity = made.capacity()
+    of_a_rank = 80 * 2 * 128 * 2.0  # one of the 8 KV heads, as on 8 ranks
+    assert capacity.bytes_per_token == of_a_rank
+    assert run(config).kv_bytes_per_token == 16 * of_a_rank
+    config["cache"] = compose(["cache=dynamic"])["cache"]
+    cache = Builder(config).cache(capacity, Clock(), None, Recorder(), 0)
+    assert cache._bytes_per_token == of_a_rank
 
 
 def test_given_blocks_win_over_the_derivation():
