@@ -5,8 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.metrics.gaps import chunks_by_replica
+from sim.metrics.slots import Floats, slots
 from sim.record import Ints, Result
 from sim.units import NS_PER_S, PS_PER_NS, PS_PER_S
+
+SLOTS = ("held_tokens", "live_tokens", "reserved_tokens", "internal_tokens", "idle_tokens")
+STILL = ("external_tokens", "shared_tokens")  # what an iteration does not change
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +23,12 @@ class Load:
     decoded_tokens: int  # tokens that decode iterations produced
     prefill_tokens: int  # prompt tokens computed, recomputation included
     padding_tokens: int  # rows of decode batches computed for answers that had ended
-    mean_held_tokens: float  # KV slots held by admitted sequences
-    mean_live_tokens: float  # KV entries of admitted sequences
+    mean_held_tokens: float  # KV slots held by admitted sequences: live, reserved and internal ones
+    mean_live_tokens: float  # of these, slots with KV
+    mean_reserved_tokens: float  # of these, empty and meant for tokens to come
+    mean_internal_tokens: float  # of these, empty and meant for none: ends of blocks, rounded extents
+    mean_external_tokens: float  # free slots outside the longest hole, where extents must lie in one piece
+    mean_shared_tokens: float  # slots that sharing saved: each further reader of a live one
     mean_idle_tokens: float  # KV kept for reuse that no sequence references
     peak_held_tokens: int
     peak_used_tokens: int  # held and idle together
@@ -37,7 +45,7 @@ def load(result: Result) -> Load:
     """Sum up the iterations of a run."""
     names = result.iterations.columns
     totals = dict.fromkeys(("steps", "decode_steps", "decoded", "prefill", "padding"), 0)
-    weighted = dict.fromkeys(("held_tokens", "live_tokens", "idle_tokens"), 0.0)
+    weighted = dict.fromkeys((*SLOTS, *STILL), 0.0)
     peak = dict.fromkeys(("held_tokens", "used_tokens", "waiting_seqs"), 0)
     busy_ps = 0.0
     origin_ns = int(result.requests.column("arrival_ns").min(initial=result.end_ns))
@@ -54,28 +62,40 @@ def load(result: Result) -> Load:
         totals["decoded"] += int(np.dot(n, decoding))
         totals["prefill"] += int(column["prefill_tokens"].sum())
         totals["padding"] += int(np.dot(n, column["padding_seqs"]))
-        for name in weighted:
+        spans = slots(column, result)
+        at = _mean_progress(n, column["first_ps"], column["growth_ps"]) * weights
+        for name in SLOTS:
+            begin, end = spans[name]
+            weighted[name] += float(np.dot(begin, weights) + np.dot(end - begin, at))
+        for name in STILL:
             weighted[name] += float(np.dot(column[name].astype(np.float64), weights))
-        used = column["held_tokens"] + column["idle_tokens"]
-        for name, values in (("used_tokens", used), *((k, column[k]) for k in ("held_tokens", "waiting_seqs"))):
+        ends = {name: spans[name].end for name in ("held_tokens", "used_tokens")}
+        for name, values in (*ends.items(), ("waiting_seqs", column["waiting_seqs"])):
             peak[name] = max(peak[name], int(values.max(initial=0)))
         _add_decoded(column, origin_ns, per_second)
     mean = {name: total / busy_ps if busy_ps else 0.0 for name, total in weighted.items()}
     return Load(
-        totals["steps"],
-        totals["decode_steps"],
-        busy_ps / PS_PER_S,
-        totals["decoded"],
-        totals["prefill"],
-        totals["padding"],
-        mean["held_tokens"],
-        mean["live_tokens"],
-        mean["idle_tokens"],
-        peak["held_tokens"],
-        peak["used_tokens"],
-        peak["waiting_seqs"],
-        per_second,
+        n_iterations=totals["steps"],
+        n_decode_iterations=totals["decode_steps"],
+        busy_s=busy_ps / PS_PER_S,
+        decoded_tokens=totals["decoded"],
+        prefill_tokens=totals["prefill"],
+        padding_tokens=totals["padding"],
+        **{f"mean_{name}": mean[name] for name in mean},
+        peak_held_tokens=peak["held_tokens"],
+        peak_used_tokens=peak["used_tokens"],
+        peak_waiting_seqs=peak["waiting_seqs"],
+        output_tokens_in_second=per_second,
     )
+
+
+def _mean_progress(n: Ints, first_ps: Ints, growth_ps: Ints) -> Floats:
+    """Share of a row's iterations that are done, on average over its time: over one half where they become longer."""
+    k = n.astype(np.float64)
+    weighted = k * k / 2 * first_ps + growth_ps * (k * (k - 1) * (2 * k - 1) / 6 + k * (k - 1) / 4)
+    total: Floats = k * (k * first_ps + k * (k - 1) / 2 * growth_ps)
+    progress: Floats = np.divide(weighted, total, out=np.full(len(k), 0.5), where=total > 0)
+    return progress
 
 
 def _prefilled_tokens(result: Result, origin_ns: int, n_seconds: int) -> Ints:

@@ -110,7 +110,11 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
             "capacity_tokens": result.capacity_tokens,
             "bytes_per_token": result.kv_bytes_per_token,
             "held_frac": load.mean_held_tokens / capacity,
-            "live_frac": load.mean_live_tokens / capacity,
+            "live_frac": load.mean_live_tokens / capacity,  # held = live + reserved + internal
+            "reserved_frac": load.mean_reserved_tokens / capacity,
+            "internal_frac": load.mean_internal_tokens / capacity,
+            "external_frac": load.mean_external_tokens / capacity,
+            "shared_frac": load.mean_shared_tokens / capacity,
             "idle_frac": load.mean_idle_tokens / capacity,
             "peak_held_frac": load.peak_held_tokens / capacity,
             "peak_used_frac": load.peak_used_tokens / capacity,
@@ -136,16 +140,24 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
 
 
 def waste_frac(load: Load) -> float:
-    """Share of the slots that admitted sequences hold in which no KV lives; sharing a prefix can only lower it to 0."""
-    return max(0.0, 1.0 - load.mean_live_tokens / load.mean_held_tokens) if load.mean_held_tokens else 0.0
+    """Share of the slots that admitted sequences hold in which no KV lives; shared slots count once."""
+    empty = load.mean_reserved_tokens + load.mean_internal_tokens
+    return empty / load.mean_held_tokens if load.mean_held_tokens else 0.0
+
+
+AVERAGED = {"attended_frac": "seen_tokens", "prediction_error_frac": "predictions", "bits_per_element": "kv_blocks"}
+"""Counts that are averages themselves, and the count of what they are averages over."""
 
 
 def total_counts(result: Result) -> dict[str, int | float]:
-    """Counts of the parts, summed over replicas."""
+    """Counts of the parts, summed over replicas; averages are averaged."""
     total: dict[str, int | float] = {}
     for counts in result.counts:
         for name, value in counts.items():
-            total[name] = total.get(name, 0) + value
+            total[name] = total.get(name, 0) + value * counts.get(AVERAGED.get(name, ""), 1)
+    for name in AVERAGED.keys() & total.keys():
+        weight = total.get(AVERAGED[name], 0)
+        total[name] = total[name] / weight if weight else result.counts[0][name]
     return total
 
 

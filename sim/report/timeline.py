@@ -6,13 +6,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.metrics.gaps import chunks_by_replica
+from sim.metrics.slots import Span, slots
 from sim.record import Ints, Result
 from sim.units import NS_PER_S, PS_PER_NS
 
 Floats = npt.NDArray[np.float64]
 
 N_BINS = 400
-LEVELS = ("decode_seqs", "waiting_seqs", "held_tokens", "live_tokens", "idle_tokens", "used_tokens")
+COUNTS = ("decode_seqs", "waiting_seqs")  # the same all along a row
+SLOTS = ("held_tokens", "live_tokens", "idle_tokens", "used_tokens")
 STAYS = ("idle_tokens", "used_tokens")  # what is kept for reuse is still there when the engine has nothing to do
 NS = NS_PER_S
 
@@ -48,43 +50,47 @@ class Timelines:
 def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     """Bin a run's facts over its duration.
 
-    A run of iterations counts with the values it starts with. When a replica does nothing its queue and its batch are
-    empty; what it keeps for reuse it goes on keeping.
+    When a replica does nothing its queue and its batch are empty; what it keeps for reuse it goes on keeping.
     """
     end_ns = max(result.end_ns, 1)
     edges_ns = np.linspace(0, end_ns, n_bins + 1, dtype=np.float64)
     width_ns = end_ns / n_bins
     names = result.iterations.columns
     busy = np.zeros(n_bins)
-    total = {name: np.zeros(n_bins) for name in LEVELS}
-    low = {name: np.full(n_bins, np.inf) for name in LEVELS}
-    high = {name: np.full(n_bins, -np.inf) for name in LEVELS}
+    total = {name: np.zeros(n_bins) for name in (*COUNTS, *SLOTS)}
+    low = {name: np.full(n_bins, np.inf) for name in total}
+    high = {name: np.full(n_bins, -np.inf) for name in total}
     tokens = {"decode": np.zeros(n_bins), "prefill": np.zeros(n_bins)}
     for _, rows in chunks_by_replica(result.iterations, 1):
         column = dict(zip(names, rows, strict=True))
-        column["used_tokens"] = column["held_tokens"] + column["idle_tokens"]
         n = column["n_steps"]
         length_ns = (n * column["first_ps"] + n * (n - 1) // 2 * column["growth_ps"]) / PS_PER_NS
         start_ns = column["start_ns"] + column["carry_ps"] / PS_PER_NS
         row, at, spent_ns = _pieces(start_ns, start_ns + length_ns, width_ns, n_bins)
         busy += np.bincount(at, weights=spent_ns, minlength=n_bins)
         share = spent_ns / np.maximum(length_ns[row], 1e-9)
+        done = np.cumsum(share)
+        done -= (done - share)[np.searchsorted(row, row)]  # of each piece's row, by the piece's end
         for kind, amount in (("decode", n * column["decode_seqs"]), ("prefill", column["prefill_tokens"])):
             tokens[kind] += np.bincount(at, weights=share * amount[row], minlength=n_bins)
         order = np.argsort(at, kind="stable")
         begins = np.flatnonzero(np.diff(at[order], prepend=-1))
         bins = at[order][begins]
-        for name in LEVELS:
-            values = column[name][row]
-            total[name] += np.bincount(at, weights=spent_ns * values, minlength=n_bins)
+        spans = slots(column, result)
+        spans |= {name: Span(column[name], column[name]) for name in COUNTS}
+        for name in total:
+            begin, change = spans[name].begin[row], (spans[name].end - spans[name].begin)[row]
+            first, last = begin + change * (done - share), begin + change * done
+            total[name] += np.bincount(at, weights=spent_ns * (first + last) / 2, minlength=n_bins)
             if len(bins):
-                low[name][bins] = np.minimum(low[name][bins], np.minimum.reduceat(values[order], begins))
-                high[name][bins] = np.maximum(high[name][bins], np.maximum.reduceat(values[order], begins))
+                lowest, highest = np.minimum(first, last)[order], np.maximum(first, last)[order]
+                low[name][bins] = np.minimum(low[name][bins], np.minimum.reduceat(lowest, begins))
+                high[name][bins] = np.maximum(high[name][bins], np.maximum.reduceat(highest, begins))
 
     available = width_ns * result.n_replicas
     is_never_idle = busy > 0.999 * available
     levels = {}
-    for name in LEVELS:
+    for name in total:
         if name in STAYS:
             levels[name] = _carried(total[name], busy, low[name], high[name])
         else:
