@@ -1,7 +1,8 @@
 """What kind of conversation is this? Judged by what an operator sees, never by what is still to be generated.
 
 Seen of a session: the prompts that arrived, and the answers of earlier turns, which have ended when the next turn
-arrives. The tag of a turn depends on the session's requests alone, so it is the same on every engine.
+arrives. The tag of a turn depends on the session's requests alone, so it is the same on every engine. Of a request
+without a session the prompt alone is seen: it is a long document, or it passes for a short chat.
 """
 
 from dataclasses import dataclass, field
@@ -36,8 +37,8 @@ class Classifier:
     _sessions: dict[int, _Seen] = field(default_factory=dict)
 
     def tagged(self, request: Request) -> Request:
-        """The request with its class as ``slo_class``."""
-        return request._replace(slo_class=self.classify(request))
+        """The request with its class as ``kind``; what the client is promised (``slo_class``) is another matter."""
+        return request._replace(kind=self.classify(request))
 
     def classify(self, request: Request) -> str:
         """Class of a request. A session's first request is judged by its prompt alone."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from scenarios.classify import Classifier
 from scenarios.dialogue import Dialogue, Plan, answer_at_ns
 from scenarios.distributions import Constant, Distribution, is_number, require
 from sim.request import Finished, Request, stream
@@ -30,6 +31,8 @@ class ClosedLoop:
         Between a user's sessions [s].
     ramp_s : float
         Users start evenly spread over this time [s].
+    classify : bool
+        Tag requests with what their session looks like, as their ``kind``.
     """
 
     users: int
@@ -39,7 +42,9 @@ class ClosedLoop:
     ramp_s: float = 0.0
     slo_class: str = ""
     priority: int = 0
+    classify: bool = False
     is_open_loop: ClassVar[bool] = False
+    _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
     _plans: list[Plan] = field(init=False, default_factory=list, repr=False, compare=False)
     _rests_ns: list[int] = field(init=False, default_factory=list, repr=False, compare=False)
 
@@ -52,6 +57,7 @@ class ClosedLoop:
 
     def requests(self, seed: int) -> Iterator[Request]:
         """Each user's first request."""
+        self._classifier = Classifier() if self.classify else None
         n_sessions = self.users * self.sessions_per_user
         plans = self.dialogue.plans(seed)
         self._plans = [next(plans) for _ in range(n_sessions)]
@@ -74,4 +80,6 @@ class ClosedLoop:
         return self._request(session_id, 0, answer_at_ns(finished, self._rests_ns[session_id]))
 
     def _request(self, session_id: int, turn: int, arrival_ns: int) -> Request:
-        return self.dialogue.request(self._plans[session_id], turn, arrival_ns, self.slo_class, self.priority)
+        plan = self._plans[session_id]
+        request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority)
+        return request if self._classifier is None else self._classifier.tagged(request)

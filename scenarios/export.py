@@ -30,8 +30,9 @@ def export_csv(requests: Iterable[Request], file: IO[str]) -> int:
     for request in requests:
         n += 1
         whole, rest = divmod(request.arrival_ns, NS_PER_S)
-        if any(mark in request.slo_class for mark in ',"\n\r'):
-            raise ConfigError(f"slo_class must not hold commas, quotes or line ends, got {request.slo_class!r}")
+        for key, word in (("slo_class", request.slo_class), ("kind", request.kind)):
+            if any(mark in word for mark in ',"\n\r'):
+                raise ConfigError(f"{key} must not hold commas, quotes or line ends, got {word!r}")
         cells = (
             f"{whole}.{rest:09d}",
             request.prompt_tokens,
@@ -44,6 +45,7 @@ def export_csv(requests: Iterable[Request], file: IO[str]) -> int:
             request.slo_class,
             request.priority,
             request.n_samples,
+            request.kind,
             "|".join(f"{identity}:{n_tokens}" for identity, n_tokens in request.content or ()),
         )
         file.write(",".join(map(str, cells)) + "\n")
@@ -75,6 +77,7 @@ def export_mooncake(requests: Iterable[Request], file: IO[str]) -> int:
             "priority": request.priority,
             "n_samples": request.n_samples,
             "slo_class": request.slo_class,
+            "kind": request.kind,
         }
         if request.session_id is not None:
             record["session_id"] = request.session_id

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scenarios.classify import Classifier
 from scenarios.distributions import require, require_positive
 from scenarios.sessions import Sessions
 from scenarios.synthetic import Synthetic
@@ -32,7 +31,7 @@ class Mixed:
     n_requests : int
         Requests from outside.
     classify : bool
-        Tag requests by what their sessions look like instead of by the part they come from.
+        Tag requests with what their session looks like, as their ``kind``; their objectives stay those of their part.
     """
 
     rate: float
@@ -42,7 +41,6 @@ class Mixed:
     classify: bool = False
     is_open_loop: ClassVar[bool] = False
     _running: list[Synthetic | Sessions] = field(init=False, default_factory=list, repr=False, compare=False)
-    _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require_positive("scenario", rate=self.rate, n_requests=self.n_requests)
@@ -57,11 +55,10 @@ class Mixed:
         """The parts' requests, merged by arrival; each part has random numbers of its own."""
         total = sum(self.weights.values())
         self._running = []
-        self._classifier = Classifier() if self.classify else None
         streams = []
         for k, (name, part) in enumerate(self.parts.items()):
             rate = self.rate * self.weights[name] / total
-            running = replace(part, rate=rate, slo_class=part.slo_class or name)
+            running = replace(part, rate=rate, slo_class=part.slo_class or name, classify=self.classify)
             self._running.append(running)
             own_seed = int(stream(seed, f"part {name}").integers(np.iinfo(np.int64).max))
             streams.append(self._renumbered(running.requests(own_seed), k))
@@ -79,8 +76,7 @@ class Mixed:
 
     def _mine(self, request: Request, number: int) -> Request:
         n_parts = len(self._running)
-        mapped = _map(request, lambda i: i * n_parts + number)
-        return mapped if self._classifier is None else self._classifier.tagged(mapped)
+        return _map(request, lambda i: i * n_parts + number)
 
 
 def _map(request: Request, of: Any) -> Request:

@@ -43,7 +43,7 @@ class Replay:
         Longest answer that clients allow; None asks for exactly the answer of the row, which is what replaying load
         generators do [tokens].
     classify : bool
-        Tag requests with the class that their session looks like, as their ``slo_class``.
+        Tag requests with what their session looks like, as their ``kind``, instead of what the file says.
     max_rows, max_text_bytes, max_line_bytes : int
         Beyond these a file is refused.
     """
@@ -104,6 +104,7 @@ class Replay:
                 row_class,
                 priority,
                 n_samples,
+                kind,
             ) = row
             if own_ids is None:
                 own_ids = own_id is not None
@@ -124,6 +125,7 @@ class Replay:
                 row_class or slo_class,
                 priority,
                 n_samples,
+                kind,
             )
             yield request if classifier is None else classifier.tagged(request)
 

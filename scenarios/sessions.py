@@ -27,7 +27,7 @@ class Sessions:
     n_sessions, duration_s : int or None, float or None
         Sessions begin until whichever comes first; those begun go on to their end.
     classify : bool
-        Tag requests with the class that their session looks like, as their ``slo_class``.
+        Tag requests with what their session looks like, as their ``kind``.
     """
 
     rate: float

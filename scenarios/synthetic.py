@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from scenarios.arrivals import Arrivals
+from scenarios.classify import Classifier
 from scenarios.distributions import require, require_positive
 from scenarios.lengths import Lengths
 from scenarios.prefixes import PROMPT, Prefixes, text_id
@@ -44,6 +45,8 @@ class Synthetic:
     max_output_tokens : int or None
         Longest answer that the client allows; None asks for exactly the drawn length, as load generators do
         (vLLM's ``bench serve`` with ``ignore_eos``) [tokens].
+    classify : bool
+        Tag requests with what they look like, as their ``kind``.
     """
 
     rate: float
@@ -55,6 +58,7 @@ class Synthetic:
     max_output_tokens: int | None = None
     slo_class: str = ""
     priority: int = 0
+    classify: bool = False
     is_open_loop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -65,6 +69,10 @@ class Synthetic:
 
     def requests(self, seed: int) -> Iterator[Request]:
         """Requests in order of arrival; the same seed gives the same ones."""
+        drawn = self._drawn(seed)
+        return map(Classifier().tagged, drawn) if self.classify else drawn
+
+    def _drawn(self, seed: int) -> Iterator[Request]:
         end_ns = require_limits("n_requests", self.n_requests, self.duration_s)
         lengths_rng, prefixes_rng = stream(seed, "lengths"), stream(seed, "prefixes")
         slo_class, priority = self.slo_class, self.priority

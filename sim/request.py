@@ -31,6 +31,7 @@ class Request(NamedTuple):
     slo_class: str = ""
     priority: int = 0  # lower is served first
     n_samples: int = 1  # answers sampled from one prompt; their KV shares the prompt's blocks
+    kind: str = ""  # what its session looks like to who classifies traffic: short_chat, code, ...
 
 
 @dataclass(frozen=True, slots=True)

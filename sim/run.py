@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 KEYS = {
     "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task",
     "experiment", "tiers", "policies", "capacity_blocks", "dir", "choices", "seed", "replicas", "trusted_packages",
+    "classify",
 }  # fmt: skip
 
 

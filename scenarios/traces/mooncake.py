@@ -2,8 +2,8 @@
 
 A hash id names 512 tokens and everything before them; the last one may name fewer. Files that kvtwin writes carry
 further keys, with which their replay equals the run they came from: ``id``, ``session_id``, ``turn``,
-``max_output_tokens``, ``output_id``, ``slo_class``, ``priority``, ``n_samples`` and ``segments`` (identity and length
-of each piece of the prompt, where blocks of 512 cannot say it).
+``max_output_tokens``, ``output_id``, ``slo_class``, ``kind``, ``priority``, ``n_samples`` and ``segments`` (identity
+and length of each piece of the prompt, where blocks of 512 cannot say it).
 
 References
 ----------
@@ -20,6 +20,7 @@ from sim.request import Segment
 from sim.units import MS_PER_S, NS_PER_S
 
 BLOCK_TOKENS = 512
+OWN_WORDS = ("slo_class", "kind")
 OWN_KEYS = ("id", "session_id", "turn", "max_output_tokens", "output_id", "priority", "n_samples")
 
 
@@ -70,7 +71,8 @@ def _with_own_keys(row: Row, record: dict[str, Any], place: Place) -> Row:
     given: dict[str, Any] = {
         key: json_whole(record, key, place, -MAX_ID if key == "priority" else 0) for key in OWN_KEYS if key in record
     }
-    slo_class = record.get("slo_class", "")
-    if not isinstance(slo_class, str):
-        raise place.error(f"must be text, got {slo_class!r}", "slo_class")
-    return row._replace(slo_class=slo_class, **given)
+    for key in OWN_WORDS:
+        given[key] = record.get(key, "")
+        if not isinstance(given[key], str):
+            raise place.error(f"must be text, got {given[key]!r}", key)
+    return row._replace(**given)

@@ -1,7 +1,7 @@
 """Our own CSV: ``arrival_s,prompt_tokens,output_tokens`` and, where known, what a replay needs to be exact.
 
-Further columns: ``session_id,turn,id,max_output_tokens,output_id,slo_class,priority,n_samples,content``. An empty cell
-is unknown. ``content`` names the prompt piece by piece: ``identity:tokens`` joined by ``|``.
+Further columns: ``session_id,turn,id,max_output_tokens,output_id,slo_class,priority,n_samples,kind,content``. An empty
+cell is unknown. ``content`` names the prompt piece by piece: ``identity:tokens`` joined by ``|``.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ OWN_COLUMNS = (
     "slo_class",
     "priority",
     "n_samples",
+    "kind",
     "content",
 )
 COLUMNS = (*HEADER, *OWN_COLUMNS)
@@ -49,7 +50,7 @@ def _with_own_columns(row: Row, columns: tuple[str, ...], cells: list[str], plac
     for column, cell in zip(columns, cells, strict=True):
         if not cell:
             continue
-        if column == "slo_class":
+        if column in ("slo_class", "kind"):
             given[column] = cell
         elif column == "content":
             given[column] = _content(cell, row.prompt_tokens, place)

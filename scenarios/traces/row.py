@@ -34,6 +34,7 @@ class Row(NamedTuple):
     slo_class: str = ""
     priority: int = 0
     n_samples: int = 1
+    kind: str = ""
 
 
 def tokens(text: str, column: str, place: Place) -> int:

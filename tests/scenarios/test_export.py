@@ -25,7 +25,7 @@ def scenario_of(*overrides):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("file_format", FILES)
 def test_every_field_of_every_request_survives(name, file_format, tmp_path):
-    scenario = scenario_of(f"scenario={name}")
+    scenario = scenario_of(f"scenario={name}", "classify=true")
     path = tmp_path / FILES[file_format]
 
     n = export(scenario, path, 5, file_format, idle_server(0.1, 0.01))

@@ -1,6 +1,7 @@
 """Blends: shares as weighted, names that never collide, classes that tell the parts apart."""
 
 from collections import Counter
+from itertools import islice
 from math import sqrt
 
 import pytest
@@ -65,6 +66,21 @@ def test_a_blend_says_the_same_to_a_slow_server_and_to_a_fast_one():
         assert fast == {r.id: r._replace(arrival_ns=0) for r in walk(scenario, 0, slow)}
 
 
+def test_classifying_leaves_everything_else_as_it_is():
+    tagged = list(walk(blend(classify="true"), 0, idle_server(0.1, 0.01)))
+
+    assert [r._replace(kind="") for r in tagged] == list(walk(blend(), 0, idle_server(0.1, 0.01)))
+    assert {r.slo_class for r in tagged} == {"short_chat", "long_document", "code", "creative"}
+    assert all(r.kind for r in tagged)
+
+
+@pytest.mark.parametrize("name", ["chatbot", "short_chat", "benchmark", "mixed", "mixed_sessions"])
+def test_one_switch_classifies_whatever_the_scenario(name):
+    scenario = make(compose([f"scenario={name}", "classify=true"])["scenario"], "scenario")
+
+    assert all(r.kind for r in islice(scenario.requests(0), 50))
+
+
 def test_weights_that_name_no_part_are_refused():
     with pytest.raises(ConfigError, match=r"scenario\.weights must be one for each of \['a'\]"):
         Mixed(8.0, {"a": one()}, {"a": 1, "c": 1}, n_requests=10)
@@ -113,10 +129,20 @@ def test_a_session_whose_traffic_changes_changes_its_class():
 
 
 def test_classified_parts_of_the_blend_are_mostly_told_apart():
-    tagged = {r.id: r.slo_class for r in walk(blend(classify="true"), 0, idle_server(0.1, 0.01))}
+    tagged = {r.id: r.kind for r in walk(blend(classify="true"), 0, idle_server(0.1, 0.01))}
     truth = list(walk(blend(), 0, idle_server(0.1, 0.01)))
     documents = [tagged[r.id] for r in truth if r.slo_class == "long_document"]
     chats = [tagged[r.id] for r in truth if r.slo_class == "short_chat"]
 
     assert Counter(documents).most_common(1)[0][0] == "long_document"
     assert Counter(chats)["short_chat"] > 0.95 * len(chats)
+
+
+def test_in_sessions_that_last_all_four_classes_are_told_apart_from_the_second_turn_on():
+    scenario = make(compose(["scenario=mixed_sessions", "classify=true"])["scenario"], "scenario")
+    later = [r for r in walk(scenario, 0, idle_server(0.1, 0.01)) if r.turn]
+
+    for kind in ("short_chat", "long_document", "code", "creative"):
+        seen = Counter(r.kind for r in later if r.slo_class == kind)
+        assert seen.most_common(1)[0][0] == kind
+        assert seen[kind] > 0.7 * seen.total(), kind
