@@ -86,25 +86,36 @@ class Oracle(Once):
     """Prompt and answer exactly, as if the answer's length were known (Orca's Oracle): a bound, not a policy.
 
     ``rounding="power_of_two"`` rounds the answer up to the next power of two (Orca's Pow2): a guess that is at most
-    twice too long.
+    twice too long. Nothing is reserved beyond the longest a sequence may become.
+
+    Parameters
+    ----------
+    rounding : {"none", "power_of_two"}
+    max_len : int or None
+        [tokens]
 
     References
     ----------
-    Kwon et al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 2023, section 6.1.
+    Kwon et al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 2023, section 6.1; their own
+    baseline cuts at 2,048 tokens (``_compute_allocation_size``, vLLM's orca branch, cacheflow/master/block_manager.py).
     """
 
     rounding: str = "none"
+    max_len: int | None = None
 
     def __post_init__(self) -> None:
         if self.rounding not in ("none", "power_of_two"):
             raise ConfigError(f"cache.reservation.rounding must be none or power_of_two, got {self.rounding!r}")
+        if self.max_len is not None and self.max_len < 1:
+            raise ConfigError(f"cache.reservation.max_len must be null or >= 1 [tokens], got {self.max_len}")
 
     def tokens(self, sequence: Sequence) -> int:
         """The whole sequence, seen in advance."""
         n_output = sequence.request.output_tokens
         if self.rounding == "power_of_two":
             n_output = 1 << (n_output - 1).bit_length()
-        return sequence.request.prompt_tokens + n_output
+        n_tokens = sequence.request.prompt_tokens + n_output
+        return n_tokens if self.max_len is None or n_tokens <= self.max_len else self.max_len
 
 
 @dataclass(frozen=True, slots=True)

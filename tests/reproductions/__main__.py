@@ -4,13 +4,16 @@ import sys
 from collections.abc import Callable, Iterable
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tests.reproductions import growth, mooncake, placement, recorded_run
+from tests.reproductions import growth, mooncake, paged_attention, placement, recorded_run, streaming
 from tests.reproductions.row import Reproduction, Row, Skipped
 
 MODULES: tuple[Callable[[], list[Reproduction]], ...] = (
     placement.reproductions,
+    paged_attention.reproductions,
+    streaming.reproductions,
     growth.reproductions,
     mooncake.reproductions,
     recorded_run.reproductions,
@@ -34,7 +37,9 @@ def show(reproductions: Iterable[Reproduction], console: Console) -> list[Row]:
             verdict = "[green]met[/]" if row.is_met else "[bold red]MISSED[/]"
             difference = "" if row.difference is None else f"{row.difference:+.5f}"
             allowed = "" if row.difference is None else f"{row.tolerance:.5f}"
-            table.add_row(row.what, words(row.published), words(row.ours), difference, allowed, verdict, row.note)
+            table.add_row(
+                escape(row.what), words(row.published), words(row.ours), difference, allowed, verdict, escape(row.note)
+            )
             if not row.is_met:
                 missed.append(row)
         console.print(table)
