@@ -346,7 +346,9 @@ class Replica:
             batch.waiting.push(unseen.popleft())
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's memory and put it back at the head of the queue, to be recomputed.
+        """Take a running sequence's memory and put it back at the head of the queue.
+
+        What it has generated stays; its KV is computed again, or loaded where the cache has saved it.
 
         One that only pads its batch has its answer: it is returned now.
         """
@@ -362,7 +364,8 @@ class Replica:
         else:
             self.batch.partial.remove(sequence)
         if sequence.preempted_ns is not None:
-            self.recorder.preemptions.add(sequence.request.id, self.index, sequence.preempted_ns, -1, -1, 0)
+            is_swap = sequence.is_swapped_in
+            self.recorder.preemptions.add(sequence.request.id, self.index, sequence.preempted_ns, -1, -1, is_swap)
         self.kv.release(sequence, now_ns)
         sequence.preempted_ns = now_ns
         sequence.n_preemptions += 1
@@ -377,7 +380,8 @@ class Replica:
             sequence.first_token_ns = now_ns
         if sequence.preempted_ns is not None:
             last_ns = -1 if sequence.last_token_ns is None else sequence.last_token_ns
-            self.recorder.preemptions.add(sequence.request.id, self.index, sequence.preempted_ns, last_ns, now_ns, 0)
+            row = sequence.request.id, self.index, sequence.preempted_ns, last_ns, now_ns, sequence.is_swapped_in
+            self.recorder.preemptions.add(*row)
             sequence.preempted_ns = None
         sequence.last_token_ns = now_ns
         if pad_to_tokens is not None and self.ledger.window_tokens is None:  # a window soon leaves padding behind

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEYS = {
     "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task",
+    "preemption",
     "experiment", "tiers", "policies", "capacity_blocks", "dir", "choices", "seed", "replicas", "trusted_packages",
     "classify",
 }  # fmt: skip
@@ -186,8 +187,15 @@ class Builder:
         self, capacity: "KVCapacity", env: "Clock", cost: "CostModel", recorder: "Recorder", replica: int
     ) -> "KVCache":
         """One replica's KV cache, of the given capacity, with an eviction order of its own."""
-        cache: KVCache = self(
+        from sim.config import make
+
+        cache: KVCache = make(
+            self._swapping("cache"),
             "cache",
+            self.trusted,
+            preemption=self("preemption"),
+            max_batched_tokens=self.config["batching"].get("max_num_batched_tokens", 8192),
+            host_bytes_per_s=self.hardware.device.host_link_bytes_per_s,
             capacity_tokens=capacity.n_tokens,
             eviction=self("eviction"),
             window_tokens=self.model.window,
@@ -199,6 +207,32 @@ class Builder:
             replica=replica,
         )
         return cache
+
+    def _swapping(self, group: str) -> dict[str, Any]:
+        """The cache's configuration, able to do what ``preemption`` asks.
+
+        A paged cache that swaps is a hierarchical one that saves only what it preempts, and lets iterations wait for
+        the copies both ways: vLLM v0's swap space.
+        """
+        node: dict[str, Any] = self.config[group]
+        choices = self.config.get("choices", {})
+        kind, chosen = str(node["_target_"]), str(self.config["preemption"]["_target_"])
+        if chosen.endswith(".Recompute"):
+            return node
+        name = choices.get("preemption", chosen)
+        if kind not in ("sim.kv.paged.PagedCache", "sim.kv.hierarchical.HierarchicalCache"):
+            raise ConfigError(
+                f"preemption={name} needs blocks that can go down: cache=paged or cache=hierarchical, "
+                f"got cache={choices.get(group, kind)}"
+            )
+        if not self.config.get("tiers"):
+            raise ConfigError(
+                f"preemption={name} needs memory below the device: tiers=dram or tiers=dram_nvme, got none"
+            )
+        if kind == "sim.kv.hierarchical.HierarchicalCache":
+            return node
+        saving = {"write": "preempted", "overlap": False, "prefetch": 0}
+        return {**node, "_target_": "sim.kv.hierarchical.HierarchicalCache", **saving}
 
     def provenance(self, env: "Clock", cost: "CostModel") -> dict[str, Any]:
         """Where the numbers come from: the cost's profile, versions, and what the simulation took."""

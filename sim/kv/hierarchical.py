@@ -3,13 +3,15 @@
     waiting ──admit──▶ blocks reserved ──┬─ all found in device memory ──▶ prompt
                                          └─ some found below: a transfer over the link, others run meanwhile ──▶ prompt
 
-Going down, `write="through"` copies full blocks when their sequence lets go of them (finished or preempted), so that
-eviction costs nothing; `write="back"` copies what is evicted and not below yet, when next a sequence joins or leaves.
-Copies going down never hold anyone up. Coming up, a sequence waits for its own transfer alone.
+Going down there are three ways. `write="through"` copies full blocks beside the computation: a prompt's as soon as they
+are computed, an answer's when its sequence lets go of them, so that neither eviction nor preemption has to wait
+(Dynamo KVBM, LMCache). `write="back"` copies what is evicted and not below yet (SGLang's HiCache calls it so), and
+`write="preempted"` what a preempted sequence holds (vLLM v0's swap space): there the next iteration waits for the copy,
+because it is to use the memory that is being read. Coming up, a sequence waits for its own transfer alone.
 
-Preemption frees blocks as everywhere; where they have been saved, coming back loads them instead of computing them
-again: preemption by swap. `reload` says whether: ``always``, ``never`` (recompute), or ``cheaper``, by the link's quote
-against the cost model's time for computing the same tokens. A tier that fails costs recomputation and nothing else.
+Preemption frees blocks as everywhere; where they are below, coming back can load them instead of computing them again:
+`Preemption` says whether, each time. Full blocks alone go down, so the last tokens are always computed, as by vLLM v1's
+connectors. A tier that fails costs recomputation and nothing else.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,21 +22,23 @@ from sim.errors import ConfigError
 from sim.kv.eviction import Evictor, Unit
 from sim.kv.link import Link
 from sim.kv.paged import PagedCache
+from sim.kv.preemption import Cheaper, Estimator, Preemption, Swap, Times
 from sim.kv.prefix import BlockTable
 from sim.kv.tiers import Tier, Tiers, after, first, merged
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import BlockRange, Segment, block_ranges
 from sim.sequence import Sequence
-from sim.step import Chunk, CostModel, StepShape
-from sim.units import PS_PER_NS
+from sim.step import CostModel
+from sim.units import NS_PER_S, PS_PER_NS
 
 if TYPE_CHECKING:
     import simpy
 
-RELOADS = ("always", "cheaper", "never")
-WRITES = ("through", "back")
-_PRIVATE = -(1 << 61)  # identities from here downwards name the text of single requests
+LOADS = ("always", "cheaper")
+WRITES = ("through", "back", "preempted")
+CHEAPER = Cheaper()
+_PRIVATE = 0x70726976  # marks identities of texts that belong to single requests; others are plain numbers
 
 
 class HierarchicalCache(PagedCache):
@@ -48,21 +52,27 @@ class HierarchicalCache(PagedCache):
         Fastest first.
     env : simpy.Environment
     cost : CostModel
-        What computing tokens again takes, for ``reload="cheaper"``.
+        What computing tokens again takes, where that is asked.
     recorder : Recorder
         Where transfers are written down.
     kv_bytes_per_token : float
         [B]
+    preemption : Preemption
+        What a preempted sequence does about KV below.
     overlap : bool
         Whether transfers run beside the computation; else what is loaded, and what is saved, delays the iteration.
-    write : {"through", "back"}
-    reload : {"always", "cheaper", "never"}
-        What a preempted sequence does about KV below; others load what they find, or with ``cheaper`` what pays.
+    write : {"through", "back", "preempted"}
+    load : {"always", "cheaper"}
+        What a request that was not preempted does about KV below: takes what it finds, or what beats computing it.
     prefetch : int
         Requests that arrive with fewer than so many waiting have their blocks brought up to the first tier; none
         without ``overlap``.
     chunk_tokens : int
         KV that is copied in one piece; LMCache's is 256 [tokens].
+    max_batched_tokens : int
+        Tokens that an iteration computes at most, for estimates [tokens].
+    host_bytes_per_s : float or None
+        Rate at which the cost model turns ``host_bytes`` into time; None is the first tier's [B/s].
     replica : int
     """
 
@@ -79,38 +89,49 @@ class HierarchicalCache(PagedCache):
         prefix_caching: bool = True,
         watermark: float = 0.0,
         window_tokens: int | None = None,
+        preemption: Preemption | None = None,
         overlap: bool = True,
         write: str = "through",
-        reload: str = "always",
+        load: str = "always",
         prefetch: int = 4,
         chunk_tokens: int = 256,
+        max_batched_tokens: int = 8192,
+        host_bytes_per_s: float | None = None,
         replica: int = 0,
     ) -> None:
-        super().__init__(capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens)
+        super().__init__(
+            capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens, kv_bytes_per_token
+        )
         if tiers is None:
             raise ConfigError("cache=hierarchical needs tiers: tiers=dram or tiers=dram_nvme, got none")
         if write not in WRITES:
             raise ConfigError(f"cache.write must be one of {', '.join(WRITES)}, got {write!r}")
-        if reload not in RELOADS:
-            raise ConfigError(f"cache.reload must be one of {', '.join(RELOADS)}, got {reload!r}")
+        if load not in LOADS:
+            raise ConfigError(f"cache.load must be one of {', '.join(LOADS)}, got {load!r}")
         if prefetch < 0:
             raise ConfigError(f"cache.prefetch must be >= 0 [requests], got {prefetch}")
         if chunk_tokens < 1:
             raise ConfigError(f"cache.chunk_tokens must be >= 1 [tokens], got {chunk_tokens}")
         self._env = env
-        self._cost = cost
+        self._estimator = Estimator(cost, max_batched_tokens)
         self._block_bytes = max(1, round(kv_bytes_per_token * block_tokens))
         self._tiers = [Tier(spec, block_tokens, self._block_bytes, env, recorder, replica) for spec in tiers.levels]
         self._overlap = overlap
         self._write = write
-        self._reload = reload
+        self._load_if = load
+        self._preemption = preemption or Swap()
+        self._host_bytes_per_s = host_bytes_per_s or tiers.levels[0].write_bytes_per_s
         self.prefetch_requests = prefetch
         self._piece_blocks = max(1, chunk_tokens // block_tokens)
+        self._ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
         self._loads: dict[Sequence, int] = {}  # tokens under way
+        self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
         self._is_naming = True
         self._staged: list[BlockRange] = []  # evicted, to be written back
         self._hit_tokens = [0] * (len(self._tiers) + 1)
-        self._n_swapped_in = self._n_recomputed = self._n_prefetched = 0
+        self._counts = dict.fromkeys(
+            ("swapped_out", "swapped_in", "recomputed", "reloaded_tokens", "recomputed_tokens", "prefetched_blocks"), 0
+        )
 
     _names_private = True
 
@@ -124,6 +145,7 @@ class HierarchicalCache(PagedCache):
         """As `PagedCache.extend`; who finds blocks below takes room for them too, and waits until they have come."""
         if sequence.holding is not None:
             return super().extend(sequence, n_tokens, ledger)
+        self._ledger = ledger
         n_here = super().match(sequence) // self.block_tokens
         found = self._found_below(sequence, n_here)
         n_below = sum(found)
@@ -134,30 +156,33 @@ class HierarchicalCache(PagedCache):
         if not is_taken:
             return False
         sequence.computed_tokens += n_loaded_tokens
-        self._hit_tokens[0] += n_here * self.block_tokens
+        self._count(sequence, n_here, found)
         if n_below:
             self._load(sequence, n_here, found)
-        if sequence.n_preemptions:
-            sequence.is_swapped_in = n_below > 0
-            self._n_swapped_in += n_below > 0
-            self._n_recomputed += n_below == 0
         self._write_back()
         return True
 
+    def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:
+        """As `PagedCache.trim`; with write-through, what is computed goes down."""
+        super().trim(sequence, ledger)
+        if self._write == "through" and not sequence.dropped_tokens:
+            blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
+            self._n_sent[sequence] = self._save(0, blocks, self._n_sent.get(sequence, 0))
+
     def release(self, sequence: Sequence, now_ns: int) -> None:
-        """As `PagedCache.release`; with write-through, full blocks go down."""
+        """As `PagedCache.release`; with write-through the rest goes down, with ``preempted`` all that would be lost."""
         n_loading = self._loads.pop(sequence, 0)
         if sequence.loading is not None:
             sequence.computed_tokens -= n_loading
             sequence.loading = None
-        text = self._text(sequence)
-        n_tokens = 0 if sequence.dropped_tokens else sequence.computed_tokens
-        is_worth_it = sequence.request.content is not None or not sequence.is_finished
+        blocks = []
+        if self._write != "back" and not sequence.dropped_tokens:
+            blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
+        n_sent = self._n_sent.pop(sequence, 0)
         super().release(sequence, now_ns)
-        if self._write == "through" and is_worth_it:
-            blocks = block_ranges(text, n_tokens, self.block_tokens)
-            if blocks:
-                self._save(0, blocks)
+        if blocks and self._goes_down(sequence, blocks):
+            self._save(0, blocks, n_sent)
+            self._counts["swapped_out"] += not sequence.is_finished
         self._write_back()
 
     def prefetch(self, sequence: Sequence) -> None:
@@ -170,22 +195,36 @@ class HierarchicalCache(PagedCache):
             rest = after(text, n_above, self.block_tokens)
             n_found = self._tiers[below].match(rest)
             if n_found:
-                self._n_prefetched += n_found
+                self._counts["prefetched_blocks"] += n_found
                 blocks = first(rest, n_found)
                 self._send(self._tiers[below].up, blocks, partial(self._arrive, 0, blocks))
 
     def counts(self) -> Mapping[str, int | float]:
-        """Facts of the run."""
+        """Facts of the run.
+
+        ``hit_tokens_*`` are of requests' first admission: they sum up to what the requests table calls cached.
+        ``reloaded_tokens`` and ``recomputed_tokens`` are of preempted sequences that came back.
+        """
         tiers = self._tiers
         return {
             **super().counts(),
             "hit_tokens_device": self._hit_tokens[0],
             **{f"hit_tokens_{tier.spec.name}": n for tier, n in zip(tiers, self._hit_tokens[1:], strict=True)},
             **{f"evicted_blocks_{tier.spec.name}": tier.n_evicted for tier in tiers},
-            "swapped_in": self._n_swapped_in,
-            "recomputed": self._n_recomputed,
-            "prefetched_blocks": self._n_prefetched,
+            **self._counts,
         }
+
+    def _count(self, sequence: Sequence, n_here: int, found: list[int]) -> None:
+        """Who was admitted found so many blocks in device memory, and so many in each tier."""
+        counts, size, n_below = self._counts, self.block_tokens, sum(found)
+        if not sequence.n_preemptions:
+            for level, n_blocks in enumerate((n_here, *found)):
+                self._hit_tokens[level] += n_blocks * size
+            return
+        sequence.is_swapped_in = n_below > 0
+        counts["swapped_in" if n_below else "recomputed"] += 1
+        counts["reloaded_tokens"] += n_below * size
+        counts["recomputed_tokens"] += sequence.target_tokens - (n_here + n_below) * size
 
     def _ranges(self, sequence: Sequence) -> list[BlockRange]:
         """Full blocks of a waiting sequence's text, all but the one with its last token."""
@@ -196,40 +235,64 @@ class HierarchicalCache(PagedCache):
         request = sequence.request
         if request.content is not None:
             return sequence.text()
-        return ((_PRIVATE - request.id, request.prompt_tokens + sequence.generated_tokens),)
+        return ((hash((_PRIVATE, request.id)), request.prompt_tokens + sequence.generated_tokens),)
 
     def _found_below(self, sequence: Sequence, n_here: int) -> list[int]:
-        """Blocks that continue what is in device memory, per tier."""
+        """Blocks that continue what is in device memory, per tier; none if they are not to be loaded."""
         found = []
         rest = after(self._ranges(sequence), n_here, self.block_tokens)
         for tier in self._tiers:
             n_found = tier.match(rest)
             found.append(n_found)
             rest = after(rest, n_found, self.block_tokens)
-        if sum(found) and not self._pays(sequence, n_here, found):
-            return [0] * len(found)
-        return found
+        if not sum(found):
+            return found
+        estimate = partial(self._times, n_here, found, sequence.target_tokens)
+        if sequence.n_preemptions:
+            loads = self._preemption.loads(estimate)
+        else:
+            loads = self._load_if == "always" or CHEAPER.loads(estimate)
+        return found if loads else [0] * len(found)
 
-    def _pays(self, sequence: Sequence, n_here: int, found: list[int]) -> bool:
-        """Whether to load rather than compute again."""
-        if self._reload == "never":
-            return not sequence.n_preemptions
-        if self._reload == "always":
+    def _goes_down(self, sequence: Sequence, blocks: list[BlockRange]) -> bool:
+        """Whether what a sequence lets go of is copied now."""
+        if self._write == "through":
             return True
-        load_ns = 0
-        for tier, n_blocks in zip(self._tiers, found, strict=True):
+        if sequence.is_finished:
+            return False
+        found = [sum(n for _, _, n in blocks)] + [0] * (len(self._tiers) - 1)
+        n_tokens = sequence.request.prompt_tokens + sequence.generated_tokens
+        return self._preemption.saves(partial(self._times, 0, found, n_tokens))
+
+    def _times(self, n_here: int, found: list[int], target_tokens: int) -> Times:
+        """Of a sequence with so many blocks in device memory, and so many in each tier.
+
+        A load is quoted by each link on its way, and its sequence joins the iteration after; without overlap
+        iterations wait for it. What is not below is computed either way.
+        """
+        size, estimator, ledger = self.block_tokens, self._estimator, self._ledger
+        load_ps, n_blocks = 0, 0
+        for tier, n_more in zip(self._tiers[::-1], found[::-1], strict=True):
+            n_blocks += n_more
             if n_blocks:
-                load_ns += tier.up.quote_ns(n_blocks * self._block_bytes, -(-n_blocks // self._piece_blocks))
-        size = self.block_tokens
-        chunk = Chunk(sum(found) * size, n_here * size)
-        return load_ns * PS_PER_NS < self._cost.pace(StepShape((chunk,))).first_ps
+                load_ps += self._quote_ns(tier.up, n_blocks) * PS_PER_NS
+        save_ps = self._quote_ns(self._tiers[0].down, n_blocks) * PS_PER_NS
+        if self._overlap:
+            load_ps = estimator.until_iteration_ps(load_ps, ledger)
+        start = (n_here + n_blocks) * size
+        return Times(
+            save_ps,
+            load_ps + estimator.compute_ps(start, target_tokens, ledger),
+            estimator.compute_ps(n_here * size, target_tokens, ledger),
+        )
 
     def _load(self, sequence: Sequence, n_here: int, found: list[int]) -> None:
         """Start the transfers a sequence waits for, from the lowest tier through those above it."""
         rest = after(self._ranges(sequence), n_here, self.block_tokens)
         n_pending = 0
         token = sequence.loading = self._env.event() if self._overlap else None
-        self._loads[sequence] = sum(found) * self.block_tokens
+        if self._overlap:
+            self._loads[sequence] = sum(found) * self.block_tokens
 
         def arrived() -> None:
             nonlocal n_pending
@@ -240,21 +303,16 @@ class HierarchicalCache(PagedCache):
                 token.succeed()
 
         for level, n_blocks in enumerate(found):
-            self._hit_tokens[level + 1] += n_blocks * self.block_tokens
             if not n_blocks:
                 continue
             blocks = first(rest, n_blocks)
             rest = after(rest, n_blocks, self.block_tokens)
             self._tiers[level].put(blocks)  # used again
             if not self._overlap:
-                top, tier = self._tiers[0].spec, self._tiers[level].spec
-                slower = 1.0 + top.read_bytes_per_s / tier.read_bytes_per_s if level else 1.0
-                self.host_bytes += n_blocks * self._block_bytes * slower
-                continue
+                for tier in self._tiers[: level + 1]:
+                    self._stall(tier.up, n_blocks)
             n_pending += 1
             self._bring_up(level, blocks, arrived)
-        if not self._overlap:
-            self._loads.pop(sequence)
 
     def _bring_up(self, level: int, blocks: list[BlockRange], arrived: Callable[[], None]) -> None:
         """Send blocks from a tier to the one above it, and on, until they are in device memory."""
@@ -268,23 +326,34 @@ class HierarchicalCache(PagedCache):
 
         self._send(self._tiers[level].up, blocks, up)
 
-    def _save(self, level: int, blocks: list[BlockRange]) -> None:
-        """Send blocks that a tier does not have down to it."""
+    def _save(self, level: int, blocks: list[BlockRange], n_sent: int = 0) -> int:
+        """Send blocks down to a tier, those that it does not have and that are not on their way. Returns how many are.
+
+        Where the memory they are read from is to be used at once, the next iteration waits.
+        """
         tier = self._tiers[level]
-        missing = after(blocks, tier.match(blocks), self.block_tokens)
+        missing = after(blocks, max(n_sent, tier.match(blocks)), self.block_tokens)
         if not missing or tier.is_gone:
             tier.put(blocks)
-        elif self._overlap:
-            self._send(tier.down, missing, lambda: self._arrive(level, blocks))
         else:
-            self.host_bytes += sum(n for _, _, n in missing) * self._block_bytes
-            self._arrive(level, blocks)
+            if not level and not (self._overlap and self._write == "through"):
+                self._stall(tier.down, sum(n for _, _, n in missing))
+            self._send(tier.down, missing, partial(self._arrive, level, blocks))
+        return sum(n for _, _, n in blocks)
 
     def _arrive(self, level: int, blocks: list[BlockRange]) -> None:
         """Blocks have come to a tier; what gives way goes further down."""
         for evicted in self._tiers[level].put(blocks):
             if level + 1 < len(self._tiers):
                 self._save(level + 1, [evicted])
+
+    def _stall(self, link: Link, n_blocks: int) -> None:
+        """The next iteration waits for a copy that starts now: as many bytes as would take so long on the host link."""
+        self.host_bytes += self._quote_ns(link, n_blocks) * self._host_bytes_per_s / NS_PER_S
+
+    def _quote_ns(self, link: Link, n_blocks: int) -> int:
+        """How long so many blocks would take on a link, with what is on it already."""
+        return link.quote_ns(n_blocks * self._block_bytes, -(-n_blocks // self._piece_blocks))
 
     def _send(self, link: Link, blocks: list[BlockRange], then: Callable[[], None]) -> None:
         n_blocks = sum(n for _, _, n in blocks)

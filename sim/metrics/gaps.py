@@ -55,7 +55,7 @@ def token_gaps(result: Result, chunk_rows: int = CHUNK_ROWS) -> Population:
     InvariantError
         If more sequences start decoding than decode.
     """
-    irregular, resumed, cut = _absences(result.preemptions)
+    irregular, cut = _absences(result.preemptions)
     parts = [irregular]
     names = result.iterations.columns
     pending: dict[int, Ints] = {}  # of each replica: its last decode row and the prefill rows after it
@@ -65,16 +65,14 @@ def token_gaps(result: Result, chunk_rows: int = CHUNK_ROWS) -> Population:
         column = dict(zip(names, rows, strict=True))
         decodes = np.flatnonzero(column["decode_seqs"])
         has_previous = replica in pending and pending[replica].shape[1] > 0 and decodes[:1].tolist() == [0]
-        parts += _gaps_of(column, decodes, has_previous, _of(resumed, replica), _of(cut, replica))
+        parts += _gaps_of(column, decodes, has_previous, _of(cut, replica))
         keep_from = decodes[-1] if len(decodes) else 0
         kept = rows[:, keep_from:]
         pending[replica] = kept[:, (kept[names.index("joined_seqs")] > 0) | (np.arange(kept.shape[1]) == 0)].copy()
     return Population(parts)
 
 
-def _gaps_of(
-    column: dict[str, Ints], decodes: npt.NDArray[np.intp], has_previous: bool, resumed: Ints, cut: Ints
-) -> list[Series]:
+def _gaps_of(column: dict[str, Ints], decodes: npt.NDArray[np.intp], has_previous: bool, cut: Ints) -> list[Series]:
     """Gaps that end in the decode rows of consecutive rows of one replica, except in a ``has_previous`` first one."""
     if not len(decodes):
         return []
@@ -99,8 +97,6 @@ def _gaps_of(
 
     # Those that also took part in the decode row before.
     arrived = np.bincount(following, weights=joined[prefills], minlength=len(decodes)).astype(np.int64)
-    if len(resumed):
-        arrived += _matches(resumed, token_ps[decodes] // PS_PER_NS)
     old = decoding[decodes] - arrived
     gap = token_ps[decodes] - np.concatenate([token_ps[decodes[:1]], end_ps[decodes[:-1]]])
     if has_previous:  # its own gaps were counted with the rows before
@@ -118,11 +114,11 @@ def _gaps_of(
     return [fresh, runs, stalled.pick(stalled.weight > 0), rest.pick(rest.n > 0)]
 
 
-def _absences(preemptions: Table) -> tuple[Series, Ints, Ints]:
-    """Gaps across preemptions; (replica, tick) of the tokens that ended a swap; (replica, tick) of those before any.
+def _absences(preemptions: Table) -> tuple[Series, Ints]:
+    """Gaps across preemptions; (replica, tick) of the tokens before them.
 
-    A sequence preempted again before its next token has ``next_token_ns`` in its last row only. One that comes back by
-    recomputation gets its next token from its prefill and counts as joined; one swapped back in just decodes on.
+    A sequence preempted again before its next token has ``next_token_ns`` in its last row only. One that comes back
+    computes at least a token and gets the next one from that prefill, so it counts as joined.
     """
     rows = preemptions.rows()
     column = dict(zip(preemptions.columns, rows.T, strict=True))
@@ -130,9 +126,7 @@ def _absences(preemptions: Table) -> tuple[Series, Ints, Ints]:
     column = dict(zip(preemptions.columns, rows.T, strict=True))
     ones = np.ones(len(rows), dtype=np.int64)
     gaps = Series((column["next_token_ns"] - column["last_token_ns"]) * PS_PER_NS, 0 * ones, ones, ones)
-    swapped = column["is_swap"] != 0
-    resumed = np.stack([column["replica"][swapped], column["next_token_ns"][swapped]])
-    return gaps, resumed, np.stack([column["replica"], column["last_token_ns"]])
+    return gaps, np.stack([column["replica"], column["last_token_ns"]])
 
 
 def _of(ticks: Ints, replica: int) -> Ints:

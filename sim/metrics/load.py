@@ -99,10 +99,9 @@ def _mean_progress(n: Ints, first_ps: Ints, growth_ps: Ints) -> Floats:
 
 
 def _prefilled_tokens(result: Result, origin_ns: int, n_seconds: int) -> Ints:
-    """Tokens that prefills produced in each second: first ones, and the next ones of recomputed sequences."""
+    """Tokens that prefills produced in each second: first ones, and the next ones of those that had been preempted."""
     preemptions = result.preemptions
-    is_recomputed = (preemptions.column("is_swap") == 0) & (preemptions.column("last_token_ns") >= 0)
-    next_ns = preemptions.column("next_token_ns")[is_recomputed]
+    next_ns = preemptions.column("next_token_ns")[preemptions.column("last_token_ns") >= 0]
     ticks = np.concatenate([result.requests.column("first_token_ns"), next_ns[next_ns >= 0]])
     return np.bincount((ticks - origin_ns) // NS_PER_S, minlength=n_seconds)
 

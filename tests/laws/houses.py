@@ -14,6 +14,7 @@ from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
 from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.paged import PagedCache
 from sim.kv.prediction import Predicted
+from sim.kv.preemption import Cheaper, Recompute, Swap
 from sim.kv.pruned import PrunedCache
 from sim.kv.reservation import Growing, Maximum, Oracle
 from sim.kv.retention import Share, Window
@@ -119,8 +120,9 @@ hierarchical = st.builds(
     watermark=st.sampled_from([0.0, 0.05]),
     window_tokens=st.sampled_from([None, None, 24]),
     overlap=st.sampled_from([True, True, False]),
-    write=st.sampled_from(["through", "back"]),
-    reload=st.sampled_from(["always", "cheaper", "never"]),
+    write=st.sampled_from(["through", "back", "preempted"]),
+    preemption=st.sampled_from([Recompute(), Swap(), Cheaper()]),
+    load=st.sampled_from(["always", "cheaper"]),
     prefetch=st.integers(0, 3),
     chunk_tokens=st.just(8),
 )

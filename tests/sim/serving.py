@@ -29,13 +29,14 @@ class LinearCost:
     per_prompt_context_ps: int = 0
     per_skew_ps: int = 0  # per token of sequences * longest - total
     per_ended_ps: int = 0
+    per_host_byte_ps: int = 0
     host_ps: int = 0
     most_steps: int = 1 << 40  # how far one answer reaches
 
     def pace(self, shape: StepShape) -> Pace:
-        chunks, batch, context, longest, growing, _moved, _hosted, ended = shape
+        chunks, batch, context, longest, growing, _moved, hosted, ended = shape
         ps = self.base_ps + batch * self.per_seq_ps + context * self.per_context_ps + ended * self.per_ended_ps
-        ps += self.per_skew_ps * (longest * batch - context)
+        ps += self.per_skew_ps * (longest * batch - context) + round(hosted * self.per_host_byte_ps)
         for new, cached in chunks:
             ps += new * self.per_prompt_ps + cached * self.per_prompt_context_ps
         growth = self.per_context_ps * growing

@@ -162,11 +162,12 @@ def _serve(
                 "is_swap": is_swap,
             }
             victim.request["n_preemptions"] = victim.request.get("n_preemptions", 0) + 1
-            victim.left_tokens = 0 if is_swap else victim.request["prompt_tokens"] + len(victim.tokens_ps)
+            victim.left_tokens = 7 if is_swap else victim.request["prompt_tokens"] + len(victim.tokens_ps)
             (swapped if is_swap else waiting).insert(0, victim)
             n_preempted += 1
         back = [s for s in swapped if not decoding or rng.random() < 0.3]
         swapped = [s for s in swapped if s not in back]
+        waiting = back + waiting
 
         chunks: list[tuple[Running, int]] = []
         if waiting and len(decoding) < 12:
@@ -174,7 +175,6 @@ def _serve(
                 chunks = [(waiting[0], min(waiting[0].left_tokens, 256))]
             else:
                 chunks = [(s, s.left_tokens) for s in waiting[:4]]
-        decoding += back
         batch = decoding if mixes or not chunks else []
         for sequence, _ in chunks:
             sequence.request.setdefault("scheduled_ns", start_ns)

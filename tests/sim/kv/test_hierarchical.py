@@ -7,10 +7,12 @@ import pytest
 from sim.errors import ConfigError
 from sim.kv.eviction import Lru
 from sim.kv.hierarchical import HierarchicalCache
+from sim.kv.preemption import Cheaper, Recompute, Swap
 from sim.kv.tiers import Tiers, TierSpec
+from sim.sequence import Sequence
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
-COST = LinearCost(1_000_000, per_prompt_ps=50_000)
+COST = LinearCost(1_000_000, per_prompt_ps=50_000, per_host_byte_ps=1_000)
 
 
 def tier(name="dram", n_bytes=1e6, rate=1e9, fails_at_s=None, write_rate=None):
@@ -82,20 +84,84 @@ def test_a_full_tier_sends_blocks_further_down_and_they_come_back_from_there():
 def test_every_way_of_writing_finds_the_same(write, overlap):
     run = house(**conversation_and_crowd(), write=write, overlap=overlap)
     assert run.requests()[-1]["cached_tokens"] == 44
-    assert bool(len(run.recorder.transfers)) == overlap
+    assert len(run.recorder.transfers) > 0
 
 
-def test_preempted_sequences_swap_recompute_or_take_the_cheaper():
-    listed = [asked(i, 0, 16, 40) for i in range(3)]
-    kinds = {}
-    for reload in ("always", "never", "cheaper"):
-        for rate in (1e9, 1e5):
-            counts = house(listed, levels=(tier(rate=rate),), reload=reload).replicas[0].kv.counts()
-            kinds[reload, rate] = counts["swapped_in"] > 0
-    assert kinds["always", 1e9]
-    assert kinds["cheaper", 1e9]
-    assert not kinds["never", 1e9]
-    assert not kinds["cheaper", 1e5], "at 10 us a token computing is faster"
+TWO = [asked(i, 0, 16, 40) for i in range(2)]
+"""Both prompts take 1,000 + 32 x 50 = 2,600 ns. 16 iterations later, at 18,600, both hold 32 tokens, all 16 blocks, and
+the second gives way. The first goes on for 23 iterations, to 41,600, and takes the last 6 of the 8 blocks. Then the
+second, which is to have 33 tokens computed, finds 8 of them in device memory and 24 in 6 blocks of 240 bytes below."""
+
+
+def preemption_of(run):
+    ((_, _, preempted_ns, last_ns, next_ns, is_swap),) = run.recorder.preemptions.rows().tolist()
+    assert preempted_ns == last_ns == 18_600
+    return next_ns, is_swap
+
+
+def sent_of(run):
+    names = list(run.recorder.links)
+    return [(names[link], start, end, n) for _, link, start, end, n, _ in run.recorder.transfers.rows().tolist()]
+
+
+def test_swapped_in_by_hand():
+    """240 bytes come in 240 ns, and the 33rd token is computed: 41,600 + 240 + 1,050."""
+    run = house(TWO, preemption=Swap())
+    assert preemption_of(run) == (42_890, 1)
+    assert sent_of(run)[:4] == [
+        ("to dram", 2_600, 2_920, 160),  # both prompts, as soon as they are computed, share the link
+        ("to dram", 2_600, 2_920, 160),
+        ("to dram", 18_600, 18_760, 160),  # the answer so far
+        ("from dram", 41_600, 41_840, 240),
+    ]
+    counts = run.replicas[0].kv.counts()
+    assert (counts["swapped_out"], counts["swapped_in"], counts["recomputed"]) == (1, 1, 0)
+    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (24, 1)
+
+
+def test_recomputed_by_hand():
+    """25 tokens that are not in device memory: 41,600 + 1,000 + 25 x 50."""
+    run = house(TWO, preemption=Recompute())
+    assert preemption_of(run) == (43_850, 0)
+    counts = run.replicas[0].kv.counts()
+    assert (counts["swapped_in"], counts["recomputed"]) == (0, 1)
+    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (0, 25)
+
+
+@pytest.mark.parametrize(("rate", "is_swap"), [(2.1e8, 1), (1.9e8, 0)])
+def test_auto_swaps_exactly_where_loading_is_faster(rate, is_swap):
+    """240 bytes + 1,050 ns against 2,250 ns: equal at 0.2 bytes a nanosecond."""
+    assert preemption_of(house(TWO, levels=(tier(rate=rate, write_rate=1e9),), preemption=Cheaper()))[1] == is_swap
+
+
+@pytest.mark.parametrize(("each_bytes", "found_tokens"), [(239, 32), (240, 8)])
+def test_auto_asks_the_link_as_it_is_at_that_moment(each_bytes, found_tokens):
+    """Four transfers under way: 240 bytes beside them take 240 + 4 x 239 ns, which still pays, or 5 x 240."""
+    run = house(TWO, preemption=Cheaper())
+    kv = run.replicas[0].kv
+    again = Sequence(asked(0, 0, 16, 40))
+    again.n_preemptions, again.generated_tokens, again.target_tokens = 1, 17, 33
+    assert kv.match(again) == 32, "the state of the second, mirrored: 8 tokens in device memory, 24 below"
+    for _ in range(4):
+        kv._tiers[0].up.send(each_bytes)
+    assert kv.match(again) == found_tokens
+
+
+@pytest.mark.parametrize(
+    ("preemption", "rate", "next_ns", "is_swap"),
+    [
+        (Swap(), 1e9, 43_210, 1),  # 320 ns to save 8 blocks, on the iteration after; 240 ns to load 6, on the last
+        (Recompute(), 1e9, 43_850, 0),
+        (Cheaper(), 4.1e8, 41_600 + 781 + 586 + 1_050, 1),  # 781 + 781 + 1,050 against 2,650 ns
+        (Cheaper(), 3.9e8, 43_850, 0),  # nothing is saved where it would not pay
+    ],
+)
+def test_swap_space_by_hand(preemption, rate, next_ns, is_swap):
+    """vLLM v0's: what is preempted is saved, and iterations wait for the copies."""
+    how = {"write": "preempted", "overlap": False, "host_bytes_per_s": 1e9}
+    run = house(TWO, levels=(tier(rate=rate),), preemption=preemption, **how)
+    assert preemption_of(run) == (next_ns, is_swap)
+    assert len(run.recorder.transfers) == 2 * is_swap
 
 
 @pytest.mark.parametrize(
@@ -104,8 +170,8 @@ def test_preempted_sequences_swap_recompute_or_take_the_cheaper():
         (lambda: Tiers(()), "tiers.levels must name at least one tier"),
         (lambda: Tiers((tier(rate=1e8), tier("x"))), "tiers.levels must go from fast to slow: x reads 1e"),
         (lambda: tier(n_bytes=0), r"tiers.dram.capacity_gib must be > 0 and finite, got 0"),
-        (lambda: house([], write="up"), "cache.write must be one of through, back, got 'up'"),
-        (lambda: house([], reload="no"), "cache.reload must be one of always, cheaper, never, got 'no'"),
+        (lambda: house([], write="up"), "cache.write must be one of through, back, preempted, got 'up'"),
+        (lambda: house([], load="no"), "cache.load must be one of always, cheaper, got 'no'"),
         (lambda: house([], prefetch=-1), r"cache.prefetch must be >= 0 \[requests\], got -1"),
         (lambda: house([], levels=(tier(n_bytes=8),)), r"tiers.dram.capacity_gib must hold one block of 40 bytes"),
     ],
