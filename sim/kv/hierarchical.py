@@ -99,9 +99,7 @@ class HierarchicalCache(PagedCache):
         host_bytes_per_s: float | None = None,
         replica: int = 0,
     ) -> None:
-        super().__init__(
-            capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens, kv_bytes_per_token
-        )
+        super().__init__(capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens)
         if tiers is None:
             raise ConfigError("cache=hierarchical needs tiers: tiers=dram or tiers=dram_nvme, got none")
         if write not in WRITES:
