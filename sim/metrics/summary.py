@@ -17,6 +17,7 @@ from sim.record import Result
 from sim.units import MS_PER_S, NS_PER_S, PS_PER_S
 
 PERCENTILES = (90, 95, 99)
+QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)  # of token gaps; all at once cost little more than one [%]
 OURS = "kvtwin"
 PS_PER_MS = PS_PER_S // MS_PER_S
 TRUSTED_P99_REQUESTS = 1_000  # with fewer, fewer than ten requests lie beyond the 99th percentile
@@ -30,6 +31,7 @@ class Measures:
     is_good: Bools  # meets its objectives, shape (n_requests,)
     itl_ps: Population
     itl_ms: Mapping[str, float | None]  # mean, median, ... of the same, by the summary's keys
+    itl_quantiles_ms: Floats  # at `QUANTILES`; NaN without gaps
     load: Load
 
 
@@ -38,7 +40,8 @@ def measure(result: Result, slo: Slo) -> Measures:
     latency_ms = latencies(result.requests)
     is_good = meets(latency_ms, result.requests.column("slo_class"), result.slo_classes, slo)
     gaps_ps = token_gaps(result)
-    return Measures(latency_ms, is_good, gaps_ps, _itl_statistics(gaps_ps), load(result))
+    quantiles_ms = gaps_ps.percentiles(QUANTILES) / PS_PER_MS
+    return Measures(latency_ms, is_good, gaps_ps, _itl_statistics(gaps_ps, quantiles_ms), quantiles_ms, load(result))
 
 
 def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[str, Any]:
@@ -215,13 +218,12 @@ def _statistics(name: str, values: Floats) -> dict[str, float | None]:
     return dict(zip(_names(name), (float(v) for v in (values.mean(), median, values.std(), *tail)), strict=True))
 
 
-def _itl_statistics(gaps_ps: Population) -> dict[str, float | None]:
+def _itl_statistics(gaps_ps: Population, quantiles_ms: Floats) -> dict[str, float | None]:
     if not gaps_ps.size:
         return dict.fromkeys(_names("itl_ms"))
-    median, *tail = gaps_ps.percentiles([50, *PERCENTILES])
-    mean, std = gaps_ps.mean_std()
-    values = (mean, median, std, *tail)
-    return dict(zip(_names("itl_ms"), (float(v) / PS_PER_MS for v in values), strict=True))
+    median, *tail = (quantiles_ms[QUANTILES.index(q)] for q in (50, *PERCENTILES))
+    mean, std = (v / PS_PER_MS for v in gaps_ps.mean_std())
+    return dict(zip(_names("itl_ms"), (float(v) for v in (mean, median, std, *tail)), strict=True))
 
 
 def _names(name: str) -> Sequence[str]:

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.metrics import Measures, Slo
-from sim.metrics.summary import PS_PER_MS
+from sim.metrics.summary import PS_PER_MS, QUANTILES
 from sim.record import Result
 from sim.report.figure import Figure, Json, curve, line, numbers
 from sim.report.words import duration, milliseconds, percent
@@ -36,7 +36,6 @@ METRICS = {
         "--orange",
     ),
 }
-QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9)
 LOG_ABOVE = 40.0  # ratio of the longest to the median beyond which the axis is logarithmic
 MAX_GANTT = 70
 
@@ -50,7 +49,7 @@ def distributions(measures: Measures, slo: Slo) -> list[Figure]:
     for key, (short, title, words, colour) in METRICS.items():
         if key == "itl_ms":
             x, y = measures.itl_ps.cdf()
-            x, quantiles = x / PS_PER_MS, measures.itl_ps.percentiles(QUANTILES) / PS_PER_MS
+            x, quantiles = x / PS_PER_MS, measures.itl_quantiles_ms
         else:
             values = measures.latency_ms[key]
             x, y = curve(values)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.metrics.gaps import chunks_by_replica
-from sim.metrics.slots import Span, slots
+from sim.metrics.slots import slots
 from sim.record import Ints, Result
 from sim.units import NS_PER_S, PS_PER_NS
 
@@ -73,19 +73,22 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
         done -= (done - share)[np.searchsorted(row, row)]  # of each piece's row, by the piece's end
         for kind, amount in (("decode", n * column["decode_seqs"]), ("prefill", column["prefill_tokens"])):
             tokens[kind] += np.bincount(at, weights=share * amount[row], minlength=n_bins)
-        order = np.argsort(at, kind="stable")
+        order = slice(None) if np.all(at[1:] >= at[:-1]) else np.argsort(at, kind="stable")
         begins = np.flatnonzero(np.diff(at[order], prepend=-1))
         bins = at[order][begins]
         spans = slots(column, result)
-        spans |= {name: Span(column[name], column[name]) for name in COUNTS}
         for name in total:
-            begin, change = spans[name].begin[row], (spans[name].end - spans[name].begin)[row]
-            first, last = begin + change * (done - share), begin + change * done
-            total[name] += np.bincount(at, weights=spent_ns * (first + last) / 2, minlength=n_bins)
-            if len(bins):
-                lowest, highest = np.minimum(first, last)[order], np.maximum(first, last)[order]
-                low[name][bins] = np.minimum(low[name][bins], np.minimum.reduceat(lowest, begins))
-                high[name][bins] = np.maximum(high[name][bins], np.maximum.reduceat(highest, begins))
+            if name in COUNTS:
+                first = last = column[name][row]
+            else:
+                begin, change = spans[name].begin[row], (spans[name].end - spans[name].begin)[row]
+                first, last = begin + change * (done - share), begin + change * done
+            total[name] += np.bincount(at, weights=spent_ns * (first + last), minlength=n_bins) / 2
+            if len(bins):  # all of them grow or shrink along a row, so the extremes are at the ends of its pieces
+                ends = (first,) if last is first else (first, last)
+                for values in ends:
+                    low[name][bins] = np.minimum(low[name][bins], np.minimum.reduceat(values[order], begins))
+                    high[name][bins] = np.maximum(high[name][bins], np.maximum.reduceat(values[order], begins))
 
     available = width_ns * result.n_replicas
     is_never_idle = busy > 0.999 * available

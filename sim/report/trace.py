@@ -14,7 +14,7 @@ import numpy as np
 from sim.record import Result
 from sim.units import NS_PER_S, PS_PER_NS, US_PER_S
 
-MAX_EVENTS = 120_000  # Perfetto opens ten times as many, but the file is written with every run
+MAX_EVENTS = 40_000  # Perfetto opens thirty times as many, but the file is written with every run
 NS_PER_US = NS_PER_S // US_PER_S
 EVENTS_PER_ITERATION, EVENTS_PER_REQUEST = 3, 6
 
