@@ -28,10 +28,10 @@ class Buddy:
 
     def __init__(self, capacity_tokens: int, min_tokens: int = 1) -> None:
         if min_tokens < 1 or min_tokens & (min_tokens - 1):
-            raise ConfigError(f"allocator.min_tokens must be a power of two >= 1 [tokens], got {min_tokens!r}")
+            raise ConfigError(f"cache.allocator.min_tokens must be a power of two >= 1 [tokens], got {min_tokens!r}")
         if capacity_tokens < min_tokens:
             raise ConfigError(
-                f"allocator.capacity_tokens must be >= {min_tokens} [tokens], the smallest extent, "
+                f"cache.allocator.capacity_tokens must be >= {min_tokens} [tokens], the smallest extent, "
                 f"got {capacity_tokens!r}"
             )
         self.capacity_tokens = capacity_tokens - capacity_tokens % min_tokens
@@ -104,7 +104,7 @@ class FirstFit:
 
     def __init__(self, capacity_tokens: int) -> None:
         if capacity_tokens < 1:
-            raise ConfigError(f"allocator.capacity_tokens must be >= 1 [tokens], got {capacity_tokens!r}")
+            raise ConfigError(f"cache.allocator.capacity_tokens must be >= 1 [tokens], got {capacity_tokens!r}")
         self.capacity_tokens = capacity_tokens
         self._starts = [0]  # holes by offset: start and stop
         self._stops = [capacity_tokens]

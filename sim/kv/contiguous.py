@@ -75,6 +75,8 @@ class ContiguousCache:
         The model's attention window: an extent is a ring of it at most [tokens].
     kv_bytes_per_token : float
         What copying a token moves [B].
+    max_len : int or None
+        The longest the model allows a sequence to become: more is never reserved [tokens].
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class ContiguousCache:
         session_caching: bool = True,
         window_tokens: int | None = None,
         kv_bytes_per_token: float = 0.0,
+        max_len: int | None = None,
     ) -> None:
         if capacity_tokens < 1:
             raise ConfigError(f"KV capacity must hold one token, got {capacity_tokens} tokens")
@@ -103,6 +106,7 @@ class ContiguousCache:
         self._reservation: Reservation = reservation() if callable(reservation) else reservation
         self._allocator = allocator(capacity_tokens)
         self._largest = self._allocator.largest_free_tokens  # of an empty device
+        self._check_fixed(self._reservation.fixed_tokens, max_len)
         self._bytes_per_token = kv_bytes_per_token
         self._session_caching = session_caching
         self._idle: dict[int, Extent] = {}  # by session
@@ -207,6 +211,20 @@ class ContiguousCache:
             "copied_bytes": self._n_copied_tokens * self._bytes_per_token,
             **learnt,
         }
+
+    def _check_fixed(self, n_tokens: int | None, max_len: int | None) -> None:
+        """Refuse extents, all of one length, that are longer than the model's sequences, or of which none fits."""
+        if n_tokens is None:
+            return
+        if max_len is not None and n_tokens > max_len:
+            raise ConfigError(
+                f"cache.reservation.max_len must be <= {max_len} [tokens], the model's maximum, got {n_tokens}"
+            )
+        if min(n_tokens, self.window_tokens or n_tokens) > self._largest:
+            raise ConfigError(
+                f"cache.reservation.max_len must be <= {self._largest} [tokens], the longest extent in "
+                f"{self.capacity_tokens} KV slots (hardware.kv_blocks), got {n_tokens}"
+            )
 
     def _wanted(self, sequence: Sequence) -> int:
         """Slots to reserve at admission: no more than a ring of the window, nor than could ever be had."""

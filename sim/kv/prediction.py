@@ -13,6 +13,8 @@ from sim.errors import ConfigError
 from sim.kv.reservation import grown_to
 from sim.sequence import Sequence
 
+MOST_HISTORY = 1_000_000  # a rate is a mean over all of them, taken at every turn
+
 
 @dataclass(slots=True, eq=False)
 class History:
@@ -63,6 +65,7 @@ class Predicted:
     ahead: int = 16
     most_sessions: int = 100_000
     grows: bool = field(default=True, init=False)
+    fixed_tokens: None = field(default=None, init=False)
     _sessions: dict[int, History] = field(default_factory=dict, init=False)
     _global: deque[int] = field(init=False)
     _n_predictions: int = field(default=0, init=False)
@@ -74,6 +77,8 @@ class Predicted:
             value = getattr(self, key)
             if value < least:
                 raise ConfigError(f"cache.reservation.{key} must be >= {least}, got {value}")
+        if self.history > MOST_HISTORY:
+            raise ConfigError(f"cache.reservation.history must be <= {MOST_HISTORY} [turns], got {self.history}")
         for key, low in (("margin_frac", 0.0), ("unstable_factor", 1.0), ("unstable_cv", 0.0), ("growth", 1.0)):
             value = getattr(self, key)
             if not low <= value < float("inf"):

@@ -48,7 +48,7 @@ class PrunedCache:
     kv_bytes_per_token : float
         What moving a token at full width moves [B].
     element_bits : float
-        Width of an uncompressed element: 16, or 8 for models served with fp8 KV.
+        Width of an uncompressed element: 16, or 8 for models served with fp8 KV [bits].
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class PrunedCache:
     ) -> None:
         if block_tokens < 1 or block_tokens & (block_tokens - 1):
             raise ConfigError(f"cache.block_tokens must be a power of two >= 1 [tokens], got {block_tokens}")
+        if not 0.0 < element_bits < float("inf"):
+            raise ConfigError(f"cache.element_bits must be > 0 and finite [bits], got {element_bits}")
         self.bits_per_element = min(element_bits, getattr(retention, "bits_per_element", element_bits))
         capacity_tokens = int(capacity_tokens * element_bits / self.bits_per_element)
         if capacity_tokens < block_tokens:
@@ -74,6 +76,11 @@ class PrunedCache:
         self.capacity_tokens = self.n_blocks * block_tokens
         self.window_tokens = min(windows, default=None)
         self._most_tokens = self.window_tokens or retention.most_tokens  # resident tokens of a sequence
+        if retention.window_tokens is not None and (self.window_tokens or 0) > self.capacity_tokens:
+            raise ConfigError(
+                f"cache.retention.window and sinks must together be <= {self.capacity_tokens} [tokens], all the KV "
+                f"slots there are (hardware.kv_blocks), got {retention.window_tokens}"
+            )
         self.is_endless = retention.most_tokens is not None
         self.moved_bytes = 0.0
         self.host_bytes = 0.0

@@ -14,9 +14,17 @@ from sim.sequence import Sequence
 
 
 class Reservation(Protocol):
-    """The length of extents. ``grows``: full extents are replaced by longer ones."""
+    """The length of extents."""
 
-    grows: bool
+    @property
+    def grows(self) -> bool:
+        """Whether full extents are replaced by longer ones."""
+        ...
+
+    @property
+    def fixed_tokens(self) -> int | None:
+        """What every sequence gets, whichever it is; None where that differs [tokens]."""
+        ...
 
     def tokens(self, sequence: Sequence) -> int:
         """Slots to reserve at admission, at least the sequence's target [tokens]."""
@@ -43,6 +51,7 @@ class Once:
     """What is reserved at admission lasts to the end."""
 
     grows = False
+    fixed_tokens: int | None = None
 
     def grown_tokens(self, sequence: Sequence, n_tokens: int, need_tokens: int) -> int:  # noqa: ARG002
         """As long as it is: nothing grows."""
@@ -75,6 +84,11 @@ class Maximum(Once):
     def __post_init__(self) -> None:
         if self.max_len < 1:
             raise ConfigError(f"cache.reservation.max_len must be >= 1 [tokens], got {self.max_len}")
+
+    @property
+    def fixed_tokens(self) -> int:  # type: ignore[override]  # a field of a frozen class
+        """The maximum."""
+        return self.max_len
 
     def tokens(self, sequence: Sequence) -> int:  # noqa: ARG002
         """The maximum, whatever the request."""
@@ -136,6 +150,7 @@ class Growing:
     initial: int = 512
     growth: float = 1.5
     grows = True
+    fixed_tokens = None
 
     def __post_init__(self) -> None:
         if self.initial < 1:

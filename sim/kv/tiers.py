@@ -57,6 +57,10 @@ class Tiers:
         object.__setattr__(self, "levels", tuple(self.levels))
         if not self.levels:
             raise ConfigError("tiers.levels must name at least one tier, got none")
+        names = [level.name for level in self.levels]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"tiers.levels must have a name each, got {name} twice")
         for above, below in zip(self.levels, self.levels[1:], strict=False):
             if below.read_bytes_per_s > above.read_bytes_per_s:
                 raise ConfigError(
@@ -92,6 +96,7 @@ class Tier:
         )
         self.up = Link(env, spec.read_bytes_per_s, spec.latency_s, spec.piece_s, recorder, f"from {spec.name}", replica)
         self.n_evicted = 0
+        self.n_held = 0  # blocks
 
     @property
     def is_gone(self) -> bool:
@@ -121,9 +126,11 @@ class Tier:
         evicted: list[BlockRange] = []
         for unit in self._evictor.victims(n_new):
             self.n_evicted += unit.n_blocks
+            self.n_held -= unit.n_blocks
             evicted += self._index.ranges(unit)
             self._index.forget(unit)
         self._index.name(table, text, n_found + n_new)
+        self.n_held += n_new
         for run in reversed(table.runs):
             del run.tables[table]
         self._evictor.park(table.runs[::-1])
