@@ -203,14 +203,17 @@ class HierarchicalCache(PagedCache):
         ``hit_tokens_*`` are of requests' first admission: they sum up to what the requests table calls cached.
         ``reloaded_tokens`` and ``recomputed_tokens`` are of preempted sequences that came back.
         """
-        tiers = self._tiers
-        return {
-            **super().counts(),
-            "hit_tokens_device": self._hit_tokens[0],
-            **{f"hit_tokens_{tier.spec.name}": n for tier, n in zip(tiers, self._hit_tokens[1:], strict=True)},
-            **{f"evicted_blocks_{tier.spec.name}": tier.n_evicted for tier in tiers},
-            **self._counts,
-        }
+        size = self.block_tokens
+        counts = {**super().counts(), "hit_tokens_device": self._hit_tokens[0]}
+        for tier, hit_tokens in zip(self._tiers, self._hit_tokens[1:], strict=True):
+            name = tier.spec.name
+            counts |= {
+                f"hit_tokens_{name}": hit_tokens,
+                f"evicted_blocks_{name}": tier.n_evicted,
+                f"kept_tokens_{name}": tier.n_held * size,
+                f"room_tokens_{name}": tier.n_blocks * size,
+            }
+        return counts | self._counts
 
     def _count(self, sequence: Sequence, n_here: int, found: list[int]) -> None:
         """Who was admitted found so many blocks in device memory, and so many in each tier."""

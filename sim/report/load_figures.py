@@ -21,12 +21,10 @@ def over_time(result: Result) -> list[Figure]:
         _level(lines, "waiting_seqs", x, unit, "queue", "Queue", _QUEUE, "--orange"),
         _tokens(lines, x, unit),
     ]
-    if lines.preemptions.any():
+    if lines.recomputed.any() or lines.swapped.any():
         figures.append(_preemptions(lines, x, unit))
     if lines.cached_tokens.any():
         figures.append(_hits(lines, x, unit))
-    if any(traffic.any() for traffic in lines.link_bytes_per_s.values()):
-        figures.append(_traffic(lines, x, unit))
     return figures
 
 
@@ -124,21 +122,32 @@ def _tokens(lines: Timelines, x: list[float | None], unit: str) -> Figure:
 
 
 def _preemptions(lines: Timelines, x: list[float | None], unit: str) -> Figure:
-    bars = {
-        "type": "bar",
-        "x": x,
-        "y": numbers(lines.preemptions),
-        "name": "preemptions",
-        "marker": {"color": "--red", "line": {"width": 0}},
-    }
+    kinds = [("computed again", lines.recomputed, "--red")]
+    if lines.swapped.any():
+        kinds.append(("loaded from below (swap)", lines.swapped, "--purple"))
     return Figure(
         "preemptions",
         "Preemptions",
-        "Running requests thrown out because the KV cache was full; they start over or are swapped back in.",
-        [bars],
-        {"yaxis": {"rangemode": "tozero"}, "bargap": 0, "showlegend": False, **_time(unit)},
-        (f"time [{unit}]", "preemptions"),
-        _sample(x, [lines.preemptions.astype(np.float64)], count),
+        "Running requests thrown out because the KV cache was full, by what became of their keys and values.",
+        [
+            {
+                "type": "bar",
+                "x": x,
+                "y": numbers(values),
+                "name": name,
+                "marker": {"color": colour, "line": {"width": 0}},
+            }
+            for name, values, colour in kinds
+        ],
+        {
+            "yaxis": {"rangemode": "tozero"},
+            "bargap": 0,
+            "barmode": "stack",
+            "showlegend": len(kinds) > 1,
+            **_time(unit),
+        },
+        (f"time [{unit}]", *(name for name, _, _ in kinds)),
+        _sample(x, [values.astype(np.float64) for _, values, _ in kinds], count),
         height_px=230,
         is_wide=False,
     )
@@ -161,24 +170,6 @@ def _hits(lines: Timelines, x: list[float | None], unit: str) -> Figure:
         _sample(x, [hit, total], lambda v: f"{v:.1f} %"),
         height_px=230,
         is_wide=False,
-    )
-
-
-def _traffic(lines: Timelines, x: list[float | None], unit: str) -> Figure:
-    colours = ("--purple", "--orange", "--teal", "--blue", "--green", "--red")
-    links = {name: traffic / 1e9 for name, traffic in lines.link_bytes_per_s.items()}
-    return Figure(
-        "traffic",
-        "Traffic between memory tiers",
-        "KV moved over each link, in gigabytes per second.",
-        [
-            line(x, numbers(traffic), name, colours[i % len(colours)], line={"width": 1.5})
-            for i, (name, traffic) in enumerate(links.items())
-        ],
-        {"yaxis": {"rangemode": "tozero", "ticksuffix": " GB/s"}, **_time(unit)},
-        (f"time [{unit}]", *links),
-        _sample(x, list(links.values()), rate),
-        height_px=230,
     )
 
 

@@ -10,6 +10,7 @@ from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
 from sim.report.terminal import KINDS, LATENCIES
+from sim.report.tier_figures import tiers_section
 from sim.report.words import class_words, count, duration, gibibytes, milliseconds, percent, rate, slo_words
 
 GOOD_FRAC, FAIR_FRAC = 0.99, 0.9  # share of requests within their objectives: MLPerf asks for 99 %
@@ -20,6 +21,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
     """The report as HTML text."""
     ours = numbers["kvtwin"]
     memory = [figure for figure in (memory_split(result, measures), capacity(result)) if figure is not None]
+    tiers = tiers_section(result, ours)
     lives = gantt(result)
     attainment = ours["slo_attainment_frac"]
     mood = (
@@ -54,6 +56,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
                 over_time(result),
             ),
             Section("memory", "KV cache memory", "What the cache is made of, and how well it was used.", memory),
+            *([tiers] if tiers else []),
             Section("requests", "Single requests", "", [lives] if lives else []),
             Section(
                 "configuration", "Configuration", "Everything that was chosen.", tables=configuration(result.config)

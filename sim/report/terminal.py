@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.metrics import Measures, Slo, measure, summary
 from sim.record import Result
+from sim.report.tier_figures import hits_by_tier, tier_words
 from sim.report.words import count, milliseconds, percent, rate, slo_words
 
 if TYPE_CHECKING:
@@ -75,5 +76,22 @@ def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
             f"{percent(kv['peak_held_frac'])} at most; {percent(kv['waste_frac'])} of it empty",
         ),
         ("prefix hit rate", f"{percent(ours['prefix_hit_frac'])} of prompt tokens"),
-        ("preemptions", f"{count(ours['preemptions'])}, of {count(ours['preempted_requests'])} requests"),
+        *_tier_rows(numbers),
     ]
+
+
+def _tier_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    """Preemptions, and what memory below the device has given back, where there is any."""
+    ours, n_input = numbers["kvtwin"], max(1, numbers["total_input_tokens"])
+    counts = ours["counts"]
+    preempted = f"{count(ours['preemptions'])}, of {count(ours['preempted_requests'])} requests"
+    found = hits_by_tier(counts)
+    if not found:
+        return [("preemptions", preempted)]
+    if ours["preemptions"]:
+        preempted += (
+            f"; {count(ours['swaps'])} came back by swap, {count(counts['reloaded_tokens'])} tokens loaded, "
+            f"{count(counts['recomputed_tokens'])} computed again"
+        )
+    by_tier = ", ".join(f"{percent(n_tokens / n_input)} in {tier_words(name)}" for name, n_tokens in found.items())
+    return [("found by tier", by_tier), ("preemptions", preempted)]

@@ -36,10 +36,10 @@ class Timelines:
     levels: dict[str, Level]  # by column of the iterations table, per replica
     decoded_per_s: Floats  # output tokens, all replicas
     prefilled_per_s: Floats  # prompt tokens computed, all replicas
-    preemptions: Ints  # in each bin
+    recomputed: Ints  # preemptions in each bin after which KV was computed again
+    swapped: Ints  # and those after which it was loaded
     prompt_tokens: Floats  # of requests first scheduled in each bin
     cached_tokens: Floats  # of these, found resident
-    link_bytes_per_s: dict[str, Floats]
 
     @property
     def centres_s(self) -> Floats:
@@ -103,15 +103,17 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     first_at = _bin(requests.column("first_token_ns"), width_ns, n_bins)
     scheduled_at = _bin(requests.column("scheduled_ns"), width_ns, n_bins)
     width_s = width_ns / NS
+    preempted_at = _bin(result.preemptions.column("preempted_ns"), width_ns, n_bins)
+    is_swap = result.preemptions.column("is_swap")
     return Timelines(
         edges_ns / NS,
         levels,
         (tokens["decode"] + np.bincount(first_at, minlength=n_bins)) / width_s,
         tokens["prefill"] / width_s,
-        np.bincount(_bin(result.preemptions.column("preempted_ns"), width_ns, n_bins), minlength=n_bins),
+        np.bincount(preempted_at[is_swap == 0], minlength=n_bins),
+        np.bincount(preempted_at[is_swap != 0], minlength=n_bins),
         _sums(scheduled_at, requests.column("prompt_tokens"), n_bins),
         _sums(scheduled_at, requests.column("cached_tokens"), n_bins),
-        _links(result, width_ns, n_bins),
     )
 
 
@@ -141,16 +143,3 @@ def _carried(total: Floats, busy: Floats, low: Floats, high: Floats) -> Level:
     source = np.maximum.accumulate(np.where(seen, np.arange(len(busy)), -1))
     mean = np.where(seen, total / np.where(seen, busy, 1.0), 0.0)
     return Level(*(np.where(source >= 0, values[source], 0.0) for values in (mean, low, high)))
-
-
-def _links(result: Result, width_ns: float, n_bins: int) -> dict[str, Floats]:
-    """Traffic of each link, spread evenly over each transfer [B/s]."""
-    transfers = result.transfers
-    start, end = (transfers.column(name).astype(np.float64) for name in ("start_ns", "end_ns"))
-    span, at, spent_ns = _pieces(start, end, width_ns, n_bins)
-    moved = transfers.column("n_bytes")[span] * spent_ns / np.maximum(end - start, 1)[span]
-    link = transfers.column("link")[span]
-    return {
-        name: np.bincount(at[link == i], weights=moved[link == i], minlength=n_bins) / (width_ns / NS)
-        for i, name in enumerate(result.links)
-    }

@@ -21,6 +21,16 @@ from sim.record import (
 
 BASE_PS, PER_SEQ_PS, PER_TOKEN_PS, PER_PROMPT_TOKEN_PS = 4_000_123_457, 20_000_011, 9_001, 11_000_003
 CAPACITY_TOKENS = 60_000
+TIERED = {
+    "hit_tokens_device": 700,
+    "hit_tokens_dram": 300,
+    "evicted_blocks_dram": 5,
+    "kept_tokens_dram": 1_600,
+    "room_tokens_dram": 16_000,
+    "reloaded_tokens": 4_000,
+    "recomputed_tokens": 900,
+}
+"""Counts of a cache with memory below the device's."""
 
 
 @dataclass
@@ -99,7 +109,7 @@ def tiny_run(
         "refused": table(REFUSED_COLUMNS, refused),
         "refusals": {row["id"]: "prompt and output of 200000 tokens exceed the model's maximum" for row in refused},
         "slo_classes": ("", "code"),
-        "links": ("device to host", "host to device") if preempts else (),
+        "links": ("to dram", "from dram") if preempts else (),
         "n_replicas": n_replicas,
         "n_devices": n_replicas,
         "capacity_tokens": CAPACITY_TOKENS,
@@ -121,7 +131,9 @@ def tiny_run(
             "graphs and context": -2_147_483_648.0,
             "KV cache": 116_129_154_663.0,
         },
-        "counts": tuple({"evictions": 12, "prefix_hits": 30, "extrapolated_steps": 3} for _ in range(n_replicas)),
+        "counts": tuple(
+            {"evicted_blocks": 12, "extrapolated_steps": 3} | (TIERED if preempts else {}) for _ in range(n_replicas)
+        ),
         "provenance": {"cost": "roofline", "device": "H200 SXM data sheet", "version": "0.1.0"},
     }
     return TinyRun(Result(**(values | fields)), run.tokens_ps)

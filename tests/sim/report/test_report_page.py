@@ -38,7 +38,7 @@ def figures(text):
 
 EXPECTED = {
     "cdf-ttft", "cdf-tpot", "cdf-itl", "cdf-e2el", "kv", "batch", "queue", "tokens", "preemptions", "hits", "traffic",
-    "memory", "capacity", "gantt",
+    "memory", "capacity", "gantt", "found", "link-use",
 }  # fmt: skip
 
 
