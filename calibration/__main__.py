@@ -1,5 +1,6 @@
 """The command line of calibration: ``python -m calibration step=fit measurements=outputs/calibration/h200``."""
 
+import os
 import sys
 
 from sim.errors import InvariantError, SimError
@@ -10,6 +11,7 @@ def main(arguments: list[str]) -> int:
 
     A step is a function with a YAML in ``conf/calibration/step`` that names it and its options.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small: threads would only wait for one another
     from hydra.utils import get_method
 
     from sim.config import compose

@@ -95,6 +95,8 @@ def read_engine_run(path: Path) -> EngineRun:
     settings = engine_settings(meta, path / "meta.json")
     rows, n_incomplete = _requests(path / "requests.jsonl")
     notes = [*settings.assumed]
+    if settings.has_prefix_caching:
+        notes.append("prefix caching was on, but no text was recorded: nothing is shared between requests")
     if n_incomplete:
         notes.append(f"{n_incomplete} requests have no times (they failed, or were cut off) and are left out")
     said = meta.get("num_requests")

@@ -15,6 +15,11 @@ from sim.errors import ConfigError, TraceError
 ASYNC_SINCE = (0, 14)
 """Async scheduling is the default from here on. Source: vLLM pull request 27614 and the release notes of 0.14.0."""
 
+RESERVES_SINCE = (0, 19)
+"""Admission asks for room for the whole prompt, not for its first chunk alone, by default at the latest from here on.
+Source: resolved configurations that LLMServingSim recorded (CHANGELOG, ``--reserve-full-isl``); vLLM's SchedulerConfig.
+"""
+
 DEFAULTS: dict[str, Any] = {
     "max_num_seqs": 256,
     "max_num_batched_tokens": 8192,
@@ -52,8 +57,11 @@ class EngineSettings:
     weight_dtype: str
     kv_dtype: str
     reported_blocks: int | None  # that the engine said it allocated
+    watermark_frac: float  # of the blocks, left free when a request is admitted
+    reserves_prompt: bool  # whether a request is admitted only if its whole prompt has room
     device: str | None  # as CUDA names it
-    assumed: tuple[str, ...]  # settings that were not recorded, in words
+    device_memory_bytes: int | None  # as CUDA reports it
+    assumed: tuple[str, ...]  # settings that were not recorded, or are not simulated, in words
 
 
 class Recorded:
@@ -77,8 +85,8 @@ class Recorded:
                 return section[name]
         return None
 
-    def setting(self, name: str, kind: type[Any]) -> Any:
-        """The setting's value or its default, of the given kind.
+    def setting(self, name: str, kind: type[Any], resolved: str | None = None) -> Any:
+        """The setting's value or its default, of the given kind; ``resolved`` is another name that it may have.
 
         Raises
         ------
@@ -86,14 +94,26 @@ class Recorded:
             If it is of another kind.
         """
         value = self.find(name)
+        if value is None and resolved is not None:
+            value = self.find(resolved)
         if value is None:
             value = DEFAULTS[name]
             self.assumed.append(f"{name} {value}")
+        return self.checked(name, value, kind)
+
+    def fact(self, name: str, kind: type[Any]) -> Any:
+        """A value of the given kind where one is recorded, else None; checked as a setting is."""
+        value = self.find(name)
+        return None if value is None else self.checked(name, value, kind)
+
+    def checked(self, name: str, value: Any, kind: type[Any]) -> Any:
+        """The value, if it is of the kind and, of numbers, above 0."""
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind or (kind in (int, float) and value <= 0):
+        is_number = kind in (int, float)
+        if type(value) is not kind or (is_number and value <= 0):
             raise TraceError(
-                f"{self.path}: {name} must be a {kind.__name__}{' > 0' if kind is not str else ''}, got {value!r}"
+                f"{self.path}: {name} must be a {kind.__name__}{' > 0' if is_number else ''}, got {value!r}"
             )
         return value
 
@@ -116,20 +136,21 @@ def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
     max_num_seqs = recorded.setting("max_num_seqs", int)
     max_tokens = recorded.setting("max_num_batched_tokens", int)
     dtype = recorded.setting("dtype", str).removeprefix("torch.")
-    kv_dtype = recorded.setting("kv_cache_dtype", str)
+    kv_dtype = recorded.setting("kv_cache_dtype", str, "cache_dtype")
     for name, value, known in (("dtype", dtype, DTYPES), ("kv_cache_dtype", kv_dtype, {"auto": "", **KV_DTYPES})):
         if value not in known:
             raise ConfigError(f"{path}: {name} must be one of {', '.join(known)}, got {value!r}")
     hardware = meta.get("hardware")
+    hardware = hardware if isinstance(hardware, Mapping) else {}
     version = str(meta.get("vllm_version", "unknown"))
     return EngineSettings(
         model=model,
         vllm_version=version,
         tensor_parallel=recorded.setting("tensor_parallel_size", int),
-        data_parallel=recorded.find("data_parallel_size") or 1,
+        data_parallel=recorded.fact("data_parallel_size", int) or 1,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_tokens,
-        max_model_len=recorded.find("max_model_len"),
+        max_model_len=recorded.fact("max_model_len", int),
         block_tokens=recorded.setting("block_size", int),
         has_prefix_caching=recorded.setting("enable_prefix_caching", bool),
         is_async=_is_async(recorded, version),
@@ -137,10 +158,31 @@ def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
         memory_utilization_frac=recorded.setting("gpu_memory_utilization", float),
         weight_dtype=DTYPES[dtype],
         kv_dtype=KV_DTYPES.get(kv_dtype, DTYPES[dtype]),
-        reported_blocks=recorded.find("num_gpu_blocks"),
-        device=hardware.get("device_name") if isinstance(hardware, Mapping) else None,
-        assumed=(f"not recorded, vLLM's default: {', '.join(recorded.assumed)}",) if recorded.assumed else (),
+        reported_blocks=recorded.fact("num_gpu_blocks", int),
+        watermark_frac=recorded.find("watermark") or 0.0,
+        reserves_prompt=_reserves_prompt(recorded, version),
+        device=hardware.get("device_name"),
+        device_memory_bytes=hardware.get("device_total_memory_bytes"),
+        assumed=(
+            *((f"not recorded, vLLM's default: {', '.join(recorded.assumed)}",) if recorded.assumed else ()),
+            *_not_simulated(recorded),
+        ),
     )
+
+
+def _not_simulated(recorded: Recorded) -> list[str]:
+    """What the engine did besides, in words: it shades the schedule, and is left out here."""
+    left_out = [
+        f"{name} {recorded.find(name)}"
+        for name, harmless in (
+            ("long_prefill_token_threshold", (None, 0)),
+            ("max_num_partial_prefills", (None, 1)),
+            ("prefill_schedule_interval", (None, 1)),
+            ("kv_offloading_size", (None, 0)),
+        )
+        if recorded.find(name) not in harmless
+    ]
+    return [f"recorded, but not simulated: {', '.join(left_out)}"] if left_out else []
 
 
 def _refuse_what_is_not_simulated(recorded: Recorded) -> None:
@@ -150,6 +192,9 @@ def _refuse_what_is_not_simulated(recorded: Recorded) -> None:
         ("speculative_config", (None,)),
         ("num_speculative_tokens", (None, 0)),
         ("quantization", (None,)),
+        ("policy", (None, "fcfs")),
+        ("decode_context_parallel_size", (None, 1)),
+        ("prefill_context_parallel_size", (None, 1)),
     ):
         if (value := recorded.find(name)) not in harmless:
             raise ConfigError(f"{recorded.path}: engines with {name} {value!r} are not simulated")
@@ -161,17 +206,27 @@ def _refuse_what_is_not_simulated(recorded: Recorded) -> None:
 
 def _is_async(recorded: Recorded, version: str) -> bool:
     """Whether iterations were planned ahead: as recorded, else by the version's default."""
-    value = recorded.find("async_scheduling")
+    return _since(recorded, "async_scheduling", version, ASYNC_SINCE)
+
+
+def _reserves_prompt(recorded: Recorded, version: str) -> bool:
+    """Whether a request is admitted only if its whole prompt has room: as recorded, else by the version's default."""
+    return _since(recorded, "scheduler_reserve_full_isl", version, RESERVES_SINCE)
+
+
+def _since(recorded: Recorded, name: str, version: str, first: tuple[int, int]) -> bool:
+    """A switch as recorded, else on from the version on that made it the default; a name that is no version is new."""
+    value = recorded.find(name)
     if isinstance(value, bool):
         return value
     try:
         major, minor = (int(part) for part in version.split(".")[:2])
     except ValueError:
-        recorded.assumed.append(f"async_scheduling true (vllm_version {version!r} is not a version)")
+        recorded.assumed.append(f"{name} true (vllm_version {version!r} is not a version)")
         return True
-    is_async = (major, minor) >= ASYNC_SINCE
-    recorded.assumed.append(f"async_scheduling {str(is_async).lower()} (vLLM {version})")
-    return is_async
+    is_on = (major, minor) >= first
+    recorded.assumed.append(f"{name} {str(is_on).lower()} (vLLM {version})")
+    return is_on
 
 
 def _capture_sizes(recorded: Recorded, max_num_seqs: int, max_tokens: int) -> tuple[int, ...]:

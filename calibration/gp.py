@@ -40,28 +40,59 @@ def spread(x: Array, n_points: int, first: int = 0) -> Indices:
     return chosen
 
 
+def surprise(theta: Array, squared: Array, y: Array) -> tuple[float, Array]:
+    """Negative log likelihood of residuals, up to a constant, and its gradient.
+
+    Parameters
+    ----------
+    theta : array
+        Logarithms of the length scales, of the variance and of the noise, shape (d + 2,).
+    squared : array
+        Squared differences of the points along each axis, (d, n, n).
+    y : array
+        Residuals, (n,).
+
+    References
+    ----------
+    Rasmussen and Williams, 2006, eq. 2.30 and 5.9.
+    """
+    from scipy.linalg import lapack
+
+    variance, noise = np.exp(theta[-2]), np.exp(theta[-1])
+    shares = squared * np.exp(-2.0 * theta[:-2])[:, None, None]
+    distance = np.sqrt(3.0 * shares.sum(0))
+    decay = np.exp(-distance)
+    correlation = (1.0 + distance) * decay
+    covariance = variance * correlation
+    covariance[np.diag_indices(len(y))] += noise + JITTER * variance
+    root, failed = lapack.dpotrf(covariance, lower=True)
+    if failed:
+        return 1e10, np.zeros_like(theta)
+    inverse, _ = lapack.dpotri(root, lower=True)
+    inverse = np.tril(inverse) + np.tril(inverse, -1).T
+    weights = inverse @ y
+    rest = inverse - np.outer(weights, weights)
+    slope = 1.5 * variance * rest * decay
+    gradient = np.empty_like(theta)
+    gradient[:-2] = np.tensordot(shares, slope, axes=2)
+    gradient[-2] = 0.5 * variance * ((rest * correlation).sum() + JITTER * np.trace(rest))
+    gradient[-1] = 0.5 * noise * np.trace(rest)
+    return float(0.5 * y @ weights + np.log(np.diag(root)).sum()), gradient
+
+
 def learn(x: Array, y: Array, rng: np.random.Generator, n_points: int = 400) -> Process:
     """Hyperparameters that make a random ``n_points`` of the residuals ``y`` (n,) at ``x`` (n, d) most likely."""
-    from scipy.linalg import cholesky, solve_triangular
     from scipy.optimize import minimize
 
     some = rng.choice(len(x), min(n_points, len(x)), replace=False)
     x, y, n_axes = x[some], y[some], x.shape[1]
-
-    def surprise(theta: Array) -> float:
-        scales, variance, noise = np.exp(theta[:n_axes]), np.exp(theta[-2]), np.exp(theta[-1])
-        covariance = variance * matern32(x / scales, x / scales) + (noise + JITTER * variance) * np.eye(len(x))
-        try:
-            root = cholesky(covariance, lower=True)
-        except np.linalg.LinAlgError:
-            return 1e10
-        z = solve_triangular(root, y, lower=True)
-        return float(0.5 * z @ z + np.log(np.diag(root)).sum())
-
+    squared = np.stack([(column[:, None] - column[None, :]) ** 2 for column in x.T])
     spread_y = max(float(y.var()), 1e-6)
     start = np.concatenate([np.full(n_axes, np.log(3.0)), [np.log(spread_y), np.log(spread_y / 30.0)]])
     bounds = [(-1.5, 3.5)] * n_axes + [(np.log(spread_y) - 3, np.log(spread_y) + 3), (np.log(1e-6), np.log(spread_y))]
-    theta = minimize(surprise, start, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30}).x
+    theta = minimize(
+        surprise, start, (squared, y), method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": 30}
+    ).x
     return Process(np.exp(theta[:n_axes]), float(np.exp(theta[-2])), float(np.exp(theta[-1])))
 
 

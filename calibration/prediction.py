@@ -1,6 +1,6 @@
 """Predict a recorded run: the same requests, the engine's own configuration, a profile of its device's kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -10,27 +10,30 @@ import numpy as np
 
 from calibration.engine_run import EngineRun, Recorded
 from calibration.fit import fit_profile, write_profile
-from calibration.importers.llmservingsim import import_llmservingsim
+from calibration.importers.llmservingsim import import_llmservingsim, model_key
 from calibration.measurements import csv_bytes
 from sim.config import compose, conf_dir, make
 from sim.cost.calibrated import CalibratedOperations
+from sim.cost.dense import all_reduce_curve
 from sim.cost.host import HostCost
 from sim.cost.iteration import IterationCost, Operations
-from sim.cost.roofline import ACTIVATION_BYTES, Roofline
+from sim.cost.roofline import ACTIVATION_BYTES, Roofline, gathered_as, n_all_reduces
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity
 from sim.profile import KernelProfile, is_of, read_profile, shipped_profiles
 from sim.record import Ints, Result, Table
 from sim.run import Builder, run
 from sim.spec import HardwareSpec, ModelSpec
+from sim.units import GIB
 
 CAPACITY_TOLERANCE_FRAC = 0.05  # between the derived KV capacity and the engine's own, beyond which we warn
 
 
-def kernels_of(recorded: EngineRun, cache: Path, say: Any = print) -> KernelProfile:
+def kernels_of(recorded: EngineRun, cache: Path, say: Any = print, hardware: str | None = None) -> KernelProfile:
     """The profile of the kernel times beside a run: the shipped one if it was fitted to them, else fitted now.
 
-    Without kernel times beside it, a shipped profile of the run's device and model is taken.
+    Without kernel times beside it, a shipped profile of the run's device is taken, of its model or of any. A run that
+    names no device is of the one chosen with ``hardware``.
 
     Raises
     ------
@@ -39,27 +42,27 @@ def kernels_of(recorded: EngineRun, cache: Path, say: Any = print) -> KernelProf
     """
     degree = recorded.settings.tensor_parallel
     if not recorded.profile_path.is_dir():
+        device = recorded.settings.device or (_device(_choice("hardware", hardware)) if hardware else None)
         for path in shipped_profiles().values():
             profile = read_profile(path)
-            device = recorded.settings.device
             if device is not None and is_of(profile.device, device) and _is_subject(profile, recorded):
-                say(f"no kernel times beside the run: taking {profile.path}")
+                say(f"no kernel times beside the run: taking {profile.name}")
                 return profile
         raise ProfileError(
             f"{recorded.profile_path}: missing, and no shipped profile is of {recorded.settings.model} with "
-            f"tensor_parallel {degree} on {recorded.settings.device or 'an unnamed device'}"
+            f"tensor_parallel {degree} on {device or 'an unnamed device (give hardware=)'}"
         )
     measured = import_llmservingsim(recorded.profile_path, degree)
     measured = replace(measured, sha256=sha256(csv_bytes(measured.rows)).hexdigest())
-    for path in (*shipped_profiles().values(), *sorted(cache.glob("*.json"))):
+    fitted_before = cache / f"{measured.sha256[:16]}.json"
+    for path in (*shipped_profiles().values(), *([fitted_before] if fitted_before.is_file() else [])):
         profile = read_profile(path)
         if profile.provenance.get("measurements_sha256") == measured.sha256:
             break
     else:
         say(f"fitting {len(measured.rows)} kernel times of {measured.device}")
-        path = cache / f"{measured.sha256[:16]}.json"
-        write_profile(fit_profile(measured, compare=False, say=lambda _: None), path)
-        profile = read_profile(path)
+        write_profile(fit_profile(measured, compare=False, say=lambda _: None), fitted_before)
+        profile = read_profile(fitted_before)
     if not _is_subject(profile, recorded):
         raise ProfileError(
             f"{recorded.profile_path}: measured {profile.subject.get('model')}, the run is of {recorded.settings.model}"
@@ -68,9 +71,11 @@ def kernels_of(recorded: EngineRun, cache: Path, say: Any = print) -> KernelProf
 
 
 def _is_subject(profile: KernelProfile, recorded: EngineRun) -> bool:
-    settings = recorded.settings
-    return profile.subject.get("model") == settings.model and (
-        profile.subject.get("tensor_parallel") == settings.tensor_parallel
+    """Whether a profile is of the run's model and degree, or of any."""
+    settings, subject = recorded.settings, profile.subject
+    return not subject or (
+        model_key(subject.get("model", "")) == model_key(settings.model)
+        and subject.get("tensor_parallel") == settings.tensor_parallel
     )
 
 
@@ -84,7 +89,7 @@ def configuration(recorded: EngineRun, profile: KernelProfile, hardware: str | N
     """
     settings = recorded.settings
     device = settings.device or profile.device
-    model = _choice("model", settings.model.rpartition("/")[2].lower().removesuffix("-instruct"))
+    model = _choice("model", model_key(settings.model))
     hardware = hardware or next((name for name in names("hardware") if is_of(_device(name), device)), None)
     if hardware is None:
         raise ConfigError(f"no data sheet of {device!r} in conf/hardware, there are {', '.join(names('hardware'))}")
@@ -106,12 +111,15 @@ def configuration(recorded: EngineRun, profile: KernelProfile, hardware: str | N
         "cache=paged",
         f"cache.block_tokens={settings.block_tokens}",
         f"cache.prefix_caching={str(settings.has_prefix_caching).lower()}",
+        f"cache.watermark={settings.watermark_frac}",
         f"replicas={settings.data_parallel}",
         "router=least_loaded",
         "slo=none",
     ]
     if settings.max_model_len is not None:
         overrides.append(f"model.max_len={settings.max_model_len}")
+    if settings.device_memory_bytes is not None:
+        overrides.append(f"hardware.device.memory_gib={settings.device_memory_bytes / GIB}")
     return compose(overrides)
 
 
@@ -144,20 +152,36 @@ class Predicted:
 
 
 class RankOperations(CalibratedOperations):
-    """Operations of one tensor-parallel rank measured alone: the all-reduces it waits for are added, by data sheet.
+    """Operations of one tensor-parallel rank measured alone: what it waits for of the others is added.
 
-    Two per layer, after attention and after the MLP, over the interconnect the data sheet names.
+    All-reduces of hidden states and the gathering of logits, over the interconnect: as measured between such devices
+    where the profile has it, else by the data sheet.
     """
 
     def __init__(self, profile: KernelProfile, model: ModelSpec, hardware: HardwareSpec) -> None:
-        super().__init__(profile, model, hardware.device, hardware.tensor_parallel)
-        self._sheet = Roofline(model, hardware.device, hardware.tensor_parallel)
+        degree = hardware.tensor_parallel
+        super().__init__(profile, model, hardware.device, degree)
+        self._model, self._has_ranks = model, degree > 1
+        self._all_reduce_s: Callable[[float], float] = Roofline(model, hardware.device, degree).all_reduce_s
+        if self._has_ranks and "all_reduce" in profile.operations:
+            measured = all_reduce_curve(profile.operations, degree, 0.0)
+            assert measured is not None, "there are ranks"
+            self._all_reduce_s = measured
 
     def dense_s(self, n_tokens: int) -> float:
         """All layers on ``n_tokens`` tokens, all-reduces included [s]."""
-        model = self._sheet.model
-        reduced = 2 * model.n_layers * self._sheet.all_reduce_s(n_tokens * model.d_model * ACTIVATION_BYTES)
-        return super().dense_s(n_tokens) + reduced
+        seconds = super().dense_s(n_tokens)
+        if self._has_ranks:
+            n_bytes = n_tokens * self._model.d_model * ACTIVATION_BYTES
+            seconds += n_all_reduces(self._model) * self._all_reduce_s(n_bytes)
+        return seconds
+
+    def sequences_s(self, n_seqs: int) -> float:
+        """lm_head, sampler, and between them the logits of all ranks gathered [s]."""
+        seconds = super().sequences_s(n_seqs)
+        if self._has_ranks:
+            seconds += self._all_reduce_s(gathered_as(n_seqs, self._model))
+        return seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +239,11 @@ def predictor(recorded: EngineRun, profile: KernelProfile, hardware: str | None 
     derived = made.capacity()
     if recorded.settings.reported_blocks is not None:
         config["hardware"]["kv_blocks"] = recorded.settings.reported_blocks
-    operations = RankOperations(profile, made.model, made.hardware)
+    operations: Operations
+    if profile.subject:
+        operations = RankOperations(profile, made.model, made.hardware)
+    else:  # of any model: all-reduces are among its operations
+        operations = CalibratedOperations(profile, made.model, made.hardware.device, made.hardware.tensor_parallel)
     return Predictor(recorded, config, operations, derived)
 
 

@@ -37,6 +37,14 @@ class KernelProfile:
     operations: Mapping[str, Mapping[str, Any]]
     sha256: str
 
+    @property
+    def name(self) -> str:
+        """``device/source`` of a shipped profile, else the file it was read from."""
+        path = Path(self.path)
+        if path.is_relative_to(PROFILES):
+            return path.relative_to(PROFILES).with_suffix("").as_posix()
+        return self.path
+
     def operation(self, name: str) -> Mapping[str, Any]:
         """The fitted form of one operation.
 
@@ -56,7 +64,7 @@ class KernelProfile:
         """What a report says about the profile it stands on: device, source, convention, errors, hash."""
         errors = {name: dict(form["error"]) for name, form in self.operations.items() if "error" in form}
         return {
-            "profile": self.path,
+            "profile": self.name,
             "device": self.device,
             "source": self.source,
             "convention": self.convention,

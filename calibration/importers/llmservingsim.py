@@ -13,9 +13,14 @@ How to read the bundle (found in its numbers, and in the profiler's source):
   pairs). They are divided here.
 * Kernel time only: an eager engine's launches and gaps are not in it. The attention module was timed, so the append of
   new keys and values is inside. ``kv_decode`` counts cached tokens; a decoding sequence reads one more.
+* Newer bundles differ: ``attention.csv`` names its layer and how many tokens a decoding sequence computes (above one
+  are drafts, left out here), and in place of ``kv_prefill`` has ``prefill_key``, the context plus half the chunk
+  (profiler/core/writer.py); the sweep of unequal contexts may have been skipped; ``hardware.yaml``, beside
+  ``meta.yaml`` or absent, holds collectives timed between two of the devices.
 """
 
 import csv
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +28,14 @@ import numpy as np
 
 from calibration.measurements import Measurements, frame
 from sim.config import conf_dir
+from sim.cost.dense import CALLS, SEQUENCE_CALLS
 from sim.errors import ProfileError
 
 US = 1e-6
-FILES = {
-    "attention.csv": ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"),
-    "dense.csv": ("layer", "tokens", "time_us"),
-    "per_sequence.csv": ("layer", "sequences", "time_us"),
-    "skew.csv": ("n", "nb", "kvs", "kv_big", "pc", "kp", "t_mean_us", "t_max_us", "t_skew_us"),
-}
+ATTENTION = ("prefill_chunk", "n_decode", "kv_decode", "time_us")  # and kv_prefill or prefill_key
+LAYERS = ("layer", "tokens", "time_us")
+PER_SEQUENCE = ("layer", "sequences", "time_us")
+SKEW = ("n", "nb", "kvs", "kv_big", "pc", "kp", "t_mean_us", "t_max_us", "t_skew_us")
 LICENSE = "MIT, LLMServingSim (github.com/casys-kaist/LLMServingSim)"
 
 
@@ -47,7 +51,7 @@ def published_shape(model: str, path: Path) -> tuple[int, int, int, int, int, in
 
     sheets = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(conf_dir().glob("model/*.yaml"))]
     known = {sheet["source"].split("huggingface.co/")[-1].split("/blob/")[0]: sheet for sheet in sheets}
-    sheet = known.get(model.removesuffix("-Instruct"))
+    sheet = {model_key(name): sheet for name, sheet in known.items()}.get(model_key(model))
     if sheet is None:
         raise ProfileError(
             f"{path}: model {model!r} has no data sheet; there are {', '.join(known)}; add one in conf/model"
@@ -57,13 +61,25 @@ def published_shape(model: str, path: Path) -> tuple[int, int, int, int, int, in
     return n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab
 
 
+def model_key(name: str) -> str:
+    """What of a model's name tells its shape: neither who published it, where it lies, nor that it was instructed.
+
+    Examples
+    --------
+    >>> model_key("meta-llama/Llama-3.1-8B-Instruct"), model_key("/data/model/Qwen3-32B")
+    ('llama-3.1-8b', 'qwen3-32b')
+    """
+    return name.rstrip("/").rpartition("/")[2].lower().removesuffix("-instruct")
+
+
 def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
-    """Read ``meta.yaml`` and one ``tp<N>/`` folder of a profile bundle.
+    """Read ``meta.yaml`` and one ``tp<N>/`` folder of a profile bundle, and ``hardware.yaml`` if it is there.
 
     Raises
     ------
     ProfileError
-        If a file or column is missing, a value is no finite positive time, or ``skew.csv`` does not repeat the grid.
+        If a file or column is missing, a value is no finite positive time, a layer is not one of those a dense decoder
+        has, or ``skew.csv`` does not repeat the grid.
     """
     import pandas as pd
     import yaml
@@ -75,28 +91,42 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
     n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = published_shape(str(about.get("model")), about_path)
     kv_of_a_rank = max(1, n_kv_heads // tensor_parallel)  # where there are fewer than ranks, ranks hold copies
     heads = {"n_heads": n_heads // tensor_parallel, "n_kv_heads": kv_of_a_rank, "head_dim": head_dim}
-    tables = {name: _table(path / f"tp{tensor_parallel}" / name, columns) for name, columns in FILES.items()}
-    rows = pd.concat(
-        [
-            _attention(tables["attention.csv"], heads),
-            _skewed(tables["skew.csv"], tables["attention.csv"], path, heads),
-            _layers(tables["dense.csv"], "tokens", "layer", "new_tokens"),
-            _layers(tables["per_sequence.csv"], "sequences", "sequence_layer", "decode_seqs"),
-        ],
-        ignore_index=True,
-    )
+    folder = path / f"tp{tensor_parallel}"
+    if not folder.is_dir():
+        there = ", ".join(sorted(found.name for found in path.glob("tp*"))) or "none"
+        raise ProfileError(f"{folder}: missing: no kernel times of that tensor-parallel degree, there are {there}")
+    if "gpu" not in about:
+        raise ProfileError(f"{about_path}: names no gpu")
+    grid = _grid(folder / "attention.csv")
+    parts = [_attention(grid, heads)]
+    notes = [
+        f"tp{tensor_parallel}/ holds one of {tensor_parallel} tensor-parallel ranks; the halved hf_overrides of "
+        "meta.yaml are those of the last degree profiled"
+    ]
+    if (folder / "skew.csv").is_file():
+        parts.append(_skewed(_table(folder / "skew.csv", SKEW), grid, path, heads))
+        notes.append("times of skew.csv are sums over the iterations, and were divided by their number")
+    else:
+        notes.append("unequal contexts were not measured: they cost nothing")
+    parts += [
+        _layers(folder / "dense.csv", LAYERS, CALLS, "layer", "new_tokens"),
+        _layers(folder / "per_sequence.csv", PER_SEQUENCE, SEQUENCE_CALLS, "sequence_layer", "decode_seqs"),
+    ]
+    if tensor_parallel > 1 and (path / "hardware.yaml").is_file():
+        parts.append(_collectives(path / "hardware.yaml", tensor_parallel))
+    rows = pd.concat(parts, ignore_index=True)
     return Measurements(
         device=about["gpu"],
         source="LLMServingSim",
         convention=(
             "sum of kernel times of a module in eager vLLM, mean of "
-            f"{about['measurement_iterations']} calls after one; launches and gaps not included; "
+            f"{about.get('measurement_iterations', 'several')} calls after one; launches and gaps not included; "
             "attention includes the append of new keys and values"
         ),
         provenance={
-            "vllm": about["vllm_version"],
-            "cuda": about["cuda_version"],
-            "date": str(about["profiled_at"]),
+            "vllm": about.get("vllm_version", "unknown"),
+            "cuda": about.get("cuda_version", "unknown"),
+            "date": str(about.get("profiled_at", "unknown")),
             "license": LICENSE,
         },
         subject={
@@ -109,11 +139,7 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
             "dtype": "bf16",
             "kv_dtype": "bf16",
         },
-        notes=(
-            f"tp{tensor_parallel}/ holds one of {tensor_parallel} tensor-parallel ranks; the halved hf_overrides of "
-            "meta.yaml are those of the last degree profiled",
-            "times of skew.csv are sums over the iterations, and were divided by their number",
-        ),
+        notes=tuple(notes),
         rows=rows,
     )
 
@@ -128,7 +154,13 @@ def _table(path: Path, columns: tuple[str, ...]) -> Any:
         header = next(csv.reader(file), [])
     if missing := [column for column in columns if column not in header]:
         raise ProfileError(f"{path}: no column {', '.join(missing)}, it has {', '.join(header)}")
-    table = pd.read_csv(path)
+    return _checked(pd.read_csv(path), path, columns)
+
+
+def _checked(table: Any, path: Path, columns: tuple[str, ...]) -> Any:
+    """The table, after a look at every value of the columns."""
+    import pandas as pd
+
     for column in columns:
         if column == "layer":
             continue
@@ -141,6 +173,39 @@ def _table(path: Path, columns: tuple[str, ...]) -> Any:
                 f"got {table[column].iloc[wrong[0]]!r}"
             )
     return table
+
+
+def _grid(path: Path) -> Any:
+    """The attention grid, ``kv_prefill`` made of ``prefill_key`` where it has that; drafts left out."""
+    table = _table(path, ATTENTION)
+    if "layer" in table.columns and (others := sorted(set(table["layer"]) - {"attention"})):
+        raise ProfileError(f"{path}: layers other than attention are not simulated: {', '.join(map(str, others))}")
+    if "decode_q_len" in table.columns:
+        table = table[table["decode_q_len"] == 1].reset_index(drop=True)
+    if "kv_prefill" in table.columns:
+        return _checked(table, path, ("kv_prefill",))
+    if "prefill_key" not in table.columns:
+        raise ProfileError(f"{path}: no column kv_prefill or prefill_key, it has {', '.join(table.columns)}")
+    context = table["prefill_key"] - table["prefill_chunk"] / 2.0
+    return _checked(table.assign(kv_prefill=context.round().clip(lower=0).astype(int)), path, ("kv_prefill",))
+
+
+def _collectives(path: Path, n_ranks: int) -> Any:
+    """All-reduces timed between the devices of a degree; no rows where another number of them was timed."""
+    import yaml
+
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    measured = (content.get("measured") or {}).get("interconnect") or {}
+    samples = [s for s in measured.get("samples", ()) if s.get("collective", "all_reduce") == "all_reduce"]
+    if measured.get("npus") != n_ranks or len(samples) < 2:
+        return frame("all_reduce").iloc[:0]
+    return frame(
+        "all_reduce",
+        detail="nccl",
+        devices=n_ranks,
+        bytes=np.array([int(s["bytes"]) for s in samples]),
+        seconds=np.array([float(s["us"]) for s in samples]) * US,
+    )
 
 
 def _attention(table: Any, heads: dict[str, int]) -> Any:
@@ -164,9 +229,7 @@ def _attention(table: Any, heads: dict[str, int]) -> Any:
 
 def _skewed(table: Any, grid: Any, path: Path, heads: dict[str, int]) -> Any:
     """Batches with unequal contexts; times are brought from sums to means, checked against the grid."""
-    keys = ["prefill_chunk", "kv_prefill", "n_decode", "kv_decode"]
-    repeated = table.merge(grid, left_on=["pc", "kp", "n", "kv_big"], right_on=keys)
-    n_calls = (repeated["t_max_us"] / repeated["time_us"]).median() if len(repeated) else float("nan")
+    n_calls = _n_calls(table, grid)
     if not abs(n_calls - round(n_calls)) < 0.05 or round(n_calls) < 1:
         raise ProfileError(f"{path}: skew.csv must hold a whole multiple of the grid's times, got {n_calls:.3f} times")
     per_call = US / round(n_calls)
@@ -188,7 +251,22 @@ def _skewed(table: Any, grid: Any, path: Path, heads: dict[str, int]) -> Any:
     )
 
 
-def _layers(table: Any, count: str, operation: str, column: str) -> Any:
+def _n_calls(table: Any, grid: Any) -> float:
+    """How many times the grid's ``t_max_us`` of equal decode batches is, interpolated where it is not of the grid."""
+    ratios: list[float] = []
+    for n, group in table[table["pc"] == 0].groupby("n"):
+        on = grid[(grid["prefill_chunk"] == 0) & (grid["n_decode"] == n)].sort_values("kv_decode")
+        group = group[group["kv_big"].between(on["kv_decode"].min(), on["kv_decode"].max())]
+        if len(group) and len(on):
+            known = np.interp(np.log(group["kv_big"]), np.log(on["kv_decode"]), np.log(on["time_us"]))
+            ratios += (group["t_max_us"] / np.exp(known)).tolist()
+    return float(np.median(ratios)) if ratios else float("nan")
+
+
+def _layers(path: Path, columns: tuple[str, ...], known: Collection[str], operation: str, column: str) -> Any:
+    table, count = _table(path, columns), columns[1]
+    if strange := sorted(set(table["layer"]) - set(known)):
+        raise ProfileError(f"{path}: layers {', '.join(map(str, strange))} are not simulated, only {', '.join(known)}")
     return frame(
         operation,
         detail=table["layer"].to_numpy(),

@@ -53,7 +53,7 @@ def fit_host(run: Path, hardware: str | None, out: Path) -> None:
     from sim.profile import content_sha256
 
     recorded = read_engine_run(run)
-    profile = kernels_of(recorded, out.parent)
+    profile = kernels_of(recorded, out.parent, hardware=hardware)
     host = provenance(recorded, learn_host(predictor(recorded, profile, hardware)))
     content = json.loads(Path(profile.path).read_text(encoding="utf-8"))
     content["provenance"]["host_time"] = host

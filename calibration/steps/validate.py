@@ -33,11 +33,11 @@ def validate(run: str, hardware: str | None, out: str) -> None:
     recorded = read_engine_run(Path(run))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    profile = kernels_of(recorded, folder, console.print)
+    profile = kernels_of(recorded, folder, console.print, hardware)
     predict = predictor(recorded, profile, hardware)
     predictions = {COLUMNS[0]: predict(predict.host()), COLUMNS[1]: predict(predict.default_host())}
     lines = {name: compare(recorded, predicted) for name, predicted in predictions.items()}
-    notes = [*recorded.notes, capacity_words(predict), f"kernel times: {profile.path}, {profile.convention}"]
+    notes = [*recorded.notes, capacity_words(predict), f"kernel times: {profile.name}, {profile.convention}"]
     try:
         judged = ~first_third(recorded)
         host = learn_host(predict)
@@ -75,6 +75,7 @@ def capacity_words(predict: Predictor) -> str:
 
 def error_table(lines: dict[str, list[Line]]) -> Any:
     """Recorded, simulated and error of every statistic, one pair of columns a prediction."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Recorded and simulated", title_justify="left")
@@ -86,7 +87,7 @@ def error_table(lines: dict[str, list[Line]]) -> Any:
         table.add_column(name, justify="right")
         table.add_column("error", justify="right")
     for rows in zip(*lines.values(), strict=True):
-        cells = [f"{rows[0].metric.upper()} {rows[0].statistic} [{rows[0].unit}]", f"{rows[0].real:,.1f}"]
+        cells = [escape(f"{rows[0].metric.upper()} {rows[0].statistic} [{rows[0].unit}]"), f"{rows[0].real:,.1f}"]
         for name, row in zip(lines, rows, strict=True):
             if name == COLUMNS[2]:
                 cells.append(f"{row.real:,.1f}")

@@ -121,9 +121,9 @@ class MixedAttention:
         self._least_new, self._most_new = mixed["range"]["new_tokens"]
         self._least_context = mixed["range"]["decode_mean_tokens"][0]
         self._floor_s = self._prefill(self._least_new, 0.0)
-        skew = operations["decode_skew"]
+        skew = operations.get("decode_skew", {"decode_seqs": [1], "seconds_per_token": [0.0]})  # not always measured
         self._skew_seqs, self._skew_s = np.array(skew["decode_seqs"]), np.array(skew["seconds_per_token"])
-        self._factor = skew_table(operations["mixed_skew"])
+        self._factor = skew_table(operations["mixed_skew"]) if "mixed_skew" in operations else None
 
     def decode_s(self, n_seqs: int, mean_tokens: float) -> float:
         """Of ``n_seqs`` decoding sequences that read ``mean_tokens`` KV entries each [s]."""
@@ -147,7 +147,7 @@ class MixedAttention:
         new, context = max(first[0], self._least_new), first[1]
         mean = max(total_tokens / n_seqs, self._least_context)
         seconds = self._mixed(new, context, n_seqs, mean)
-        if longest_tokens > 1.01 * mean:
+        if longest_tokens > 1.01 * mean and self._factor is not None:
             alone = self._mixed(new, context, 1, longest_tokens)
             seconds *= self._factor(alone / seconds, longest_tokens / mean, n_seqs, mean)
         return rest + seconds

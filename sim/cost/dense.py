@@ -8,7 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sim.cost.roofline import ACTIVATION_BYTES, ELEMENTWISE_KERNELS, LOGIT_BYTES, SAMPLER_PASSES
+from sim.cost.roofline import (
+    ACTIVATION_BYTES,
+    ELEMENTWISE_KERNELS,
+    LOGIT_BYTES,
+    SAMPLER_PASSES,
+    gathered_as,
+    n_all_reduces,
+)
 from sim.cost.surface import SoftRoofline, Surface, monotone, surface_from
 from sim.cost.work import gemm_work
 from sim.errors import ProfileError
@@ -18,6 +25,7 @@ CALLS = {
     # of one forward pass, per decoder layer (layer) or once (model). Source: vLLM 0.19, models/llama.py
     "layernorm": ("layer", 2),  # before attention and before the MLP, with the residual added
     "qkv_proj": ("layer", 1),
+    "qk_norm": ("layer", 1),  # of queries and keys, timed as one; models as Qwen3 alone have it
     "rotary_emb": ("layer", 1),
     "o_proj": ("layer", 1),
     "gate_up_proj": ("layer", 1),
@@ -32,6 +40,7 @@ TILE_TOKENS, MEASURED_SINGLY = 16, 64
 Source: LLMServingSim's times of an RTX PRO 6000, measured at every 16th count past 64: at 641 tokens a layer's time
 rises by 27 % over 640, and then stays within 1 % up to 768; a recorded iteration of 643 tokens took the upper time.
 """
+OPTIONAL_CALLS = ("qk_norm",)
 SEQUENCE_CALLS = ("lm_head", "sampler")
 TABULATED_TOKENS, TABULATED_SEQS = 8_192, 512  # told from a list; vLLM's largest default budget, largest batch in use
 
@@ -100,9 +109,10 @@ class LayerCurves:
 
     def __init__(self, form: Mapping[str, Any], n_layers: int, z: float = 0.0) -> None:
         curves, spread = form["curves"], form["standard_error"]
-        if missing := [name for name in (*CALLS, *SEQUENCE_CALLS) if name not in curves]:
+        needed = [name for name in (*CALLS, *SEQUENCE_CALLS) if name not in OPTIONAL_CALLS]
+        if missing := [name for name in needed if name not in curves]:
             raise ProfileError(f"the profile measured no {', '.join(missing)}")
-        counts = {name: n * (n_layers if per == "layer" else 1) for name, (per, n) in CALLS.items()}
+        counts = {name: n * (n_layers if per == "layer" else 1) for name, (per, n) in CALLS.items() if name in curves}
         self._layers = [(curve_from(curves[name]), n) for name, n in counts.items()]
         self._sequences = [curve_from(curves[name]) for name in SEQUENCE_CALLS]
         self._factor = exp(z * spread["layers_log_sd"])
@@ -167,14 +177,16 @@ class ShapedGemms:
         layer = ELEMENTWISE_KERNELS * self._elementwise.seconds({"bytes": tokens * self._token_bytes})
         for curve in self._gemms:
             layer = layer + curve.at(tokens)
+        total: Array = self._model.n_layers * layer
         if self._all_reduce is not None:
-            layer = layer + 2 * self._all_reduce.at(tokens * self._model.d_model * ACTIVATION_BYTES)
-        return self._model.n_layers * layer
+            reduced = self._all_reduce.at(tokens * self._model.d_model * ACTIVATION_BYTES)
+            total = total + n_all_reduces(self._model) * reduced
+        return total
 
     def _sequences_s(self, seqs: Array) -> Array:
         logits_bytes = seqs * self._model.vocab * LOGIT_BYTES
         seconds = self._head.at(seqs) + SAMPLER_PASSES * self._elementwise.seconds({"bytes": logits_bytes})
-        return seconds if self._all_reduce is None else seconds + self._all_reduce.at(logits_bytes / 2.0)
+        return seconds if self._all_reduce is None else seconds + self._all_reduce.at(gathered_as(seqs, self._model))
 
 
 def gemm_curve(form: Mapping[str, Any], n: int, k: int, element_bytes: float, z: float) -> Curve:

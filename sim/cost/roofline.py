@@ -10,6 +10,7 @@ measured profile is better where there is one.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from sim.cost.iteration import DecodeCurve
 from sim.errors import ConfigError
@@ -31,8 +32,10 @@ class Efficiency:
 
     Source of the defaults: least absolute error in log time over NVIDIA's aiconfigurator tables of an H200 with vLLM
     0.24, GEMMs of at least 2,048 x 4,096, FlashAttention-3 with 32 and 64 heads; elementwise kernels from
-    LLMServingSim's times on an RTX PRO 6000; all-reduce from vLLM's own kernel and NCCL on 2, 4 and 8 H200. That other
-    devices reach the same shares is an assumption.
+    LLMServingSim's times on an RTX PRO 6000; all-reduce from vLLM's own kernel and NCCL on 2, 4 and 8 H200, and over
+    PCIe from NCCL on two RTX PRO 6000 (LLMServingSim, profiler/perf/RTXPRO6000/hardware.yaml: 12.7 us for 4 KiB, 587 us
+    for 20 MiB; a floor and a bandwidth give all its sizes within 10 %). That other devices reach the same shares is an
+    assumption.
     """
 
     gemm_flops_frac: float = 0.80
@@ -52,6 +55,8 @@ class Efficiency:
     elementwise_floor_s: float = 2.7e-6
     all_reduce_bandwidth_frac: float = 0.40
     all_reduce_floor_s: float = 4.5e-6
+    pcie_all_reduce_bandwidth_frac: float = 0.73
+    pcie_all_reduce_floor_s: float = 12.7e-6
 
     def __post_init__(self) -> None:
         shares = {name: getattr(self, name) for name in self.__slots__}
@@ -110,15 +115,15 @@ class Roofline:
             ELEMENTWISE_KERNELS * self.efficiency.elementwise_floor_s
             + n_tokens * elements * ACTIVATION_BYTES / self._elementwise_bytes_per_s
         )
-        reduced = 2 * self.all_reduce_s(n_tokens * model.d_model * ACTIVATION_BYTES)
-        return model.n_layers * (layer + elementwise + reduced)
+        reduced = n_all_reduces(model) * self.all_reduce_s(n_tokens * model.d_model * ACTIVATION_BYTES)
+        return model.n_layers * (layer + elementwise) + reduced
 
     def sequences_s(self, n_seqs: int) -> float:
         """lm_head and sampler, for one token of each sequence [s]."""
         model, ranks = self.model, self.tensor_parallel
         head = self.gemm_s(n_seqs, model.d_model, -(-model.vocab // ranks), "bf16")
         logits_bytes = n_seqs * model.vocab * LOGIT_BYTES
-        gathered = self.all_reduce_s(logits_bytes / 2.0)  # all-gather: each byte travels once, not twice
+        gathered = self.all_reduce_s(gathered_as(n_seqs, model))
         sampled = SAMPLER_PASSES * (self.efficiency.elementwise_floor_s + logits_bytes / self._elementwise_bytes_per_s)
         return head + gathered + sampled
 
@@ -170,9 +175,10 @@ class Roofline:
         if ranks == 1:
             return 0.0
         travelled = 2.0 * (ranks - 1) / ranks * n_bytes  # ring: scatter the sums, then gather them
-        return efficiency.all_reduce_floor_s + travelled / (
-            self.device.link_bytes_per_s * efficiency.all_reduce_bandwidth_frac
-        )
+        floor_s, share = efficiency.all_reduce_floor_s, efficiency.all_reduce_bandwidth_frac
+        if self.device.interconnect == "pcie":
+            floor_s, share = efficiency.pcie_all_reduce_floor_s, efficiency.pcie_all_reduce_bandwidth_frac
+        return floor_s + travelled / (self.device.link_bytes_per_s * share)
 
     def _decode_layer_s(self, batch: int, context_tokens: int) -> float:
         return self._decode_floor_s + context_tokens * self._per_entry_s + batch * self._per_append_s
@@ -180,6 +186,23 @@ class Roofline:
     @property
     def _elementwise_bytes_per_s(self) -> float:
         return self.device.bandwidth_bytes_per_s * self.efficiency.elementwise_bandwidth_frac
+
+
+def n_all_reduces(model: ModelSpec) -> int:
+    """All-reduces of hidden states in one forward pass: after the embedding, each attention and each MLP.
+
+    Source: vLLM's VocabParallelEmbedding and RowParallelLinear, which reduce their results over the ranks.
+    """
+    return 2 * model.n_layers + 1
+
+
+def gathered_as(n_seqs: Any, model: ModelSpec) -> Any:
+    """Bytes of an all-reduce that takes as long as gathering the logits of ``n_seqs`` sequences on every rank.
+
+    Half of them, for each byte travels once, not twice; in bf16, for they are widened afterwards. Source: vLLM's
+    LogitsProcessor (all-gather of lm_head's result) and Sampler (to fp32).
+    """
+    return n_seqs * model.vocab * ACTIVATION_BYTES / 2.0
 
 
 def attended_pairs(new_tokens: int, context_tokens: int, window: int | None = None) -> int:

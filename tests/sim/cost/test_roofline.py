@@ -159,6 +159,30 @@ def test_all_reduce_is_within_a_quarter_of_the_published_h200_kernels(n_ranks, n
     assert device.all_reduce_s(n_bytes) == pytest.approx(measured_s, rel=0.25)
 
 
+@pytest.mark.parametrize(
+    ("n_bytes", "measured_s"),
+    [  # NCCL between two RTX PRO 6000: LLMServingSim, profiler/perf/RTXPRO6000/hardware.yaml
+        (4_096, 12.7e-6),
+        (131_072, 17.4e-6),
+        (524_288, 29.8e-6),
+        (1_048_576, 41.0e-6),
+        (4_194_304, 124.9e-6),
+        (20_971_520, 587.1e-6),
+    ],
+)
+def test_all_reduce_over_pcie_is_within_a_tenth_of_the_published_times(n_bytes, measured_s):
+    device = roofline("model=qwen3-32b", "hardware=rtxpro6000", "hardware.tensor_parallel=2")
+    assert device.all_reduce_s(n_bytes) == pytest.approx(measured_s, rel=0.1)
+
+
+def test_ranks_gather_their_logits_and_reduce_after_the_embedding_too():
+    two = roofline("model=qwen3-32b", "hardware=rtxpro6000", "hardware.tensor_parallel=2")
+    lone = replace(two, model=replace(two.model, n_layers=1))
+    both = lone.dense_s(64) - two.dense_s(64) / 64
+    assert both == pytest.approx((3 - 129 / 64) * two.all_reduce_s(64 * 5120 * 2))
+    assert two.sequences_s(128) > 128 * 151_936 * 2 / 2 / 50e9  # half of the bf16 logits over the link
+
+
 def test_fp8_weights_and_kv_make_decoding_faster():
     wide, narrow = roofline(), roofline("model.weight_dtype=fp8", "model.kv_dtype=fp8")
     assert 0.5 < narrow.dense_s(8) / wide.dense_s(8) < 0.75
