@@ -21,6 +21,7 @@ from sim.kv.cache import KVCache, Prefetcher
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import Finished, Request
+from sim.samples import Sample, sampled
 from sim.sequence import Sequence
 from sim.step import Chunk, CostModel, Pace, StepShape
 from sim.units import PS_PER_NS
@@ -167,12 +168,13 @@ class Replica:
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
         self.n_outstanding += 1
+        sequence = Sequence(request) if request.n_samples == 1 else sampled(request)
         if self._prefetcher is not None and len(self.batch.waiting) < self._prefetcher.prefetch_requests:
-            self._prefetcher.prefetch(Sequence(request))
+            self._prefetcher.prefetch(sequence)
         if self._is_busy and self._plans_ahead:
-            self._unseen.append(Sequence(request))
+            self._unseen.append(sequence)
             return
-        self.batch.waiting.push(Sequence(request))
+        self.batch.waiting.push(sequence)
         self.inbox.wake()
 
     def refuses(self, request: Request) -> str | None:
@@ -180,6 +182,8 @@ class Replica:
         n_tokens = request.prompt_tokens + request.output_tokens
         if n_tokens > self.max_len and not self.kv.is_endless:
             return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
+        if request.n_samples > self.scheduler.most_seqs:
+            return f"{request.n_samples} answers to sample at once, the batch has {self.scheduler.most_seqs} places"
         return self.kv.refuses(request)
 
     def counts(self) -> dict[str, int | float]:
@@ -277,8 +281,10 @@ class Replica:
                 n_prefilled += n_tokens
                 if n_tokens == sequence.prefill_left_tokens:
                     complete.append(sequence)
-                    n_joined += sequence.generated_tokens + 1 < sequence.request.output_tokens
+                    n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.request.output_tokens)
         shared_tokens = kv.shared_tokens
+        if shared_tokens and batch.leaving:  # they still hold what they share
+            live_tokens += sum(sequence.resident_tokens for sequence in batch.leaving)
         if rounding_tokens is None:
             rounding_tokens = held_tokens - n_prefilled - live_tokens + shared_tokens
             if rounding_tokens < 0:  # of a long prompt a window holds only the end
@@ -357,16 +363,21 @@ class Replica:
             self._ended.remove(sequence)
             self._finish(sequence, now_ns)
             return
-        self._n_preempted += 1
         if sequence.order in self.ledger.members:
             self.ledger.leave(sequence)
             sequence.last_token_ns = max(sequence.last_token_ns or 0, self._last_decode_ns)
         else:
             self.batch.partial.remove(sequence)
+            self.batch.n_unforked -= sequence.n_samples - 1
         if sequence.preempted_ns is not None:
             is_swap = sequence.is_swapped_in
             self.recorder.preemptions.add(sequence.request.id, self.index, sequence.preempted_ns, -1, -1, is_swap)
         self.kv.release(sequence, now_ns)
+        self._put_back(sequence, now_ns)
+
+    def _put_back(self, sequence: Sequence, now_ns: int) -> None:
+        """A sequence that holds nothing any more waits again, in front of those that arrived after it."""
+        self._n_preempted += 1
         sequence.preempted_ns = now_ns
         sequence.n_preemptions += 1
         sequence.computed_tokens = sequence.dropped_tokens = 0
@@ -388,10 +399,36 @@ class Replica:
             sequence.padding_tokens = pad_to_tokens - sequence.resident_tokens
         else:
             sequence.padding_tokens = 0
-        self.ledger.join(sequence)
+        if sequence.n_samples > 1:
+            self._fork(sequence, now_ns)  # type: ignore[arg-type]
+        else:
+            self.ledger.join(sequence)
+
+    def _fork(self, sequence: Sample, now_ns: int) -> None:
+        """Several answers are sampled from a prompt that is complete: the others join the one that computed it.
+
+        Their places in the batch are theirs since its admission, and so is their memory where the cache gives each KV
+        of its own. Where it shares the prompt, and a copy turns out to be needed and has no room, that one alone is
+        preempted. So nobody waits for anything while holding memory, and requests cannot lock each other out.
+        """
+        batch, ledger = self.batch, self.ledger
+        others = sequence.fork()
+        batch.n_unforked -= len(others)
+        n_held = self.kv.fork(sequence, others, ledger)
+        ledger.join(sequence)
+        for number, other in enumerate(others):
+            batch.n_admitted += 1
+            other.order = batch.n_admitted
+            if number < n_held:
+                ledger.join(other)
+            else:
+                self._put_back(other, now_ns)
 
     def _finish(self, sequence: Sequence, now_ns: int) -> None:
-        """A request has its answer: write its row, give its memory back, tell the client."""
+        """A request has its answer: write its row, give its memory back, tell the client.
+
+        Of several sampled together, each gives its memory back, and the last one ends the request.
+        """
         request = sequence.request
         scheduled_ns, first_token_ns = sequence.scheduled_ns, sequence.first_token_ns
         cached_tokens = sequence.cached_tokens
@@ -403,6 +440,13 @@ class Replica:
             self.batch.leaving.append(sequence)
         else:
             self.kv.release(sequence, now_ns)
+        output_tokens, n_preemptions = request.output_tokens, sequence.n_preemptions
+        samples = sequence.samples
+        if samples is not None:
+            if not samples.ended(sequence):
+                return
+            request, n_preemptions = samples.request, samples.n_preemptions
+            output_tokens *= request.n_samples
         self.n_outstanding -= 1
         requests = self.recorder.requests
         requests.append(
@@ -414,12 +458,13 @@ class Replica:
                 first_token_ns,
                 now_ns,
                 request.prompt_tokens,
-                request.output_tokens,
+                output_tokens,
                 cached_tokens,
-                sequence.n_preemptions,
+                n_preemptions,
                 -1 if request.session_id is None else request.session_id,
                 request.turn,
                 self.recorder.slo_class(request.slo_class),
+                request.n_samples,
             )
         )
         if self.on_finish is not None:

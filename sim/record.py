@@ -27,12 +27,13 @@ REQUEST_COLUMNS = (
     "first_token_ns",
     "finish_ns",
     "prompt_tokens",
-    "output_tokens",
+    "output_tokens",  # of all its answers
     "cached_tokens",  # of the prompt, found resident when first admitted
     "n_preemptions",
     "session_id",  # -1: none
     "turn",
     "slo_class",  # index into Result.slo_classes
+    "n_samples",  # answers sampled from its prompt at once, each of output_tokens / n_samples
 )
 ITERATION_COLUMNS = (
     "replica",
@@ -125,7 +126,8 @@ class Recorder:
     def refuse(self, request: Request, reason: str) -> None:
         """A request that could never be served."""
         session_id = -1 if request.session_id is None else request.session_id
-        self.refused.add(request.id, request.arrival_ns, request.prompt_tokens, request.output_tokens, session_id)
+        n_output = request.n_samples * request.output_tokens
+        self.refused.add(request.id, request.arrival_ns, request.prompt_tokens, n_output, session_id)
         if len(self.refusals) < MAX_REASONS:
             self.refusals[request.id] = reason
 

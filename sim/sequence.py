@@ -9,34 +9,51 @@ class Sequence:
     """One request's state in a replica.
 
     While it decodes, its counters stand still and the `DecodeLedger` knows how far it is; they are written back when
-    it leaves the ledger. What most sequences never change stands on the class: a sequence is made in a quarter of the
-    time of a dataclass.
+    it leaves the ledger.
     """
 
-    request: Request
-    order: int = 0  # admission number in its replica, new at every admission
-    target_tokens: int  # prefill is complete when so many tokens are computed
-    computed_tokens: int = 0  # tokens whose KV has been computed; drops to 0 on recompute
-    dropped_tokens: int = 0  # of the computed ones, those whose KV was discarded (window, compaction)
-    generated_tokens: int = 0  # never decreases, not even when preempted
-    cached_tokens: int | None = None  # of the prompt, found resident at first admission
-    scheduled_ns: int | None = None
-    first_token_ns: int | None = None
-    preempted_ns: int | None = None  # since when it waits to come back
-    last_token_ns: int | None = None  # its last token before that
-    n_preemptions: int = 0
-    is_finished: bool = False  # it has its answer
-    loading: Any = None  # the event that ends its wait for KV from below; None: it does not wait
-    is_swapped_in: bool = False  # when it last came back, KV was loaded and not computed anew
-    room_tokens: int | None = None  # resident tokens it can reach before the cache must attend to it alone
-    holding: Any = None  # what the cache holds for it; the cache's own business
-    padding_tokens: int = 0  # its prompt is padded by, in a request-level batch
-    joined_step: int = 0  # the ledger's step when it started decoding
-    joined_tokens: int = 0  # and its resident tokens then
+    __slots__ = (
+        "cached_tokens",  # of the prompt, found resident at first admission; None before
+        "computed_tokens",  # tokens whose KV has been computed; drops to 0 on recompute
+        "dropped_tokens",  # of the computed ones, those whose KV was discarded (window, compaction)
+        "first_token_ns",
+        "generated_tokens",  # never decreases, not even when preempted
+        "holding",  # what the cache holds for it; the cache's own business
+        "is_finished",  # it has its answer
+        "is_swapped_in",  # when it last came back, KV was loaded and not computed anew
+        "joined_step",  # the ledger's step when it started decoding
+        "joined_tokens",  # and its resident tokens then
+        "last_token_ns",  # its last token before it was preempted
+        "loading",  # the event that ends its wait for KV from below; None: it does not wait
+        "n_preemptions",
+        "order",  # admission number in its replica, new at every admission
+        "output_tokens",  # of its request: for the engine alone
+        "padding_tokens",  # its prompt is padded by, in a request-level batch
+        "preempted_ns",  # since when it waits to come back
+        "request",
+        "room_tokens",  # resident tokens it can reach before the cache must attend to it alone
+        "scheduled_ns",
+        "target_tokens",  # prefill is complete when so many tokens are computed
+    )
+    n_samples = 1  # sequences that it becomes when its prompt is complete: of a `Sample` there may be more
+    samples: Any = None  # those that answer its request together, where there are several
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.target_tokens = request.prompt_tokens
+        self.output_tokens = request.output_tokens
+        self.order = self.n_preemptions = 0
+        self.computed_tokens = self.dropped_tokens = self.generated_tokens = self.padding_tokens = 0
+        self.joined_step = self.joined_tokens = 0
+        self.is_finished = self.is_swapped_in = False
+        self.cached_tokens: int | None = None
+        self.room_tokens: int | None = None
+        self.scheduled_ns: int | None = None
+        self.first_token_ns: int | None = None
+        self.preempted_ns: int | None = None
+        self.last_token_ns: int | None = None
+        self.loading: Any = None
+        self.holding: Any = None
 
     @property
     def resident_tokens(self) -> int:

@@ -42,6 +42,11 @@ class Chunked:
                 f"so that every running sequence can decode, got {self.max_num_batched_tokens}"
             )
 
+    @property
+    def most_seqs(self) -> int:
+        """``max_num_seqs``."""
+        return self.max_num_seqs
+
     def plan(self, batch: Batch, now_ns: int) -> Plan | None:
         """The next iteration, or None when nothing can run before something arrives."""
         kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
@@ -65,13 +70,13 @@ class Chunked:
             elif n_tokens:
                 batch.preempt(sequence)
                 n_preempted += 1
-        n_running = n_decoding + len(batch.partial) + len(batch.leaving)
+        n_running = n_decoding + len(batch.partial) + len(batch.leaving) + batch.n_unforked
         if not n_preempted:
             while waiting and budget and n_running < self.max_num_seqs:
-                admitted = batch.admit(budget, now_ns)
+                admitted = batch.admit(budget, now_ns, self.max_num_seqs - n_running)
                 if admitted is None:
                     break
-                n_running += 1
+                n_running += admitted[0].n_samples
                 if admitted[1]:
                     chunks.append(admitted)
                     budget -= admitted[1]

@@ -34,6 +34,11 @@ class Continuous:
             if value < 1:
                 raise ConfigError(f"batching.{key} must be >= 1, got {value}")
 
+    @property
+    def most_seqs(self) -> int:
+        """``max_num_seqs``."""
+        return self.max_num_seqs
+
     def plan(self, batch: Batch, now_ns: int) -> Plan | None:
         """The next iteration, or None when nothing can run before something arrives."""
         kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
@@ -43,7 +48,7 @@ class Continuous:
         while budget > 0 and len(waiting) and batch.n_running() < self.max_num_seqs:
             if chunks and waiting.head().target_tokens - kv.match(waiting.head()) > budget:
                 break
-            admitted = batch.admit(None, now_ns)
+            admitted = batch.admit(None, now_ns, self.max_num_seqs - batch.n_running())
             if admitted is None:
                 break
             if admitted[1]:

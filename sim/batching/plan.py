@@ -27,30 +27,36 @@ class Batch:
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
     leaving: list[Sequence] = field(default_factory=list)  # ended after the next plan was made: places still taken
     n_admitted: int = 0
+    n_unforked: int = 0  # sequences that admitted prompts will become, beyond one each
     has_attended: bool = False  # the cache changed what a decoding sequence holds: the next plan may differ
     may_fit_later: bool = False  # the head was refused, and may be admitted although no memory is given back
 
     def n_running(self) -> int:
         """Sequences admitted."""
-        return len(self.ledger.members) + len(self.partial)
+        return len(self.ledger.members) + len(self.partial) + self.n_unforked
 
     def loading(self) -> list[Sequence]:
         """Sequences that wait for KV from below."""
         return [sequence for sequence in self.partial if sequence.loading is not None]
 
-    def admit(self, most_tokens: int | None, now_ns: int) -> tuple[Sequence, int] | None:
+    def admit(self, most_tokens: int | None, now_ns: int, most_seqs: int) -> tuple[Sequence, int] | None:
         """Admit the head of the queue with at most so many tokens of its prompt, or nobody if memory is short.
 
-        One that waits for KV from below is admitted with none.
+        One that waits for KV from below is admitted with none. One that will become several sequences is admitted
+        when ``most_seqs`` allows all of them: their places are theirs from the start, so none ever waits for one.
         """
         sequence = self.waiting.head()
+        n_samples = sequence.n_samples
+        if n_samples > most_seqs:
+            self.may_fit_later = False
+            return None
         matched = self.kv.match(sequence)
         n_tokens = sequence.target_tokens - matched
         if most_tokens is not None and n_tokens > most_tokens:
             n_tokens = most_tokens
         if not self.kv.extend(sequence, n_tokens, self.ledger):
             if self.kv.match(sequence) < matched:
-                return self.admit(most_tokens, now_ns)  # what was found had to give way: try without
+                return self.admit(most_tokens, now_ns, most_seqs)  # what was found had to give way: try without
             # A piece that follows a cached prefix needs less once some of that prefix has been evicted.
             self.may_fit_later = matched > 0 and most_tokens is not None and most_tokens < sequence.target_tokens
             return None
@@ -58,6 +64,8 @@ class Batch:
             n_tokens = 0  # its turn comes when its KV has
         self.waiting.take()
         self.partial.append(sequence)
+        if n_samples > 1:
+            self.n_unforked += n_samples - 1
         self.n_admitted += 1
         sequence.order = self.n_admitted
         if sequence.scheduled_ns is None:
@@ -109,6 +117,11 @@ class Scheduler(Protocol):
 
     plans_ahead: bool  # while the iteration before runs, so without knowing what arrives or ends during it
     returns_together: bool  # a batch's answers are returned, and its memory freed, when the longest has ended
+
+    @property
+    def most_seqs(self) -> int:
+        """Sequences that may run at once."""
+        ...
 
     def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
         """The next iteration; the time at which to ask again if nothing arrives before; or None, on arrival."""

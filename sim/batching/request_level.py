@@ -20,7 +20,7 @@ class RequestLevel:
     Parameters
     ----------
     max_batch_size : int
-        [requests]
+        Sequences that run together; of a request with several answers, each counts [sequences].
     max_wait_time_ms : float
         How long the first of a batch waits for others [ms].
     """
@@ -39,6 +39,11 @@ class RequestLevel:
             raise ConfigError(f"batching.max_wait_time_ms must be >= 0 and finite [ms], got {self.max_wait_time_ms}")
         self._max_wait_ns = ns_from_s(self.max_wait_time_ms / MS_PER_S)
 
+    @property
+    def most_seqs(self) -> int:
+        """``max_batch_size``."""
+        return self.max_batch_size
+
     def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
         """The next iteration; the time a batch starts although it is not full; or None, on arrival."""
         ledger, waiting = batch.ledger, batch.waiting
@@ -56,8 +61,8 @@ class RequestLevel:
             self._starts_ns = starts_ns
             return starts_ns
         self._starts_ns = None
-        while len(waiting) and len(batch.partial) < self.max_batch_size:
-            if batch.admit(None, now_ns) is None:
+        while len(waiting) and batch.n_running() < self.max_batch_size:
+            if batch.admit(None, now_ns, self.max_batch_size - batch.n_running()) is None:
                 break
         return self._start(batch)
 

@@ -65,12 +65,20 @@ class KVCache(Protocol):
         """A piece of a sequence's prompt is computed: give up what need not stay (window, compression)."""
         ...
 
+    def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
+        """A sequence whose prompt is complete becomes several, each of which reads all of the prompt's KV.
+
+        Returns how many of the others, from the first on, hold it now; the rest hold nothing. Where they cannot share,
+        room for all of them is taken when the sequence is admitted (``n_samples``), or nothing is.
+        """
+        ...
+
     def release(self, sequence: Sequence, now_ns: int) -> None:
         """Take back what a sequence holds, finished or preempted; what others may use stays findable."""
         ...
 
     def refuses(self, request: Request) -> str | None:
-        """Why a request could never be served even alone, or None."""
+        """Why a request could never be served even alone, all its samples at once, or None."""
         ...
 
     def counts(self) -> Mapping[str, int | float]:

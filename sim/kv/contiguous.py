@@ -3,6 +3,10 @@
 How long the extent is, is a `Reservation`'s business; where it lies, an allocator's. A full extent that may grow is
 replaced by a longer one: its tokens are copied in the next iteration, and both are held until that has run. A finished
 conversation's extent stays for its next turn as idle data, and is given up whole when room is short.
+
+Extents cannot be shared: each of several answers to one prompt has its own, all of them reserved when the prompt is
+admitted, and the prompt's KV is copied into each when it is computed. They are reserved together or not at all, so no
+request ever holds some of its extents and waits for the others: two that did could wait for each other for ever.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,6 +108,7 @@ class ContiguousCache:
         self.external_tokens = 0
         self.shared_tokens = 0
         self._reservation: Reservation = reservation() if callable(reservation) else reservation
+        self._make_allocator = allocator
         self._allocator = allocator(capacity_tokens)
         self._largest = self._allocator.largest_free_tokens  # of an empty device
         self._check_fixed(self._reservation.fixed_tokens, max_len)
@@ -112,6 +117,8 @@ class ContiguousCache:
         self._idle: dict[int, Extent] = {}  # by session
         self._order = eviction(capacity_tokens)
         self._order.victims(capacity_tokens)  # free slots are the allocator's; the evictor orders idle extents alone
+        self._spare: dict[Sequence, list[Extent]] = {}  # of prompts with several answers, for all but the first
+        self._largest_of: dict[int, int] = {}  # by number: the longest extents of which so many fit
         self._leaving: list[int] = []  # offsets whose content is being copied
         self._n_evicted = self._n_resizes = self._n_ahead = self._n_copied_tokens = 0
 
@@ -131,7 +138,7 @@ class ContiguousCache:
         """
         extent = sequence.holding
         if extent is None:
-            return self._admit(sequence)
+            return self._admit(sequence) if sequence.n_samples == 1 else self._admit_several(sequence)
         is_decoding = sequence.order in ledger.members
         need = (ledger.resident_of(sequence) if is_decoding else sequence.resident_tokens) + n_tokens
         if self.window_tokens is not None:
@@ -165,15 +172,25 @@ class ContiguousCache:
         if self.window_tokens is not None and sequence.resident_tokens > self.window_tokens:
             sequence.dropped_tokens = sequence.computed_tokens - self.window_tokens
 
+    def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:  # noqa: ARG002
+        """Copy a prompt's KV into the extents that were reserved for it."""
+        for other, extent in zip(others, self._spare.pop(sequence), strict=True):
+            other.holding = extent
+            self._set_room(other, extent)
+        n_copied = len(others) * sequence.resident_tokens
+        self._n_copied_tokens += n_copied
+        self.moved_bytes += n_copied * self._bytes_per_token
+        return len(others)
+
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free the extent, or keep it idle for the conversation's next turn."""
         extent: Extent = sequence.holding
         sequence.holding = sequence.room_tokens = None
         if sequence.is_finished:
             self._reservation.ended(sequence)
-        size = self._allocator.size_of(extent.offset)
-        self.held_tokens -= size
-        self.rounding_tokens -= size - extent.n_tokens  # type: ignore[operator]
+        if sequence.n_samples > 1:
+            self._give_up(self._spare.pop(sequence))
+        size = self._let_go(extent)
         if not self._session_caching or extent.session_id is None or sequence.request.content is None:
             self._give(extent.offset)
             return
@@ -186,8 +203,13 @@ class ContiguousCache:
         self.idle_tokens += size
         self._order.park([extent.unit])
 
+    def forget(self, sequence: Sequence) -> None:
+        """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
+        if sequence.request.session_id is not None:
+            self._drop(sequence.request.session_id)
+
     def refuses(self, request: Request) -> str | None:
-        """Why a request could never be served even alone, or None."""
+        """Why a request could never be served even alone, all its samples at once, or None."""
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
         if self.window_tokens is not None:
             n_tokens = min(n_tokens, self.window_tokens)
@@ -196,6 +218,9 @@ class ContiguousCache:
             return f"{n_tokens} KV slots needed, {n_slots} reserved"
         if n_slots > self._largest:
             return f"{n_slots} KV slots to reserve, the device has {self._largest} in one piece"
+        if request.n_samples > 1 and n_slots > self._largest_together(request.n_samples):
+            most = self._largest_together(request.n_samples)
+            return f"{request.n_samples} times {n_slots} KV slots to reserve, so many pieces can have {most} each"
         return None
 
     def counts(self) -> Mapping[str, int | float]:
@@ -232,8 +257,50 @@ class ContiguousCache:
         if self.window_tokens is not None:
             n_slots = min(n_slots, self.window_tokens)
         if self._reservation.grows:
-            n_slots = min(n_slots, max(self._largest, sequence.target_tokens))
+            largest = self._largest if sequence.n_samples == 1 else self._largest_together(sequence.n_samples)
+            n_slots = min(n_slots, max(largest, sequence.target_tokens))
         return n_slots
+
+    def _largest_together(self, n_extents: int) -> int:
+        """The longest extents of which so many fit on an empty device, 0 if there are none [tokens]."""
+        if n_extents not in self._largest_of:
+            fitting, beyond = 0, self.capacity_tokens // n_extents + 1
+            while beyond - fitting > 1:
+                n_slots = (fitting + beyond) // 2
+                empty = self._make_allocator(self.capacity_tokens)
+                if all(empty.take(n_slots) is not None for _ in range(n_extents)):
+                    fitting = n_slots
+                else:
+                    beyond = n_slots
+            self._largest_of[n_extents] = fitting
+        return self._largest_of[n_extents]
+
+    def _admit_several(self, sequence: Sequence) -> bool:
+        """As `_admit`, and as many extents more as there are further answers; all or nothing.
+
+        An extent may lie where an idle conversation gave way, and leave no room beside it for the next: then all are
+        placed anew, as long as others have given way meanwhile.
+        """
+        n_matched, wanted = self.match(sequence), self._wanted(sequence)
+        n_idle = None
+        while n_idle != len(self._idle) and self.match(sequence) == n_matched:
+            n_idle = len(self._idle)
+            spare: list[Extent] = []
+            while len(spare) < sequence.n_samples - 1 and (offset := self._place(wanted)) is not None:
+                spare.append(Extent(offset, wanted, None))
+                self._take_up(spare[-1])
+            is_short = len(spare) < sequence.n_samples - 1 or self.match(sequence) < n_matched
+            if not is_short and self._admit(sequence):
+                self._spare[sequence] = spare
+                return True
+            self._give_up(spare)
+        return False
+
+    def _give_up(self, extents: list[Extent]) -> None:
+        """Free extents that were reserved and never used."""
+        for extent in extents:
+            self._let_go(extent)
+            self._give(extent.offset)
 
     def _admit(self, sequence: Sequence) -> bool:
         n_matched = self.match(sequence)
@@ -267,11 +334,26 @@ class ContiguousCache:
 
     def _hold(self, sequence: Sequence, extent: Extent) -> None:
         """An extent is a sequence's from now on."""
+        self._take_up(extent)
+        extent.unit, extent.text = None, ()
+        sequence.holding = extent
+        self._set_room(sequence, extent)
+
+    def _take_up(self, extent: Extent) -> None:
+        """An extent is held from now on."""
         size = self._allocator.size_of(extent.offset)
         self.held_tokens += size
         self.rounding_tokens += size - extent.n_tokens  # type: ignore[operator]
-        extent.unit, extent.text = None, ()
-        sequence.holding = extent
+
+    def _let_go(self, extent: Extent) -> int:
+        """An extent is held no more. Returns its slots [tokens]."""
+        size = self._allocator.size_of(extent.offset)
+        self.held_tokens -= size
+        self.rounding_tokens -= size - extent.n_tokens  # type: ignore[operator]
+        return size
+
+    def _set_room(self, sequence: Sequence, extent: Extent) -> None:
+        """When to ask for a longer extent."""
         if self._reservation.grows:
             sequence.room_tokens = max(1, extent.n_tokens - self._reservation.ahead_tokens(extent.n_tokens))
 

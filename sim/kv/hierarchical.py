@@ -99,7 +99,9 @@ class HierarchicalCache(PagedCache):
         host_bytes_per_s: float | None = None,
         replica: int = 0,
     ) -> None:
-        super().__init__(capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens)
+        super().__init__(
+            capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens, kv_bytes_per_token
+        )
         if tiers is None:
             raise ConfigError("cache=hierarchical needs tiers: tiers=dram or tiers=dram_nvme, got none")
         if write not in WRITES:
@@ -169,10 +171,7 @@ class HierarchicalCache(PagedCache):
 
     def release(self, sequence: Sequence, now_ns: int) -> None:
         """As `PagedCache.release`; with write-through the rest goes down, with ``preempted`` all that would be lost."""
-        n_loading = self._loads.pop(sequence, 0)
-        if sequence.loading is not None:
-            sequence.computed_tokens -= n_loading
-            sequence.loading = None
+        self.abandon(sequence)
         blocks = []
         if self._write != "back" and not sequence.dropped_tokens:
             blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
@@ -182,6 +181,20 @@ class HierarchicalCache(PagedCache):
             self._save(0, blocks, n_sent)
             self._counts["swapped_out"] += not sequence.is_finished
         self._write_back()
+
+    def fetch(self, sequence: Sequence) -> int:
+        """Load what another cache, which has room for it, takes over from below. Returns its tokens."""
+        n_here = super().match(sequence) // self.block_tokens
+        found = self._found_below(sequence, n_here)
+        self._load(sequence, n_here, found)
+        return sum(found) * self.block_tokens
+
+    def abandon(self, sequence: Sequence) -> None:
+        """A sequence waits for its KV no more: what has not come yet is not computed."""
+        n_loading = self._loads.pop(sequence, 0)
+        if sequence.loading is not None:
+            sequence.computed_tokens -= n_loading
+            sequence.loading = None
 
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""

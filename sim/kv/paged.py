@@ -10,6 +10,13 @@ The rules are vLLM v1's block pool (``v1/core/block_pool.py``, ``v1/core/kv_cach
 * equal blocks computed at the same time are not merged.
 
 Blocks of sequences that decode are a count until the sequence leaves: the ledger knows when each is taken.
+
+Several answers to one prompt share all its blocks, the last, partly filled one until they write to it. Who writes while
+others still read copies it first, so of n all but the last to write take a block and a copy (copy-on-write; Kwon et
+al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 2023, section 4.4):
+
+    prompt of 2.5 blocks, 4 answers   [ A B C D ][ A B C D ][ A B C D ]      3 blocks held
+    first decode iteration            [ A B C D ][ A B C D ][D ][A ][B ][C ] 6 blocks held, 3 copied
 """
 
 from collections.abc import Callable, Mapping
@@ -39,6 +46,8 @@ class PagedCache:
         Share of the blocks that admitting a sequence must leave free; vLLM v1 keeps none, v0 kept 0.01.
     window_tokens : int or None
         The model's attention window: older KV is dropped while decoding [tokens].
+    kv_bytes_per_token : float
+        What copying a token moves [B].
     """
 
     _names_private = False  # whether text that nobody shares gets an identity too
@@ -51,6 +60,7 @@ class PagedCache:
         prefix_caching: bool = True,
         watermark: float = 0.0,
         window_tokens: int | None = None,
+        kv_bytes_per_token: float = 0.0,
     ) -> None:
         if block_tokens < 1 or block_tokens & (block_tokens - 1):
             raise ConfigError(f"cache.block_tokens must be a power of two >= 1 [tokens], got {block_tokens}")
@@ -79,6 +89,8 @@ class PagedCache:
         self._found: tuple[Sequence | None, list[Match]] = (None, [])  # the last match, while nothing has changed
         self._n_parked = 0
         self._n_evicted = 0
+        self._bytes_per_token = kv_bytes_per_token
+        self._n_copied = 0
         self._texts: dict[Sequence, list[BlockRange]] = {}  # of sequences that wait or hold something
 
     def match(self, sequence: Sequence) -> int:
@@ -113,6 +125,8 @@ class PagedCache:
             for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
                 self._reference(table, run, offset, n_blocks)
             table.runs.reverse()
+        elif sequence.room_tokens is not None:
+            return self._copy_on_write(sequence, free)
         else:
             n_new = -(-(sequence.resident_tokens + n_tokens) // size) - table.n_blocks
             if n_new > free:
@@ -164,6 +178,31 @@ class PagedCache:
         self._free.park_blank(n_blank)
         table.n_blocks -= n_freed
 
+    def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
+        """Share a prompt's blocks; where a window will be written over, copy them as far as there is room."""
+        request = sequence.request
+        longest = request.prompt_tokens + request.max_output_tokens - 1
+        if self.window_tokens is not None and longest > self.window_tokens:
+            return self._copy_all(sequence, others, ledger)
+        table: BlockTable = sequence.holding
+        text = self._texts.get(sequence)
+        if text is not None:
+            self._name(table, text, sequence.computed_tokens)
+        size, n_last = self.block_tokens, sequence.resident_tokens % self.block_tokens
+        n_full = table.n_blocks - table.n_named - (n_last > 0)
+        for n_tokens, n_blocks in ((n_full * size, n_full), (n_last, n_last > 0)):
+            if n_tokens:
+                self._index.hold_unnamed(table, n_tokens, n_blocks)
+        for other in others:
+            other.holding = self._index.shared(table)
+            if text is not None:
+                self._texts[other] = text
+        self.shared_tokens += len(others) * sequence.resident_tokens
+        if n_last:
+            for one in (sequence, *others):
+                one.room_tokens = sequence.resident_tokens  # ask before the first of them writes
+        return len(others)
+
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free a sequence's blocks, the last first; full ones stay findable until their block is taken."""
         table: BlockTable = sequence.holding
@@ -181,7 +220,14 @@ class PagedCache:
         if self._n_owed:
             self._settle()
         self._free.park_blank(n_blank)
+        if sequence.room_tokens is not None:
+            sequence.room_tokens = None
         self._let_go(table, table.runs[::-1])
+
+    def forget(self, sequence: Sequence) -> None:
+        """A waiting sequence goes on in another cache; blocks it found stay for others until they are taken."""
+        self._texts.pop(sequence, None)
+        self._found = (None, [])
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -190,13 +236,53 @@ class PagedCache:
         """
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
         n_blocks = -(-n_tokens // self.block_tokens) + self._watermark_blocks
+        if request.n_samples > 1:
+            n_blocks = max(n_blocks, self._blocks_together(request, n_tokens))
         if n_blocks > self.n_blocks:
             return f"{n_blocks} KV blocks needed, the device has {self.n_blocks}"
         return None
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run."""
-        return {"evicted_blocks": self._n_evicted, "kv_blocks": self.n_blocks}
+        return {"evicted_blocks": self._n_evicted, "kv_blocks": self.n_blocks, "copied_blocks": self._n_copied}
+
+    def _blocks_together(self, request: Request, n_tokens: int) -> int:
+        """Blocks of all answers to a prompt just before the last token of each."""
+        size, window = self.block_tokens, self.window_tokens
+        if window is not None and request.prompt_tokens + request.max_output_tokens - 1 > window:
+            return request.n_samples * -(-min(n_tokens, window) // size)
+        n_shared = request.prompt_tokens // size
+        return n_shared + request.n_samples * (-(-n_tokens // size) - n_shared) + self._watermark_blocks
+
+    def _copy_on_write(self, sequence: Sequence, free: int) -> bool:
+        """A sequence writes to a block that it may share with others: unless it is the last, it needs a copy."""
+        table: BlockTable = sequence.holding
+        run = table.runs[-1]
+        if len(run.tables) > 1:
+            if free < 1:
+                return False
+            self._take(1)
+            self._n_copied += 1
+            self.moved_bytes += self.block_tokens * self._bytes_per_token
+            self.shared_tokens -= run.n_tokens
+        del run.tables[table]
+        table.runs.pop()
+        table.n_named -= 1
+        sequence.room_tokens = None
+        return True
+
+    def _copy_all(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
+        """Give as many as there is room for all blocks of a sequence anew. Returns how many."""
+        table: BlockTable = sequence.holding
+        n_blocks = table.n_blocks
+        free = self._n_free - (ledger.blocks_needed(1) if ledger.members else 0)
+        n_held = min(len(others), free // n_blocks)
+        for other in others[:n_held]:
+            self._take(n_blocks)
+            other.holding = BlockTable(n_blocks)
+        self._n_copied += n_held * n_blocks
+        self.moved_bytes += n_held * n_blocks * self.block_tokens * self._bytes_per_token
+        return n_held
 
     def _text(self, sequence: Sequence) -> tuple[Segment, ...]:
         """Identity of what a sequence has said so far."""
@@ -233,14 +319,17 @@ class PagedCache:
         freed = []
         for run in runs:
             del run.tables[table]
-            if not run.tables:
-                freed.append(run)
-                self._n_free += run.n_blocks
-                self._n_parked += run.n_blocks
-                self.held_tokens -= run.n_blocks * self.block_tokens
-                self.idle_tokens += run.n_blocks * self.block_tokens
-            else:
-                self.shared_tokens -= run.n_blocks * self.block_tokens
+            if run.tables:
+                self.shared_tokens -= run.n_tokens
+                continue
+            self._n_free += run.n_blocks
+            self.held_tokens -= run.n_blocks * self.block_tokens
+            if run.key is None:
+                self._free.park_blank(run.n_blocks)
+                continue
+            freed.append(run)
+            self._n_parked += run.n_blocks
+            self.idle_tokens += run.n_blocks * self.block_tokens
         if freed:
             self._free.park(freed)
 

@@ -20,7 +20,7 @@ Match = tuple["Run", int, int]
 
 @dataclass(slots=True, eq=False)
 class BlockTable:
-    """Blocks of one sequence: those with an identity first, in order, then the rest as a count."""
+    """Blocks of one sequence: those with an identity or with other holders first, in order, the rest as a count."""
 
     n_blocks: int = 0
     n_named: int = 0  # of these, in `runs`
@@ -29,7 +29,7 @@ class BlockTable:
 
 @dataclass(slots=True, eq=False)
 class Run(Unit):
-    """Consecutive full blocks of one piece of text."""
+    """Consecutive full blocks of one piece of text; without a key, blocks that are not to be found but are shared."""
 
     is_divisible: bool = True
     first_end: int = 0  # tokens of the text up to the end of its first block
@@ -157,6 +157,18 @@ class PrefixIndex:
         run.n_tokens -= n_blocks * size
         self._list(piece)
         self._hold(table, piece)
+
+    def hold_unnamed(self, table: BlockTable, n_tokens: int, n_blocks: int) -> None:
+        """Blocks of a sequence that have no identity become a run, so that others can hold them too."""
+        table.n_named += n_blocks
+        self._hold(table, Run(None, n_tokens, n_blocks))
+
+    def shared(self, table: BlockTable) -> BlockTable:
+        """A table of a further sequence that holds all that one holds; its blocks are all in runs."""
+        other = BlockTable(table.n_blocks, table.n_named)
+        for run in table.runs:
+            self._hold(other, run)
+        return other
 
     def take_front(self, table: BlockTable, n_blocks: int) -> list[Run]:
         """Take the first blocks of a sequence out of its table, as far as they are named; it still holds the runs."""

@@ -2,6 +2,10 @@
 
 Blocks are a sequence's own, since what is in them is no longer the text from its start: they are shared with nobody,
 and what a finished conversation has left is kept for its next turn, and evicted, as a whole.
+
+Several answers to one prompt cannot share its blocks, for each will keep other tokens. While the prompt is computed
+every block of it is taken once for each answer, all or none: its KV is copied into them when it is complete, and no
+request ever holds room for some of its answers and waits for more, as two could that wait for each other.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +25,7 @@ class Blocks:
     """What a sequence or an idle conversation holds."""
 
     n_blocks: int = 0
+    n_copies: int = 1  # it holds so many times: of a prompt with several answers
     text: tuple[Segment, ...] = ()  # while idle
     computed_tokens: int = 0  # of the text
     dropped_tokens: int = 0  # of these
@@ -67,6 +72,7 @@ class PrunedCache:
         if not 0.0 < element_bits < float("inf"):
             raise ConfigError(f"cache.element_bits must be > 0 and finite [bits], got {element_bits}")
         self.bits_per_element = min(element_bits, getattr(retention, "bits_per_element", element_bits))
+        self.width_frac = self.bits_per_element / element_bits  # of an element's full width
         capacity_tokens = int(capacity_tokens * element_bits / self.bits_per_element)
         if capacity_tokens < block_tokens:
             raise ConfigError(f"KV capacity must hold one block of {block_tokens} tokens, got {capacity_tokens} tokens")
@@ -88,6 +94,7 @@ class PrunedCache:
         self.external_tokens = 0
         self.shared_tokens = 0
         self._retention = retention
+        self._kept_bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
         self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
         self._session_caching = session_caching
         self._idle: dict[int, Blocks] = {}  # by session
@@ -95,7 +102,7 @@ class PrunedCache:
         self._order.victims(self.n_blocks)  # it orders idle conversations alone
         self._n_free = self.n_blocks  # idle ones not included
         self._n_idle = 0
-        self._n_evicted = self._n_moved_tokens = self._n_compactions = 0
+        self._n_evicted = self._n_moved_tokens = self._n_compactions = self._n_copied_tokens = 0
         self._n_attended = self._n_seen = 0  # resident and computed tokens of ended sequences
 
     @property
@@ -124,7 +131,7 @@ class PrunedCache:
         if held is None:
             return self._admit(sequence, n_tokens, spare)
         n_new = self._blocks_for(sequence.resident_tokens + n_tokens) - held.n_blocks
-        if not self._has_room(n_new, spare):
+        if not self._has_room(n_new * held.n_copies, spare):
             return False
         self._take(held, n_new)
         return True
@@ -156,6 +163,18 @@ class PrunedCache:
         held: Blocks = sequence.holding
         self._take(held, self._blocks_for(kept.n_tokens) - held.n_blocks)
 
+    def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:  # noqa: ARG002
+        """Copy what is kept of a prompt into the blocks that were taken for it."""
+        held: Blocks = sequence.holding
+        held.n_copies = 1
+        for other in others:
+            other.holding = Blocks(held.n_blocks)
+            other.room_tokens = sequence.room_tokens
+        n_copied = len(others) * sequence.resident_tokens
+        self._n_copied_tokens += n_copied
+        self.moved_bytes += n_copied * self._kept_bytes_per_token
+        return len(others)
+
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free a sequence's blocks, or keep them idle for its conversation's next turn."""
         held: Blocks = sequence.holding
@@ -164,7 +183,8 @@ class PrunedCache:
         if sequence.is_finished:
             self._n_attended += sequence.resident_tokens
             self._n_seen += sequence.computed_tokens
-        self._n_free += n_blocks
+        self._n_free += n_blocks * held.n_copies
+        held.n_copies = 1
         session_id = sequence.request.session_id
         if not self._session_caching or session_id is None or sequence.request.content is None:
             return
@@ -178,13 +198,18 @@ class PrunedCache:
         self._n_idle += n_blocks
         self._order.park([held.unit])
 
+    def forget(self, sequence: Sequence) -> None:
+        """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
+        if sequence.request.session_id is not None:
+            self._drop(sequence.request.session_id)
+
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
 
         Whoever is preempted just before its last token is computed anew as a whole.
         """
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
-        n_blocks = self._blocks_for(n_tokens)
+        n_blocks = request.n_samples * self._blocks_for(n_tokens)
         if n_blocks > self.n_blocks:
             return f"{n_blocks} KV blocks needed, the device has {self.n_blocks}"
         return None
@@ -196,6 +221,7 @@ class PrunedCache:
             "evicted_sessions": self._n_evicted,
             "compactions": self._n_compactions,
             "moved_tokens": self._n_moved_tokens,
+            "copied_tokens": self._n_copied_tokens,
             "bits_per_element": self.bits_per_element,
             "attended_tokens": self._n_attended,
             "seen_tokens": self._n_seen,
@@ -231,22 +257,27 @@ class PrunedCache:
 
     def _admit(self, sequence: Sequence, n_tokens: int, spare: int) -> bool:
         n_matched = self.match(sequence)
+        n_copies = sequence.n_samples
         if not n_matched:
             n_blocks = self._blocks_for(n_tokens)
-            if not self._has_room(n_blocks, spare):
+            if not self._has_room(n_blocks * n_copies, spare):
                 return False
-            held = Blocks()
+            held = Blocks(n_copies=n_copies)
         else:
             held = self._idle[sequence.request.session_id]  # type: ignore[index]
             resident = n_matched - held.dropped_tokens
             n_blocks = max(held.n_blocks, self._blocks_for(resident + n_tokens))
-            if n_blocks - held.n_blocks + spare > self._n_free + self._n_idle - held.n_blocks:
+            if n_blocks * n_copies - held.n_blocks + spare > self._n_free + self._n_idle - held.n_blocks:
                 return False
             del self._idle[sequence.request.session_id]  # type: ignore[arg-type]
             self._order.claim([held.unit])  # type: ignore[list-item]
             self._n_idle -= held.n_blocks
             sequence.dropped_tokens = held.dropped_tokens
             held.unit, held.text = None, ()
+            if n_copies > 1:
+                self._take(held, (n_copies - 1) * held.n_blocks)
+                held.n_blocks //= n_copies
+                held.n_copies = n_copies
         sequence.computed_tokens = n_matched
         sequence.holding = held
         self._take(held, n_blocks - held.n_blocks)
@@ -256,10 +287,11 @@ class PrunedCache:
         return n_new + spare <= self._n_free + self._n_idle
 
     def _take(self, held: Blocks, n_blocks: int) -> None:
-        """Give a sequence so many blocks more, or fewer; idle conversations give way."""
-        if n_blocks > self._n_free:
-            self._evict(n_blocks)
-        self._n_free -= n_blocks
+        """Give a sequence so many blocks more, or fewer, for each answer; idle conversations give way."""
+        n_taken = n_blocks * held.n_copies
+        if n_taken > self._n_free:
+            self._evict(n_taken)
+        self._n_free -= n_taken
         held.n_blocks += n_blocks
 
     def _evict(self, n_blocks: int) -> None:

@@ -47,11 +47,15 @@ def tpot_ms(first_token_ns: Ints, finish_ns: Ints, output_tokens: Ints) -> Float
 
 
 def latencies(requests: Table) -> dict[str, Floats]:
-    """TTFT, TPOT and E2EL of every request under ``ttft_ms``, ``tpot_ms``, ``e2el_ms``; each of shape (n_requests,)."""
+    """TTFT, TPOT and E2EL of every request under ``ttft_ms``, ``tpot_ms``, ``e2el_ms``; each of shape (n_requests,).
+
+    Of several answers sampled at once the first token is the first of any, for all come with it; the finish is the
+    last one's, and TPOT counts the tokens of one answer: the pace at which the slowest of them is written.
+    """
     arrival, first, finish = (requests.column(name).copy() for name in ("arrival_ns", "first_token_ns", "finish_ns"))
     return {
         "ttft_ms": ttft_ms(arrival, first),
-        "tpot_ms": tpot_ms(first, finish, requests.column("output_tokens")),
+        "tpot_ms": tpot_ms(first, finish, requests.column("output_tokens") // requests.column("n_samples")),
         "e2el_ms": e2el_ms(arrival, finish),
     }
 

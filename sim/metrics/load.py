@@ -102,7 +102,9 @@ def _prefilled_tokens(result: Result, origin_ns: int, n_seconds: int) -> Ints:
     """Tokens that prefills produced in each second: first ones, and the next ones of those that had been preempted."""
     preemptions = result.preemptions
     next_ns = preemptions.column("next_token_ns")[preemptions.column("last_token_ns") >= 0]
-    ticks = np.concatenate([result.requests.column("first_token_ns"), next_ns[next_ns >= 0]])
+    requests = result.requests
+    first_ns = np.repeat(requests.column("first_token_ns"), requests.column("n_samples"))
+    ticks = np.concatenate([first_ns, next_ns[next_ns >= 0]])
     return np.bincount((ticks - origin_ns) // NS_PER_S, minlength=n_seconds)
 
 

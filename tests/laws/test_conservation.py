@@ -44,7 +44,7 @@ def test_every_token_is_generated_in_an_iteration_and_none_besides(given):
     requests = house.requests()
     n_tokens = sum(row["output_tokens"] for row in requests)
     n_resumed = int((house.recorder.preemptions.column("next_token_ns") >= 0).sum())
-    n_single = sum(row["output_tokens"] == 1 for row in requests)
+    n_single = sum(row["n_samples"] for row in requests if row["output_tokens"] == row["n_samples"])
     decoded = sum(row["decode_seqs"] * row["n_steps"] for row in rows)
     joined = sum(row["joined_seqs"] for row in rows)
     # a prompt's last iteration gives a token; joined_seqs leaves out those that end with it

@@ -81,6 +81,7 @@ def tiny_run(
             "output_tokens": int(rng.integers(1, max_output)),
             "session_id": -1 if i % 3 else i,
             "slo_class": i % 2,
+            "n_samples": 1,
         }
         for i in range(n_requests)
     ]
