@@ -126,6 +126,7 @@ class HierarchicalCache(PagedCache):
         self._ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
         self._loads: dict[Sequence, int] = {}  # tokens under way
         self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
+        self._coming: dict[tuple[Sequence, int], tuple[int, simpy.Event]] = {}  # prefetched blocks, by their tier
         self._is_naming = True
         self._staged: list[BlockRange] = []  # evicted, to be written back
         self._hit_tokens = [0] * (len(self._tiers) + 1)
@@ -208,7 +209,9 @@ class HierarchicalCache(PagedCache):
             if n_found:
                 self._counts["prefetched_blocks"] += n_found
                 blocks = first(rest, n_found)
-                self._send(self._tiers[below].up, blocks, partial(self._arrive, 0, blocks))
+                come = self._send(self._tiers[below].up, blocks, partial(self._arrive, 0, blocks))
+                self._coming[sequence, below] = n_found, come
+                come.callbacks.append(partial(self._has_come, (sequence, below)))
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run.
@@ -326,7 +329,18 @@ class HierarchicalCache(PagedCache):
                 for tier in self._tiers[: level + 1]:
                     self._stall(tier.up, n_blocks)
             n_pending += 1
-            self._bring_up(level, blocks, arrived)
+            n_coming, come = self._coming.get((sequence, level), (0, None))
+            if come is not None and n_coming >= n_blocks:  # prefetched, and on its way to the first tier
+                come.callbacks.append(partial(self._go_on, blocks, arrived))
+            else:
+                self._bring_up(level, blocks, arrived)
+
+    def _has_come(self, key: tuple[Sequence, int], _: object) -> None:
+        del self._coming[key]
+
+    def _go_on(self, blocks: list[BlockRange], arrived: Callable[[], None], _: object) -> None:
+        """Blocks that were prefetched to the first tier go on to the device."""
+        self._bring_up(0, blocks, arrived)
 
     def _bring_up(self, level: int, blocks: list[BlockRange], arrived: Callable[[], None]) -> None:
         """Send blocks from a tier to the one above it, and on, until they are in device memory."""
@@ -369,10 +383,11 @@ class HierarchicalCache(PagedCache):
         """How long so many blocks would take on a link, with what is on it already."""
         return link.quote_ns(n_blocks * self._block_bytes, -(-n_blocks // self._piece_blocks))
 
-    def _send(self, link: Link, blocks: list[BlockRange], then: Callable[[], None]) -> None:
+    def _send(self, link: Link, blocks: list[BlockRange], then: Callable[[], None]) -> "simpy.Event":
         n_blocks = sum(n for _, _, n in blocks)
         done = link.send(n_blocks * self._block_bytes, -(-n_blocks // self._piece_blocks))
         done.callbacks.append(lambda _: then())
+        return done
 
     def _write_back(self) -> None:
         """Blocks evicted since a sequence last joined or left go down."""
