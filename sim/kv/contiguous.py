@@ -146,14 +146,14 @@ class ContiguousCache:
         is_full = need > extent.n_tokens
         if not is_full and not is_decoding:
             return True
-        longer = self._reservation.grown_tokens(sequence, extent.n_tokens, max(need, extent.n_tokens + 1))
-        offset = self._place(min(longer, max(need, self._largest)))
+        longer = self._longer(sequence, extent.n_tokens, max(need, extent.n_tokens + 1))
+        offset = self._place(longer)
         if offset is None:
             sequence.room_tokens = extent.n_tokens  # asked again when it is full
             return not is_full
         self._n_resizes += 1
         self._n_ahead += not is_full
-        self._replace(sequence, extent, offset, min(longer, self._largest), need - n_tokens, is_full)
+        self._replace(sequence, extent, offset, longer, need - n_tokens, is_full)
         return True
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:  # noqa: ARG002
@@ -302,6 +302,13 @@ class ContiguousCache:
             self._let_go(extent)
             self._give(extent.offset)
 
+    def _longer(self, sequence: Sequence, n_tokens: int, need_tokens: int) -> int:
+        """Slots of the extent that replaces one of ``n_tokens``: at most the window, and what could ever be had."""
+        n_slots = self._reservation.grown_tokens(sequence, n_tokens, need_tokens)
+        if self.window_tokens is not None and n_slots > self.window_tokens:
+            n_slots = self.window_tokens
+        return min(n_slots, max(need_tokens, self._largest))
+
     def _admit(self, sequence: Sequence) -> bool:
         n_matched = self.match(sequence)
         wanted = self._wanted(sequence)
@@ -317,8 +324,7 @@ class ContiguousCache:
         self.idle_tokens -= size
         need = sequence.target_tokens if self.window_tokens is None else min(sequence.target_tokens, self.window_tokens)
         if need > extent.n_tokens:
-            longer = self._reservation.grown_tokens(sequence, extent.n_tokens, need)
-            longer = min(longer, max(need, self._largest))
+            longer = self._longer(sequence, extent.n_tokens, need)
             offset = self._place(longer)
             if offset is None:
                 self._give(extent.offset)
@@ -355,7 +361,9 @@ class ContiguousCache:
     def _set_room(self, sequence: Sequence, extent: Extent) -> None:
         """When to ask for a longer extent."""
         if self._reservation.grows:
-            sequence.room_tokens = max(1, extent.n_tokens - self._reservation.ahead_tokens(extent.n_tokens))
+            is_ring = extent.n_tokens == self.window_tokens  # and grows no more
+            ahead_tokens = self._reservation.ahead_tokens(extent.n_tokens)
+            sequence.room_tokens = None if is_ring else max(1, extent.n_tokens - ahead_tokens)
 
     def _replace(
         self, sequence: Sequence, old: Extent, offset: int, n_slots: int, n_copied: int, is_critical: bool
