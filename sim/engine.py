@@ -182,7 +182,7 @@ class Replica:
         n_tokens = request.prompt_tokens + request.output_tokens
         if n_tokens > self.max_len and not self.kv.is_endless:
             return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
-        if request.n_samples > self.scheduler.most_seqs:
+        if request.n_samples > 1 and request.n_samples > self.scheduler.most_seqs:
             return f"{request.n_samples} answers to sample at once, the batch has {self.scheduler.most_seqs} places"
         return self.kv.refuses(request)
 

@@ -68,6 +68,17 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, crc32(purpose.encode())])
 
 
+def own_text(request_id: int) -> int:
+    """Identity of text that belongs to one request alone: a hash, for others are plain numbers.
+
+    Examples
+    --------
+    >>> own_text(0) == own_text(0) != own_text(1)
+    True
+    """
+    return hash((0x70726976, request_id))
+
+
 BlockRange = tuple[int, int, int]
 """Full blocks that end in one piece of a text: (identity of the text up to there, end of the first [tokens], count)."""
 

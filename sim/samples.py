@@ -6,11 +6,8 @@ n_samples = 3                                       ├─[ answer 1 ]
                    its last iteration samples the first token of all
 """
 
-from sim.request import Request
+from sim.request import Request, own_text
 from sim.sequence import Sequence
-
-OWN_TEXT = -(1 << 61)
-"""Identities from here downwards name the text of single requests."""
 
 
 class Sample(Sequence):
@@ -81,6 +78,6 @@ def sampled(request: Request) -> Sample:
     """The sequence that computes a prompt with several answers. A prompt that nobody shares gets an identity."""
     text = request
     if request.content is None:
-        own = OWN_TEXT - request.id
+        own = own_text(request.id)
         text = request._replace(content=((own, request.prompt_tokens),), output_id=hash((own, 0)))
     return Sample(text, Samples(request), request.n_samples)

@@ -27,7 +27,7 @@ from sim.kv.prefix import BlockTable
 from sim.kv.tiers import Tier, Tiers, after, first, merged
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
-from sim.request import BlockRange, Segment, block_ranges
+from sim.request import BlockRange, Segment, block_ranges, own_text
 from sim.sequence import Sequence
 from sim.step import CostModel
 from sim.units import NS_PER_S, PS_PER_NS
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 LOADS = ("always", "cheaper")
 WRITES = ("through", "back", "preempted")
 CHEAPER = Cheaper()
-_PRIVATE = 0x70726976  # marks identities of texts that belong to single requests; others are plain numbers
 
 
 class HierarchicalCache(PagedCache):
@@ -170,6 +169,13 @@ class HierarchicalCache(PagedCache):
             blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
             self._n_sent[sequence] = self._save(0, blocks, self._n_sent.get(sequence, 0))
 
+    def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
+        """As `PagedCache.fork`; what has been sent down of the prompt is not sent again for each answer."""
+        n_held = super().fork(sequence, others, ledger)
+        if sequence in self._n_sent:
+            self._n_sent |= dict.fromkeys(others[:n_held], self._n_sent[sequence])
+        return n_held
+
     def release(self, sequence: Sequence, now_ns: int) -> None:
         """As `PagedCache.release`; with write-through the rest goes down, with ``preempted`` all that would be lost."""
         self.abandon(sequence)
@@ -252,7 +258,7 @@ class HierarchicalCache(PagedCache):
         request = sequence.request
         if request.content is not None:
             return sequence.text()
-        return ((hash((_PRIVATE, request.id)), request.prompt_tokens + sequence.generated_tokens),)
+        return ((own_text(request.id), request.prompt_tokens + sequence.generated_tokens),)
 
     def _found_below(self, sequence: Sequence, n_here: int) -> list[int]:
         """Blocks that continue what is in device memory, per tier; none if they are not to be loaded."""
