@@ -291,7 +291,7 @@ class HierarchicalCache(PagedCache):
         """Of a sequence with so many blocks in device memory, and so many in each tier.
 
         A load is quoted by each link on its way, and its sequence joins the iteration after; without overlap
-        iterations wait for it. What is not below is computed either way.
+        everyone waits for it. What is not below is computed either way.
         """
         size, estimator, ledger = self.block_tokens, self._estimator, self._ledger
         load_ps, n_blocks = 0, 0
@@ -301,12 +301,14 @@ class HierarchicalCache(PagedCache):
                 load_ps += self._quote_ns(tier.up, n_blocks) * PS_PER_NS
         save_ps = self._quote_ns(self._tiers[0].down, n_blocks) * PS_PER_NS
         if self._overlap:
-            load_ps = estimator.until_iteration_ps(load_ps, ledger)
+            load_ps = estimator.loading_ps(load_ps, ledger)
+        else:
+            load_ps += estimator.waiting_ps(load_ps, ledger)
         start = (n_here + n_blocks) * size
         return Times(
-            save_ps,
-            load_ps + estimator.compute_ps(start, target_tokens, ledger),
-            estimator.compute_ps(n_here * size, target_tokens, ledger),
+            estimator.waiting_ps(save_ps, ledger),
+            load_ps + estimator.computing_ps(start, target_tokens, ledger),
+            estimator.computing_ps(n_here * size, target_tokens, ledger),
         )
 
     def _load(self, sequence: Sequence, n_here: int, found: list[int]) -> None:

@@ -2,7 +2,8 @@
 
     recompute   its memory is given up; coming back, it computes its prompt and its answer so far once more
     swap        what of it is below comes back over the link, in competition with every other transfer
-    auto        whichever brings its next token sooner, asked of the link and of the cost model, each time anew
+    auto        whichever loses less time, its own and that of all who decode beside it, asked of the link and of the
+                cost model each time anew
 
 References
 ----------
@@ -18,9 +19,12 @@ from sim.step import Chunk, CostModel, StepShape
 
 
 class Times(NamedTuple):
-    """Estimates for one sequence, as of now."""
+    """Estimates for one sequence, as of now: time lost, added up over all who lose it.
 
-    save_ps: int  # until its memory is free, if its KV has to be copied down first
+    Computing again delays the sequence and everyone who decodes beside it; a load that overlaps delays it alone.
+    """
+
+    save_ps: int  # by copying its KV down first, which those wait for who are to use its memory
     load_ps: int  # until its next token, if its KV is loaded
     compute_ps: int  # until its next token, if its KV is computed
 
@@ -69,7 +73,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Cheaper:
-    """Save, and load, where that is faster than computing again."""
+    """Save, and load, where less time is lost so than by computing again."""
 
     def saves(self, estimate: Estimate) -> bool:
         """If saving and loading together take less."""
@@ -84,28 +88,37 @@ class Cheaper:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """What computing tokens takes beside the sequences that decode now, by the cost model."""
+    """What bringing a sequence back takes beside those that decode now, by the cost model."""
 
     cost: CostModel
     max_batched_tokens: int  # of one iteration, decoding sequences included
 
-    def compute_ps(self, start_tokens: int, stop_tokens: int, ledger: DecodeLedger | None) -> int:
-        """Iterations that compute a text from one length to another, in pieces as large as they may be [ps]."""
+    def computing_ps(self, start_tokens: int, stop_tokens: int, ledger: DecodeLedger | None) -> int:
+        """Time lost by computing a text from one length to another, in pieces as large as they may be [ps].
+
+        The sequence waits for these iterations, everyone who decodes for what they take longer than without it.
+        """
         batch = _batch(ledger)
         most = max(1, self.max_batched_tokens - batch[0])
-        elapsed_ps = 0
+        alone_ps = self.cost.pace(StepShape((), *batch))[0] if batch[0] else 0
+        lost_ps = 0
         for start in range(start_tokens, stop_tokens, most):
             chunk = Chunk(min(most, stop_tokens - start), start)
-            elapsed_ps += self.cost.pace(StepShape((chunk,), *batch)).first_ps
-        return elapsed_ps
+            iteration_ps = self.cost.pace(StepShape((chunk,), *batch))[0]
+            lost_ps += iteration_ps + batch[0] * (iteration_ps - alone_ps)
+        return lost_ps
 
-    def until_iteration_ps(self, wait_ps: int, ledger: DecodeLedger | None) -> int:
-        """A wait up to the end of the iteration in which it is over: nobody joins in between [ps]."""
+    def loading_ps(self, load_ps: int, ledger: DecodeLedger | None) -> int:
+        """Time lost by a load that overlaps: until the end of the iteration in which it is over, for one [ps]."""
         batch = _batch(ledger)
         if not batch[0]:
-            return wait_ps
-        iteration_ps = self.cost.pace(StepShape((), *batch)).first_ps
-        return -(-wait_ps // iteration_ps) * iteration_ps
+            return load_ps
+        iteration_ps = self.cost.pace(StepShape((), *batch))[0]
+        return -(-load_ps // iteration_ps) * iteration_ps
+
+    def waiting_ps(self, wait_ps: int, ledger: DecodeLedger | None) -> int:
+        """Time lost by a copy that everyone who decodes waits for [ps]."""
+        return wait_ps * _batch(ledger)[0]
 
 
 def _batch(ledger: DecodeLedger | None) -> tuple[int, int, int, int]:

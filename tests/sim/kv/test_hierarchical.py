@@ -186,8 +186,10 @@ def test_auto_asks_the_link_as_it_is_at_that_moment(each_bytes, found_tokens):
     [
         (Swap(), 1e9, 43_210, 1),  # 320 ns to save 8 blocks, on the iteration after; 240 ns to load 6, on the last
         (Recompute(), 1e9, 43_850, 0),
-        (Cheaper(), 4.1e8, 41_600 + 781 + 586 + 1_050, 1),  # 781 + 781 + 1,050 against 2,650 ns
-        (Cheaper(), 3.9e8, 43_850, 0),  # nothing is saved where it would not pay
+        # 33 tokens: 2,650 ns, of which the first loses 1,650 too; saved and loaded: once it alone and once both lose
+        # 320 / rate, and both one token more: 3 x 320 / rate + 1,100 against 4,300 ns
+        (Cheaper(), 3.1e8, 41_600 + 1_033 + 775 + 1_050, 1),
+        (Cheaper(), 2.9e8, 43_850, 0),  # nothing is saved where it would not pay
     ],
 )
 def test_swap_space_by_hand(preemption, rate, next_ns, is_swap):

@@ -19,24 +19,31 @@ def decoding(*resident):
     return ledger
 
 
-def test_a_text_is_computed_in_pieces_beside_those_that_decode():
+def test_computing_costs_the_sequence_its_iterations_and_each_that_decodes_what_they_take_longer():
     """Two sequences read 31 + 41 tokens and leave 10 of the budget: pieces of 10, 10 and 5 after 8, 18 and 28."""
-    took_ps = Estimator(COST, 12).compute_ps(8, 33, decoding(30, 40))
-    assert took_ps == 3 * (1_000 + 2 * 10 + 31 + 41) + 25 * 50 + (8 + 18 + 28) * 2
+    lost_ps = Estimator(COST, 12).computing_ps(8, 33, decoding(30, 40))
+    decoding_ps = 1_000 + 2 * 10 + 31 + 41
+    prompts_ps = 25 * 50 + (8 + 18 + 28) * 2
+    assert lost_ps == (3 * decoding_ps + prompts_ps) + 2 * prompts_ps
 
 
 def test_without_anybody_beside_the_whole_budget_is_its_own():
-    assert Estimator(COST, 100).compute_ps(0, 100, None) == 1_000 + 100 * 50
-    assert Estimator(COST, 100).compute_ps(0, 100, decoding()) == 1_000 + 100 * 50
+    assert Estimator(COST, 100).computing_ps(0, 100, None) == 1_000 + 100 * 50
+    assert Estimator(COST, 100).computing_ps(0, 100, decoding()) == 1_000 + 100 * 50
 
 
-@pytest.mark.parametrize(("wait_ps", "until_ps"), [(1, 1_041), (1_041, 1_041), (1_042, 2_082)])
-def test_who_loads_joins_when_an_iteration_ends(wait_ps, until_ps):
-    assert Estimator(COST, 100).until_iteration_ps(wait_ps, decoding(30)) == until_ps
+@pytest.mark.parametrize(("load_ps", "until_ps"), [(1, 1_041), (1_041, 1_041), (1_042, 2_082)])
+def test_who_loads_joins_when_an_iteration_ends_and_holds_up_nobody(load_ps, until_ps):
+    assert Estimator(COST, 100).loading_ps(load_ps, decoding(30)) == until_ps
 
 
 def test_with_nothing_running_who_loads_starts_at_once():
-    assert Estimator(COST, 100).until_iteration_ps(7, None) == 7
+    assert Estimator(COST, 100).loading_ps(7, None) == 7
+
+
+def test_a_copy_that_iterations_wait_for_costs_everyone():
+    assert Estimator(COST, 100).waiting_ps(7, decoding(30, 40)) == 14
+    assert Estimator(COST, 100).waiting_ps(7, None) == 0
 
 
 @pytest.mark.parametrize(
