@@ -42,6 +42,7 @@ class ClosedLoop:
     ramp_s: float = 0.0
     slo_class: str = ""
     priority: int = 0
+    n_samples: int = 1
     classify: bool = False
     is_open_loop: ClassVar[bool] = False
     _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
@@ -49,7 +50,7 @@ class ClosedLoop:
     _rests_ns: list[int] = field(init=False, default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for key in ("users", "sessions_per_user"):
+        for key in ("users", "sessions_per_user", "n_samples"):
             value = getattr(self, key)
             is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             require(f"scenario.{key}", value, is_whole, "a whole number >= 1")
@@ -81,5 +82,5 @@ class ClosedLoop:
 
     def _request(self, session_id: int, turn: int, arrival_ns: int) -> Request:
         plan = self._plans[session_id]
-        request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority)
+        request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority, self.n_samples)
         return request if self._classifier is None else self._classifier.tagged(request)

@@ -180,7 +180,9 @@ class Dialogue:
         is_branch = (rng.random(len(turn)) < self.branch_frac) & (turn >= 2)
         return np.where(is_branch, earlier, turn - 1)
 
-    def request(self, plan: Plan, turn: int, arrival_ns: int, slo_class: str, priority: int) -> Request:
+    def request(
+        self, plan: Plan, turn: int, arrival_ns: int, slo_class: str, priority: int, n_samples: int = 1
+    ) -> Request:
         """One turn of a session as the engine receives it."""
         number = plan.first_id + turn
         new = plan.prompts[turn]
@@ -200,6 +202,7 @@ class Dialogue:
             turn,
             slo_class,
             priority,
+            n_samples,
         )
 
 

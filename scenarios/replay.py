@@ -42,6 +42,8 @@ class Replay:
     max_output_tokens : int or None
         Longest answer that clients allow; None asks for exactly the answer of the row, which is what replaying load
         generators do [tokens].
+    n_samples : int or None
+        Answers sampled from each prompt at once; None as the row says, which is one in most formats.
     classify : bool
         Tag requests with what their session looks like, as their ``kind``, instead of what the file says.
     max_rows, max_text_bytes, max_line_bytes : int
@@ -58,6 +60,7 @@ class Replay:
     skip_empty: bool = False
     max_output_tokens: int | None = None
     slo_class: str = ""
+    n_samples: int | None = None
     classify: bool = False
     max_rows: int = MAX_ROWS
     max_text_bytes: int = MAX_TEXT_BYTES
@@ -67,7 +70,7 @@ class Replay:
     def __post_init__(self) -> None:
         require("scenario.path", self.path, isinstance(self.path, str) and self.path != "", "the path of a trace file")
         require_positive("scenario", rate_scale=self.rate_scale)
-        for key in ("limit", "max_output_tokens", "max_rows", "max_text_bytes", "max_line_bytes"):
+        for key in ("limit", "max_output_tokens", "n_samples", "max_rows", "max_text_bytes", "max_line_bytes"):
             value = getattr(self, key)
             if value is not None:
                 is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -124,7 +127,7 @@ class Replay:
                 turn,
                 row_class or slo_class,
                 priority,
-                n_samples,
+                self.n_samples or n_samples,
                 kind,
             )
             yield request if classifier is None else classifier.tagged(request)

@@ -8,7 +8,7 @@ from scenarios.arrivals import Arrivals
 from scenarios.classify import Classifier
 from scenarios.dialogue import Dialogue, Plan, answer_at_ns
 from scenarios.distributions import require_positive
-from scenarios.synthetic import require_limits
+from scenarios.synthetic import require_limits, require_samples
 from sim.request import Finished, Request, stream
 
 
@@ -37,6 +37,7 @@ class Sessions:
     duration_s: float | None = None
     slo_class: str = ""
     priority: int = 0
+    n_samples: int = 1
     classify: bool = False
     is_open_loop: ClassVar[bool] = False
     _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
@@ -45,6 +46,7 @@ class Sessions:
     def __post_init__(self) -> None:
         require_positive("scenario", rate=self.rate)
         require_limits("n_sessions", self.n_sessions, self.duration_s)
+        require_samples(self.n_samples)
 
     def requests(self, seed: int) -> Iterator[Request]:
         """First turns in order of arrival; the same seed gives the same ones."""
@@ -77,5 +79,5 @@ class Sessions:
         return self._request(plan, turn, answer_at_ns(finished, plan.gaps_ns[turn]))
 
     def _request(self, plan: Plan, turn: int, arrival_ns: int) -> Request:
-        request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority)
+        request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority, self.n_samples)
         return request if self._classifier is None else self._classifier.tagged(request)

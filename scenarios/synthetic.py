@@ -26,6 +26,12 @@ def require_limits(key: str, n_limit: int | None, duration_s: float | None) -> i
     return ns_from_s(duration_s)
 
 
+def require_samples(n_samples: int) -> None:
+    """Refuse a number of answers that is none."""
+    is_whole = isinstance(n_samples, int) and not isinstance(n_samples, bool) and n_samples >= 1
+    require("scenario.n_samples", n_samples, is_whole, "a whole number >= 1")
+
+
 @dataclass(frozen=True, slots=True)
 class Synthetic:
     """An open stream of independent requests.
@@ -45,6 +51,8 @@ class Synthetic:
     max_output_tokens : int or None
         Longest answer that the client allows; None asks for exactly the drawn length, as load generators do
         (vLLM's ``bench serve`` with ``ignore_eos``) [tokens].
+    n_samples : int
+        Answers sampled from each prompt at once, all of the drawn length.
     classify : bool
         Tag requests with what they look like, as their ``kind``.
     """
@@ -58,12 +66,14 @@ class Synthetic:
     max_output_tokens: int | None = None
     slo_class: str = ""
     priority: int = 0
+    n_samples: int = 1
     classify: bool = False
     is_open_loop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_positive("scenario", rate=self.rate)
         require_limits("n_requests", self.n_requests, self.duration_s)
+        require_samples(self.n_samples)
         if self.max_output_tokens is not None:
             require_positive("scenario", max_output_tokens=self.max_output_tokens)
 
@@ -75,7 +85,7 @@ class Synthetic:
     def _drawn(self, seed: int) -> Iterator[Request]:
         end_ns = require_limits("n_requests", self.n_requests, self.duration_s)
         lengths_rng, prefixes_rng = stream(seed, "lengths"), stream(seed, "prefixes")
-        slo_class, priority = self.slo_class, self.priority
+        slo_class, priority, n_samples = self.slo_class, self.priority, self.n_samples
         most, cap = self.n_requests, self.max_output_tokens
         number = 0
         for times in self.arrivals.times_ns(self.rate, stream(seed, "arrivals")):
@@ -89,14 +99,13 @@ class Synthetic:
             drawn = zip(times[:n].tolist(), prompts.tolist(), outputs.tolist(), heads, strict=False)
             for arrival_ns, prompt, output, head in drawn:
                 allowed = output if cap is None or output > cap else cap
-                if head is None:
-                    yield Request(number, arrival_ns, prompt, output, allowed, None, None, None, 0, slo_class, priority)
-                else:
+                content, total = None, prompt
+                if head is not None:
                     content = (*head, (text_id(PROMPT, number), prompt))
                     total = prompt + sum(n_tokens for _, n_tokens in head)
-                    yield Request(
-                        number, arrival_ns, total, output, allowed, content, None, None, 0, slo_class, priority
-                    )
+                yield Request(
+                    number, arrival_ns, total, output, allowed, content, None, None, 0, slo_class, priority, n_samples
+                )
                 number += 1
             if n < len(times):
                 return

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scenarios.traces.records import records
-from scenarios.traces.row import MAX_ID, MAX_TOKENS, Row, json_time, json_whole
+from scenarios.traces.row import LEAST, MAX_ID, MAX_TOKENS, Row, json_time, json_whole
 from scenarios.traces.text import Caps, Place
 from sim.request import Segment
 from sim.units import MS_PER_S, NS_PER_S
@@ -69,7 +69,7 @@ def pieces(segments: Any, prompt_tokens: int, place: Place) -> tuple[Segment, ..
 
 def _with_own_keys(row: Row, record: dict[str, Any], place: Place) -> Row:
     given: dict[str, Any] = {
-        key: json_whole(record, key, place, -MAX_ID if key == "priority" else 0) for key in OWN_KEYS if key in record
+        key: json_whole(record, key, place, LEAST.get(key, 0)) for key in OWN_KEYS if key in record
     }
     for key in OWN_WORDS:
         given[key] = record.get(key, "")

@@ -7,7 +7,7 @@ cell is unknown. ``content`` names the prompt piece by piece: ``identity:tokens`
 from collections.abc import Iterator
 from itertools import starmap
 
-from scenarios.traces.row import MAX_ID, SECONDS, TOKENS, Row, seconds, tokens, whole
+from scenarios.traces.row import LEAST, SECONDS, TOKENS, Row, seconds, tokens, whole
 from scenarios.traces.table import Table, split
 from scenarios.traces.text import Caps, Place, head
 from sim.request import Segment
@@ -55,7 +55,7 @@ def _with_own_columns(row: Row, columns: tuple[str, ...], cells: list[str], plac
         elif column == "content":
             given[column] = _content(cell, row.prompt_tokens, place)
         else:
-            given[column] = whole(cell, column, place, -MAX_ID if column == "priority" else 0)
+            given[column] = whole(cell, column, place, LEAST.get(column, 0))
     return row._replace(**given)  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from sim.units import NS_PER_S
 MAX_TOKENS = 1 << 31  # no context is longer; a larger number is a damaged one
 MAX_NS = 1 << 62  # 146 years: the clock is a 64-bit integer
 MAX_ID = 1 << 62
+LEAST = {"priority": -MAX_ID, "n_samples": 1}  # of whole numbers; of others 0
 
 
 class Row(NamedTuple):

@@ -118,6 +118,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
             "internal_frac": load.mean_internal_tokens / capacity,
             "external_frac": load.mean_external_tokens / capacity,
             "shared_frac": load.mean_shared_tokens / capacity,
+            "saved_frac": saved_frac(load),
             "idle_frac": load.mean_idle_tokens / capacity,
             "peak_held_frac": load.peak_held_tokens / capacity,
             "peak_used_frac": load.peak_used_tokens / capacity,
@@ -140,6 +141,18 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "counts": counts,
         "warnings": warnings(result, slo, numbers, counts),
     }
+
+
+def saved_frac(load: Load) -> float:
+    """Share of the slots that would be held if nothing were shared, neither prefixes nor prompts of several answers.
+
+    References
+    ----------
+    Kwon et al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 2023, section 6.3: blocks saved
+    by sharing over blocks without sharing.
+    """
+    unshared = load.mean_held_tokens + load.mean_shared_tokens
+    return load.mean_shared_tokens / unshared if unshared else 0.0
 
 
 def waste_frac(load: Load) -> float:
