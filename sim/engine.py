@@ -8,13 +8,13 @@ commit    the ledger advances, tokens and finishes are marked, memory is freed, 
 
 from collections import deque
 from collections.abc import Callable, Generator
-from heapq import heappush
-from math import inf, isqrt
+from heapq import heappop, heappush
+from math import inf, sqrt
 from typing import Any
 
 import simpy
 
-from sim.batching.plan import Batch, Plan, Scheduler
+from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
 from sim.batching.queue import Queue
 from sim.errors import InvariantError
 from sim.kv.cache import KVCache, Prefetcher
@@ -23,7 +23,7 @@ from sim.record import Recorder
 from sim.request import Finished, Request
 from sim.samples import Sample, sampled
 from sim.sequence import Sequence
-from sim.step import Chunk, CostModel, Pace, StepShape
+from sim.step import Chunk, CostModel, Shape
 from sim.units import PS_PER_NS
 
 
@@ -31,6 +31,7 @@ class Clock(simpy.Environment):
     """Simulated time, in whole nanoseconds."""
 
     arrival: simpy.Event | None = None  # of the next request of an open stream; it does nothing but fill queues
+    emit: Callable[[], None]  # what it does
 
     @property
     def now_ns(self) -> int:
@@ -47,7 +48,8 @@ class Clock(simpy.Environment):
         while queue and queue[0][0] <= at_ns:
             if queue[0][3] is not self.arrival:
                 return False
-            self.step()
+            self._now = heappop(queue)[0]
+            self.emit()
         self._now = at_ns
         return True
 
@@ -206,18 +208,121 @@ class Replica:
                 yield self.inbox.arrival(plan, [sequence.loading for sequence in loads])  # type: ignore[arg-type]
                 now_ns = env.now_ns
                 continue
+            if (plan is DECODE_OPEN or plan is DECODE_ON) and self._only_decodes():
+                now_ns = yield from self.decode(plan, now_ns)
+                continue
             shape, pace, n_steps = self.horizon(plan, now_ns)
             owed_ps = self._carry_ps + n_steps * pace[0] + pace[1] * (n_steps * (n_steps - 1) // 2)  # elapsed_ps
-            end_ns = now_ns + owed_ps // PS_PER_NS
+            whole_ns = owed_ps // PS_PER_NS
+            end_ns = now_ns + whole_ns
             self._is_busy = True
             if self.max_steps is not None or not env.skip_to(end_ns):
                 yield self.turn.at(end_ns)
             self._is_busy = False
             self.commit(plan, shape, pace, n_steps, now_ns, end_ns)
-            self._carry_ps = owed_ps % PS_PER_NS
+            self._carry_ps = owed_ps - whole_ns * PS_PER_NS
             now_ns = end_ns
 
-    def horizon(self, plan: Plan, start_ns: int) -> tuple[StepShape, Pace, int]:
+    def _only_decodes(self) -> bool:
+        """Whether the next iterations are such as `decode` runs: no prompts, no copies, nobody who gave way."""
+        batch, kv = self.batch, self.kv
+        return not (
+            batch.partial
+            or self._n_preempted
+            or batch.has_attended
+            or kv.moved_bytes
+            or kv.host_bytes
+            or self.max_steps is not None
+            or self.scheduler.returns_together
+        )
+
+    def decode(self, plan: Plan, now_ns: int) -> Generator[simpy.Event, Any, int]:
+        """Run after run of iterations that only decode, while the plan stands; returns when the last has ended [ns].
+
+        What `horizon` and `commit` do, written out for the turn that most turns are: nothing is looked up twice. With
+        ``max_steps`` all turns go through those two, and the tests hold both ways equal to the nanosecond.
+        """
+        env, batch, ledger, kv = self.env, self.batch, self.ledger, self.kv
+        waiting, leaving, unseen = batch.waiting, batch.leaving, self._unseen
+        pace, iterations, is_open = self.cost.pace, self.recorder.iterations, plan.is_open
+        append, pack = iterations.append, iterations.pack
+        carry_ps, n_ended = self._carry_ps, self._n_ended
+        while True:
+            n_decoding, n_growing = len(ledger.members), ledger.n_growing
+            live_tokens = ledger.resident_tokens
+            context = live_tokens + ledger.padding_tokens + n_growing
+            longest = ledger.max_context_tokens()
+            first_ps, growth_ps, n_steps = pace(((), n_decoding, context, longest, n_growing, 0.0, 0.0, n_ended))
+            to_event = ledger.steps_to_event()
+            if to_event is not None and to_event < n_steps:
+                n_steps = to_event
+            n_steps = kv.steps_within(ledger, n_steps)
+            if n_steps < 1:
+                break  # somebody has to give way
+            if leaving or (unseen and is_open):
+                n_steps = 1
+            elif is_open and n_steps > 1 and (until_ns := self.next_outside_ns()) != inf:
+                most = n_steps
+                n_steps = steps_until(first_ps, growth_ps, (until_ns - now_ns) * PS_PER_NS - carry_ps, most)  # type: ignore[arg-type]  # a tick
+                if n_steps < most and self._plans_ahead and until_ns > now_ns:
+                    n_steps += 1  # planned before that happened
+            owed_ps = carry_ps + n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2)  # elapsed_ps
+            whole_ns = owed_ps // PS_PER_NS
+            end_ns = now_ns + whole_ns
+            self._is_busy = True
+            if not env.skip_to(end_ns):
+                yield self.turn.at(end_ns)
+            self._is_busy = False
+            n_emitting = ledger.n_emitting
+            held_tokens, shared_tokens, rounding_tokens = kv.held_tokens, kv.shared_tokens, kv.rounding_tokens
+            if shared_tokens and leaving:  # they still hold what they share
+                live_tokens += sum(sequence.resident_tokens for sequence in leaving)
+            if rounding_tokens is None:
+                rounding_tokens = held_tokens - live_tokens + shared_tokens
+                if rounding_tokens < 0:
+                    rounding_tokens = 0
+            append(
+                pack(
+                    self.index,
+                    now_ns,
+                    carry_ps,
+                    n_steps,
+                    first_ps,
+                    growth_ps,
+                    0,
+                    0,
+                    n_emitting,
+                    context,
+                    len(waiting) + len(unseen),
+                    0,
+                    held_tokens,
+                    live_tokens,
+                    kv.idle_tokens,
+                    0,
+                    n_decoding - n_emitting,
+                    rounding_tokens,
+                    kv.external_tokens,
+                    shared_tokens,
+                )
+            )
+            kv.advance(ledger, n_steps)
+            ledger.advance(n_steps)
+            if unseen or leaving:
+                self._catch_up(now_ns + (carry_ps + elapsed_ps(first_ps, growth_ps, n_steps - 1)) // PS_PER_NS)
+            carry_ps = owed_ps - whole_ns * PS_PER_NS
+            now_ns = end_ns
+            n_ended = 0
+            if ledger.ends and ledger.ends[0][0] <= ledger.step:
+                ended = ledger.finished()
+                n_ended = len(ended)
+                for sequence in ended:
+                    self._finish(sequence, now_ns)
+            if not is_open or len(waiting) or not ledger.members or kv.moved_bytes or kv.host_bytes:
+                break
+        self._carry_ps, self._n_ended, self._last_decode_ns = carry_ps, n_ended, now_ns
+        return now_ns
+
+    def horizon(self, plan: Plan, start_ns: int) -> tuple[Shape, tuple[int, int, int], int]:
         """What the planned iteration computes, how long it takes, and how many like it nothing can disturb.
 
         A run of iterations ends with the first member to finish or to need the cache's attention, with the free
@@ -231,9 +336,7 @@ class Replica:
             context = ledger.resident_tokens + ledger.padding_tokens + growing
             longest = ledger.max_context_tokens()
         moved, hosted = kv.moved_bytes, kv.host_bytes
-        shape = new_tuple(
-            StepShape, (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended)
-        )
+        shape = (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended)
         pace = self.cost.pace(shape)
         whole = self.batch
         if chunks or self._n_preempted or moved or hosted or whole.has_attended or whole.leaving:
@@ -264,7 +367,9 @@ class Replica:
                 n_steps = steps_until(first_ps, growth_ps, target_ps, n_steps)
         return shape, pace, n_steps
 
-    def commit(self, plan: Plan, shape: StepShape, pace: Pace, n_steps: int, start_ns: int, end_ns: int) -> None:
+    def commit(
+        self, plan: Plan, shape: Shape, pace: tuple[int, int, int], n_steps: int, start_ns: int, end_ns: int
+    ) -> None:
         """The planned iterations have run: write them down, count their tokens, end what has ended."""
         ledger, kv, batch = self.ledger, self.kv, self.batch
         chunks, partial = plan.chunks, batch.partial
@@ -281,7 +386,7 @@ class Replica:
                 n_prefilled += n_tokens
                 if n_tokens == sequence.prefill_left_tokens:
                     complete.append(sequence)
-                    n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.request.output_tokens)
+                    n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.output_tokens)
         shared_tokens = kv.shared_tokens
         if shared_tokens and batch.leaving:  # they still hold what they share
             live_tokens += sum(sequence.resident_tokens for sequence in batch.leaving)
@@ -326,7 +431,7 @@ class Replica:
             partial.remove(sequence)
             self._start_decoding(sequence, plan.pad_to_tokens, end_ns)
         if self._unseen or batch.leaving:
-            last_ps = self._carry_ps + elapsed_ps(pace.first_ps, pace.growth_ps, n_steps - 1)
+            last_ps = self._carry_ps + elapsed_ps(pace[0], pace[1], n_steps - 1)
             self._catch_up(start_ns + last_ps // PS_PER_NS)
         ended = ledger.finished() if ledger.ends and ledger.ends[0][0] <= ledger.step else []
         self._n_ended = len(ended)
@@ -513,6 +618,10 @@ def steps_until(first_ps: int, growth_ps: int, target_ps: int, most: int) -> int
         return most
     if not growth_ps:
         return -(-target_ps // first_ps)
-    b = 2 * first_ps - growth_ps  # growth * n^2 + b * n = 2 * target, rounded down and then up
-    n_steps = (isqrt(b * b + 8 * growth_ps * target_ps) - b) // (2 * growth_ps)
-    return n_steps if elapsed_ps(first_ps, growth_ps, n_steps) >= target_ps else n_steps + 1
+    b = first_ps - 0.5 * growth_ps  # growth / 2 * n^2 + b * n = target
+    n_steps = int(2.0 * target_ps / (b + sqrt(b * b + 2.0 * growth_ps * target_ps)))
+    while n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2) < target_ps:  # what floats have rounded away
+        n_steps += 1
+    while (n_steps - 1) * first_ps + growth_ps * ((n_steps - 1) * (n_steps - 2) // 2) >= target_ps:
+        n_steps -= 1
+    return n_steps

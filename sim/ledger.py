@@ -28,6 +28,7 @@ class DecodeLedger:
     __slots__ = (
         "_fulls",
         "_is_pruned",
+        "_keeps_offsets",
         "_longest",
         "_phases",
         "alarms",
@@ -56,6 +57,7 @@ class DecodeLedger:
         self.alarms: list[tuple[int, int]] = []  # (step at which its room is full, order)
         self._longest: list[tuple[int, int]] = []  # (-offset - padding, order) of growing members
         self._is_pruned = False  # the first of _longest is the longest
+        self._keeps_offsets = window_tokens is None  # nobody has dropped any: whoever is in _longest is right there
         self._phases = [0] * block_tokens  # growing members by offset modulo block size
 
     def join(self, sequence: Sequence) -> None:
@@ -73,7 +75,7 @@ class DecodeLedger:
         self.n_emitting += 1
         self.resident_tokens += resident
         self.padding_tokens += sequence.padding_tokens
-        heappush(self.ends, (step + sequence.request.output_tokens - sequence.generated_tokens, order))
+        heappush(self.ends, (step + sequence.output_tokens - sequence.generated_tokens, order))
         if resident == window:
             return
         self.n_growing += 1
@@ -99,11 +101,11 @@ class DecodeLedger:
             self._phases[(sequence.joined_tokens - sequence.joined_step) % self.block_tokens] -= 1
         self.resident_tokens -= resident
         self.padding_tokens -= sequence.padding_tokens
-        left = sequence.request.output_tokens - sequence.generated_tokens
+        left = sequence.output_tokens - sequence.generated_tokens
         self.n_emitting -= steps < left
         sequence.computed_tokens += steps
         sequence.dropped_tokens += steps - (resident - sequence.joined_tokens)
-        sequence.generated_tokens += min(steps, left)
+        sequence.generated_tokens += steps if steps < left else left
 
     def advance(self, n_steps: int) -> None:
         """All members decode ``n_steps`` tokens. Must not pass an end or an alarm (`steps_to_event`)."""
@@ -141,7 +143,7 @@ class DecodeLedger:
 
     def drop(self, sequence: Sequence, n_tokens: int) -> None:
         """A member whose KV grows gives up some of it, and goes on growing from what is left."""
-        self._is_pruned = False
+        self._is_pruned = self._keeps_offsets = False
         size = self.block_tokens
         offset = sequence.joined_tokens - sequence.joined_step
         self._phases[offset % size] -= 1
@@ -216,12 +218,18 @@ class DecodeLedger:
 
     def max_context_tokens(self) -> int:
         """The most that one member reads in the next iteration, 0 without members."""
+        longest = self._longest
+        if self._keeps_offsets:
+            members = self.members
+            while longest and longest[0][1] not in members:
+                heappop(longest)
+            return self.step - longest[0][0] + 1 if longest else 0
         if not self._is_pruned:
             self._prune()
         window = self.window_tokens
         if window is not None and self.n_growing < len(self.members):
             return window
-        return self.step - self._longest[0][0] + 1 if self._longest else 0
+        return self.step - longest[0][0] + 1 if longest else 0
 
     def _prune(self) -> None:
         """Take out of `_longest` who has left, slides over the window, or has dropped some since."""

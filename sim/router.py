@@ -65,6 +65,7 @@ class Traffic:
         self._stream: Iterator[Request] = scenario.requests(seed)
         self._next: Request | None = None
         self._arrival = env.arrival = _Arrival(env)  # of the stream, one at a time
+        env.emit = self._emit
 
     def start(self, replicas: list[Replica]) -> None:
         """Begin with the first request."""
@@ -95,7 +96,7 @@ class Traffic:
                 raise ConfigError(f"request {request.id} would arrive after 146 years, where the clock ends")
             self.env.ring(self._arrival, request.arrival_ns, URGENT, self._emit)
 
-    def _emit(self, _: simpy.Event) -> None:
+    def _emit(self, _: simpy.Event | None = None) -> None:
         """Hand over the request whose time has come, and those of the same nanosecond."""
         now = self.env.now_ns
         choose, replicas = self.router.choose, self.replicas

@@ -13,7 +13,7 @@ from sim.sequence import Sequence
 class Sample(Sequence):
     """One of the sequences that answer a request together; until the prompt is complete, all of them."""
 
-    __slots__ = ("n_samples", "samples")
+    __slots__ = ()
 
     samples: "Samples"
 

@@ -26,17 +26,17 @@ class Sequence:
         "last_token_ns",  # its last token before it was preempted
         "loading",  # the event that ends its wait for KV from below; None: it does not wait
         "n_preemptions",
+        "n_samples",  # sequences that it becomes when its prompt is complete: of a `Sample` there may be more
         "order",  # admission number in its replica, new at every admission
         "output_tokens",  # of its request: for the engine alone
         "padding_tokens",  # its prompt is padded by, in a request-level batch
         "preempted_ns",  # since when it waits to come back
         "request",
         "room_tokens",  # resident tokens it can reach before the cache must attend to it alone
+        "samples",  # those that answer its request together, where there are several
         "scheduled_ns",
         "target_tokens",  # prefill is complete when so many tokens are computed
     )
-    n_samples = 1  # sequences that it becomes when its prompt is complete: of a `Sample` there may be more
-    samples: Any = None  # those that answer its request together, where there are several
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -52,6 +52,8 @@ class Sequence:
         self.first_token_ns: int | None = None
         self.preempted_ns: int | None = None
         self.last_token_ns: int | None = None
+        self.n_samples = 1
+        self.samples: Any = None
         self.loading: Any = None
         self.holding: Any = None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from sim.batching.queue import Queue
 from sim.kv.cache import KVCache
@@ -96,7 +96,8 @@ class Batch:
         return n_preempted
 
 
-class Plan(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Plan:
     """The next iteration, and how long the decision stands."""
 
     chunks: Chunks = ()  # prompt tokens to compute, by sequence

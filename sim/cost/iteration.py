@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from sim.cost.host import HostCost
 from sim.errors import ConfigError, ProfileError
-from sim.step import Chunk, Pace, StepShape
+from sim.step import Chunk, Shape
 from sim.units import ps_from_s
 
 CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
@@ -89,19 +89,13 @@ class FusedAttention(Protocol):
         ...
 
 
-class _Decode(NamedTuple):
-    """One batch size, in integers: everything a decode iteration of it needs."""
+_Decode = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...], int, int]
+"""One batch size, in integers: everything a decode iteration of it needs.
 
-    rest_ps: int  # all but attention; under sync scheduling the host too
-    host_ps: int  # what runs beside the device: 0 under sync scheduling
-    knots: tuple[int, ...]  # a first one at 0 or below any context, a last one at FAR
-    starts_ps: tuple[int, ...]  # attention at each knot
-    slopes_ps: tuple[int, ...]  # per token after it
-    skew_ps: int
-    valid_to_tokens: int
-
-
-_new_tuple = tuple.__new__  # Pace(...) itself takes three times as long
+(all but attention, under sync scheduling the host too [ps]; what the host does beside the device, 0 under sync [ps];
+knots, the first below any context, the last at `FAR` [tokens]; per piece attention's line at context 0 [ps] and its
+slope [ps per token]; what unequal contexts cost [ps per token]; where extrapolation begins [tokens])
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -139,18 +133,18 @@ class IterationCost:
         self._gap_base_ps, self._gap_per_seq_ps = ps_from_s(host.gap_s), ps_from_s(host.gap_per_seq_s)
         self._prefill_gap_ps = ps_from_s(host.prefill_gap_s)
 
-    def pace(self, shape: StepShape) -> Pace:
+    def pace(self, shape: Shape) -> tuple[int, int, int]:
         """Duration of the iteration ``shape`` and of those that follow it at the same batch.
 
         Exact in the sense of `CostModel.pace`. O(1): two table look-ups and integer arithmetic.
         """
         chunks, batch, context, longest, growing, moved, hosted, finished = shape
         if chunks or moved or hosted or not batch:
-            return _new_tuple(Pace, (self._once_ps(shape), 0, 1))
-        rest, host, knots, starts, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
+            return self._once_ps(shape), 0, 1
+        rest, host, knots, lines, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
         i = 0 if context < knots[1] else bisect_right(knots, context) - 1
         slope = slopes[i]
-        device = rest + starts[i] + slope * (context - knots[i])
+        device = rest + lines[i] + slope * context
         growth = slope * growing
         n_steps = -((context - knots[i + 1]) // growing) if growing else FAR
         if context > valid_to:
@@ -162,18 +156,18 @@ class IterationCost:
         if finished and self._finished_ps:
             busy = host + finished * self._finished_ps
             if self._is_sync:
-                return Pace(device + busy, 0, 1)
+                return device + busy, 0, 1
             if device < busy:
-                return Pace(busy, 0, 1)
+                return busy, 0, 1
         if device < host:  # the host is the slower one, until the device's time has grown past it
             if growth > 0:
                 n_steps = min(n_steps, (host - device) // growth + 1)
-            return _new_tuple(Pace, (host, 0, n_steps))
+            return host, 0, n_steps
         if growth < 0:
             n_steps = min(n_steps, (device - host) // -growth + 1)
-        return _new_tuple(Pace, (device, growth, n_steps))
+        return device, growth, n_steps
 
-    def _once_ps(self, shape: StepShape) -> int:
+    def _once_ps(self, shape: Shape) -> int:
         """One iteration that does not repeat: with prompt chunks, or with copies."""
         chunks, batch, context, longest, _growing, moved, hosted, finished = shape
         n_tokens, n_seqs = batch, batch + len(chunks)
@@ -181,15 +175,18 @@ class IterationCost:
             n_tokens += chunk[0]
         device = self._gap_base_ps + n_seqs * self._gap_per_seq_ps + (self._prefill_gap_ps if chunks else 0)
         if n_tokens:
-            device += self._dense(n_tokens) + (self._sequences_ps.get(n_seqs) or self._sequences(n_seqs))
+            device += self._dense_ps.get(n_tokens) or self._dense(n_tokens)
+            device += self._sequences_ps.get(n_seqs) or self._sequences(n_seqs)
         if chunks and batch and self._fused is not None:
             device += ps_from_s(self._fused.fused_attention_s(chunks, batch, context, longest))
         elif chunks:
             device += self._prefill_ps.get(chunks) or self._prefill(chunks)
         if batch and not (chunks and self._fused is not None):
-            _rest, _host, knots, starts, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
-            i = bisect_right(knots, context) - 1
-            device += starts[i] + slopes[i] * (context - knots[i]) + skew * (longest * batch - context)
+            _rest, _host, knots, lines, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
+            i = 0 if context < knots[1] else bisect_right(knots, context) - 1
+            device += lines[i] + slopes[i] * context
+            if skew:
+                device += skew * (longest * batch - context)
             if context > valid_to:
                 self.extrapolated_runs += 1
         if moved or hosted:
@@ -211,22 +208,29 @@ class IterationCost:
         slopes.append(slopes[-1] if slopes else 0)
         host = self._base_ps + batch * self._per_seq_ps
         rest = self._gap_base_ps + batch * self._gap_per_seq_ps + self._dense(batch) + self._sequences(batch)
-        row = self._decode[batch] = _Decode(
-            rest_ps=rest + host if self._is_sync else rest,
-            host_ps=0 if self._is_sync else host,
-            knots=(*knots, FAR),
-            starts_ps=tuple(starts),
-            slopes_ps=tuple(slopes),
-            skew_ps=ps_from_s(curve.skew_s),
-            valid_to_tokens=curve.valid_to_tokens,
+        row = self._decode[batch] = (
+            rest + host if self._is_sync else rest,
+            0 if self._is_sync else host,
+            (*knots, FAR),
+            tuple(start - slope * knot for start, slope, knot in zip(starts, slopes, knots, strict=True)),
+            tuple(slopes),
+            ps_from_s(curve.skew_s),
+            curve.valid_to_tokens,
         )
         return row
 
     def _prefill(self, chunks: tuple[Chunk, ...]) -> int:
-        """Attention of some chunks, remembered: prompts of one length that start from nothing come again and again."""
-        if len(self._prefill_ps) >= MOST_REMEMBERED:
-            self._prefill_ps.clear()
-        ps = self._prefill_ps[chunks] = ps_from_s(self.operations.prefill_attention_s(chunks))
+        """Attention of some chunks, remembered: prompts of one length that start from nothing come again and again.
+
+        Those outside the operations' range are asked for each time, so that each is counted.
+        """
+        operations = self.operations
+        n_outside = getattr(operations, "extrapolated_runs", 0)
+        ps = ps_from_s(operations.prefill_attention_s(chunks))
+        if getattr(operations, "extrapolated_runs", 0) == n_outside:
+            if len(self._prefill_ps) >= MOST_REMEMBERED:
+                self._prefill_ps.clear()
+            self._prefill_ps[chunks] = ps
         return ps
 
     def _dense(self, n_tokens: int) -> int:
@@ -235,6 +239,7 @@ class IterationCost:
         n_computed = self.capture_sizes[i] if i < len(self.capture_sizes) else n_tokens
         if (ps := self._dense_ps.get(n_computed)) is None:
             ps = self._dense_ps[n_computed] = ps_from_s(self.operations.dense_s(n_computed))
+        self._dense_ps[n_tokens] = ps
         return ps
 
     def _sequences(self, n_seqs: int) -> int:

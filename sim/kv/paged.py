@@ -148,8 +148,7 @@ class PagedCache:
 
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
         """Take the blocks that ``n_steps`` decode iterations fill."""
-        n_blocks = ledger.blocks_needed(n_steps)
-        if n_blocks:
+        if n_steps and (n_blocks := ledger.blocks_needed(n_steps)):
             self._n_free -= n_blocks  # `_take`
             self.held_tokens += n_blocks * self.block_tokens
             self._n_owed += n_blocks

@@ -14,7 +14,7 @@ from sim.kv.paged import PagedCache
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
 from sim.router import RoundRobin, Traffic
-from sim.step import Pace, StepShape
+from sim.step import Pace, Shape
 from tests.sim.naive_ledger import NaiveLedger
 
 
@@ -33,7 +33,7 @@ class LinearCost:
     host_ps: int = 0
     most_steps: int = 1 << 40  # how far one answer reaches
 
-    def pace(self, shape: StepShape) -> Pace:
+    def pace(self, shape: Shape) -> Pace:
         chunks, batch, context, longest, growing, _moved, hosted, ended = shape
         ps = self.base_ps + batch * self.per_seq_ps + context * self.per_context_ps + ended * self.per_ended_ps
         ps += self.per_skew_ps * (longest * batch - context) + round(hosted * self.per_host_byte_ps)

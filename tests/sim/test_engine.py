@@ -16,7 +16,7 @@ from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.record import Recorder
 from sim.request import Request, stream
-from sim.step import Pace, StepShape
+from sim.step import Pace, Shape
 from tests.sim.serving import House, LinearCost, Listed, asked, serve
 
 
@@ -129,8 +129,8 @@ def test_an_answer_to_a_request_never_scheduled_is_a_broken_law():
 class Knotty:
     """A cost model whose answers reach 3 iterations."""
 
-    def pace(self, shape: StepShape) -> Pace:
-        return Pace(1_000, 0, 1 if shape.chunks else 3)
+    def pace(self, shape: Shape) -> Pace:
+        return Pace(1_000, 0, 1 if shape[0] else 3)
 
 
 def test_a_run_ends_at_the_cost_models_next_knot():
