@@ -17,7 +17,7 @@ from calibration.surfaces import (
     standard_error,
 )
 from sim.cost.attention import SERVED, SKEW_AXES, Heads, skew_table, tabulate
-from sim.cost.surface import Table
+from sim.cost.table import Table
 from sim.cost.work import attention_work
 
 Array = npt.NDArray[np.float64]

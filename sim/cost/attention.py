@@ -7,17 +7,19 @@ other measured them apart (`SeparateAttention`), and their times add.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, exp, log2
+from math import ceil, exp, log, log2
 from typing import Any, Protocol
 
 import numpy as np
 
 from sim.cost.roofline import attended_pairs
-from sim.cost.surface import Array, Plane, StandardError, Table, monotone, soft_s, surface_from
+from sim.cost.surface import Array, StandardError, monotone, soft_s, surface_from
+from sim.cost.table import Plane, Space, Table
 from sim.cost.work import ACTIVATION_BYTES, attention_work
 from sim.errors import ProfileError
 from sim.step import Chunk
 
+LN2 = log(2.0)
 SERVED = {
     # operation: axes of its table, and nodes per octave along each
     "decode_attention": {"decode_seqs": 2, "decode_mean_tokens": 2},
@@ -87,7 +89,7 @@ def tabulate(name: str, form: Mapping[str, Any], heads: Heads, z: float) -> Tabl
     seconds = surface.seconds(shape, attention_work(kv_bytes=heads.kv_bytes, **work_columns(shape)))
     seconds = monotone(seconds.reshape([len(line) for line in lines]))
     seconds = seconds * error_factor(surface.error, seconds, z)
-    kind = Plane if len(axes) == 2 else Table
+    kind: type[Table] = {2: Plane, 4: Space}.get(len(axes), Table)
     return kind(lines, [shifts[axis] for axis in axes], np.log(seconds))
 
 
@@ -114,9 +116,10 @@ class MixedAttention:
 
     def __init__(self, operations: Mapping[str, Mapping[str, Any]], heads: Heads, z: Mapping[str, float]) -> None:
         names = ("decode_attention", "prefill_attention", "mixed_attention")
-        self._decode, self._prefill, self._mixed = (
-            tabulate(name, operations[name], heads, z.get(name, 0.0)) for name in names
-        )
+        tables = [tabulate(name, operations[name], heads, z.get(name, 0.0)) for name in names]
+        self._decode, self._prefill, mixed_table = tables
+        assert isinstance(mixed_table, Space), "mixed attention has four axes"
+        self._mixed = mixed_table
         mixed = operations["mixed_attention"]
         self._least_new, self._most_new = mixed["range"]["new_tokens"]
         self._least_context = mixed["range"]["decode_mean_tokens"][0]
@@ -124,6 +127,16 @@ class MixedAttention:
         skew = operations.get("decode_skew", {"decode_seqs": [1], "seconds_per_token": [0.0]})  # not always measured
         self._skew_seqs, self._skew_s = np.array(skew["decode_seqs"]), np.array(skew["seconds_per_token"])
         self._factor = skew_table(operations["mixed_skew"]) if "mixed_skew" in operations else None
+        # Where whole numbers of tokens and sequences lie in the tables is looked up, not computed.
+        if mixed["residual"]["shifts"][2:] != [0.0, 0.0]:
+            raise ProfileError("mixed_attention: sequences and their contexts must not be shifted")
+        new, context, seqs, mean = self._mixed.axes
+        self._news = new.places(int(self._most_new), self._least_new)
+        self._contexts = context.places(int(mixed["range"]["context_tokens"][1]), 0.0)
+        self._seqs = seqs.places(int(mixed["range"]["decode_seqs"][1]), 1.0)
+        self._longests = mean.places(int(mixed["range"]["decode_mean_tokens"][1]), self._least_context)
+        most = int(operations["mixed_skew"]["range"]["decode_seqs"][1]) if self._factor else 0
+        self._factor_seqs = self._factor.axes[2].places(most, 1.0) if self._factor else []
 
     def decode_s(self, n_seqs: int, mean_tokens: float) -> float:
         """Of ``n_seqs`` decoding sequences that read ``mean_tokens`` KV entries each [s]."""
@@ -138,29 +151,56 @@ class MixedAttention:
 
     def chunks_s(self, chunks: tuple[Chunk, ...]) -> float:
         """Of prompt chunks [s]."""
-        first, rest = self._heaviest(chunks)
+        first, rest = (chunks[0], 0.0) if len(chunks) == 1 else self._heaviest(chunks)
         return rest + self._prefill(max(first[0], self._least_new), first[1])
 
     def fused_s(self, chunks: tuple[Chunk, ...], n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
         """Of prompt chunks and the decoding sequences beside them [s]."""
-        first, rest = self._heaviest(chunks)
-        new, context = max(first[0], self._least_new), first[1]
-        mean = max(total_tokens / n_seqs, self._least_context)
-        seconds = self._mixed(new, context, n_seqs, mean)
-        if longest_tokens > 1.01 * mean and self._factor is not None:
-            alone = self._mixed(new, context, 1, longest_tokens)
-            seconds *= self._factor(alone / seconds, longest_tokens / mean, n_seqs, mean)
-        return rest + seconds
+        first, rest = (chunks[0], 0.0) if len(chunks) == 1 else self._heaviest(chunks)
+        new, context = first
+        mean = total_tokens / n_seqs
+        if mean < self._least_context:
+            mean = self._least_context
+        log_mean = log2(mean)
+        mixed, news, contexts, seqs = self._mixed, self._news, self._contexts, self._seqs
+        at, a = news[new] if new < len(news) else mixed.axes[0].place(new)
+        i, b = contexts[context] if context < len(contexts) else mixed.axes[1].place(context)
+        at += i
+        i, c = seqs[n_seqs] if n_seqs < len(seqs) else mixed.axes[2].place(n_seqs)
+        j, d = mixed.axes[3].place_log(log_mean)
+        told = mixed.between(at + i + j, a, b, c, d)
+        factor, longests = self._factor, self._longests
+        if longest_tokens > 1.01 * mean and factor is not None:
+            log_longest = log2(longest_tokens)
+            i, d = longests[longest_tokens] if longest_tokens < len(longests) else mixed.axes[3].place_log(log_longest)
+            alone = mixed.between(at + i, a, b, 0.0, d)  # beside the longest only: the first node of the sequences
+            by_ratio, by_spread, _, by_mean = factor.axes
+            at, a = by_ratio.place_log((alone - told) / LN2)
+            i, b = by_spread.place_log(log_longest - log_mean)
+            at += i
+            seqs = self._factor_seqs
+            i, c = seqs[n_seqs] if n_seqs < len(seqs) else seqs[-1]
+            j, d = by_mean.place_log(log_mean)
+            told += factor.between(at + i + j, a, b, c, d)
+        return rest + exp(told)
 
     def _heaviest(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, float]:
         """The chunk with the most work, and what all the others add [s]."""
-        if len(chunks) == 1:
-            return chunks[0], 0.0
-        first = max(chunks, key=lambda chunk: chunk[0] * (chunk[1] + 0.5 * chunk[0]))
-        rest = 0.0
+        first, most = chunks[0], -1.0
         for chunk in chunks:
-            rest += self._prefill(max(chunk[0], self._least_new), chunk[1]) - self._floor_s
-        return first, rest - (self._prefill(max(first[0], self._least_new), first[1]) - self._floor_s)
+            new, context = chunk
+            work = new * (context + 0.5 * new)
+            if work > most:
+                first, most = chunk, work
+        rest = (1 - len(chunks)) * self._floor_s
+        is_first_met = False
+        for chunk in chunks:
+            if chunk is first and not is_first_met:
+                is_first_met = True
+                continue
+            new, context = chunk
+            rest += self._prefill(new if new > self._least_new else self._least_new, context)
+        return first, rest
 
 
 class SeparateAttention:
@@ -189,7 +229,8 @@ class SeparateAttention:
         self._decode = tabulate("decode_attention", decode, heads, z.get(f"decode_attention{suffix}", 0.0))
         line = surface_from(prefill).roofline
         assert line is not None, "prefill attention has a roofline"
-        self._line, self._heads, self._window = line, heads, window
+        self._heads, self._window = heads, window
+        self._p, self._floor_p = line.p, line.floor_s**line.p
         self._most_seqs = prefill["range"]["prefill_seqs"][1]
         self._least_context = decode["range"]["decode_mean_tokens"][0]
         width = heads.head_dim
@@ -232,11 +273,12 @@ class SeparateAttention:
         n_equal = rows / length
         if n_equal < 1.0:  # after a long context: one prompt with as many pairs
             n_equal, length = 1.0, (2.0 * pairs) ** 0.5
-        equal_rows = n_equal * length
-        scale = self._seconds(pairs, entries, rows, longest) / self._seconds(pairs, equal_rows, equal_rows, length)
-        seconds = scale * self._prefill(min(n_equal, self._most_seqs), length)
         if n_equal > self._most_seqs:
-            seconds *= n_equal / self._most_seqs
+            seconds: float = self._prefill(self._most_seqs, length) * (n_equal / self._most_seqs)
+        else:
+            seconds = self._prefill(n_equal, length)
+        if longest != length:  # else these are such prompts
+            seconds *= self._over_equal(pairs, entries, rows, longest, n_equal * length, length)
         if self._cached is not None:
             cached = pairs - sum(new * (new + 1) // 2 for new, _ in chunks)  # pairs with what was there before
             if cached > 0:
@@ -251,53 +293,41 @@ class SeparateAttention:
         moved_s = n_tokens * self._heads.token_bytes() / line["rates"]["bytes"]
         return self._append_factor * soft_s(moved_s, line["floor_s"], line["p"])
 
-    def _seconds(self, pairs: float, entries: float, rows: float, longest: float) -> float:
-        """The fitted roofline, in plain numbers [s]."""
-        p = self._line.p
-        total: float = (
-            (pairs * self._flops_s) ** p
-            + (entries * self._kv_s + rows * self._row_s) ** p
-            + (longest * self._serial_s) ** p
-            + self._line.floor_s**p
-        ) ** (1.0 / p)
-        return total
+    def _over_equal(
+        self, pairs: float, entries: float, rows: float, longest: float, equal_rows: float, length: float
+    ) -> float:
+        """The fitted roofline of the chunks' work over that of equal prompts with as many pairs, in plain numbers."""
+        p = self._p
+        both = (pairs * self._flops_s) ** p + self._floor_p
+        ours = both + (entries * self._kv_s + rows * self._row_s) ** p + (longest * self._serial_s) ** p
+        equal = both + (equal_rows * (self._kv_s + self._row_s)) ** p + (length * self._serial_s) ** p
+        ratio: float = (ours / equal) ** (1.0 / p)
+        return ratio
 
 
 CACHED_AXES = ("prefill_seqs", "new_tokens", "context_tokens")
 
 
-def cached_table(form: Mapping[str, Any]) -> "Clamped":
+def cached_table(form: Mapping[str, Any]) -> Table:
     """The factor of a cached context on a grid over `CACHED_AXES`, held constant outside what was measured."""
     surface = surface_from(form)
     shifts = surface.residual.shifts
     lines = [nodes(form["range"][axis], 2, shift) for axis, shift in zip(CACHED_AXES, shifts, strict=True)]
     mesh = dict(zip(CACHED_AXES, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
     logs = surface.residual(mesh).reshape([len(line) for line in lines])
-    return Clamped(Table(lines, shifts, logs), [form["range"][axis] for axis in CACHED_AXES])
+    return Table(lines, shifts, logs, is_clamped=True)
 
 
 SKEW_AXES = ("alone", "spread", "decode_seqs", "decode_mean_tokens")
 
 
-def skew_table(form: Mapping[str, Any]) -> "Clamped":
+def skew_table(form: Mapping[str, Any]) -> Space:
     """The factor of unequal contexts on a grid over `SKEW_AXES`, held constant outside what was measured."""
     surface = surface_from(form)
     lines = [nodes(form["range"][axis], 2, 0.0) for axis in SKEW_AXES]
     mesh = dict(zip(SKEW_AXES, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
     logs = surface.residual(mesh).reshape([len(line) for line in lines])
-    return Clamped(Table(lines, (0.0,) * len(lines), logs), [form["range"][axis] for axis in SKEW_AXES])
-
-
-class Clamped:
-    """A table that goes on constant outside its range, for corrections that have no physics to go by."""
-
-    def __init__(self, table: Table, ranges: list[tuple[float, float]]) -> None:
-        self._table = table
-        self._ranges = ranges
-
-    def __call__(self, *point: float) -> float:
-        """Value at the nearest point of the range."""
-        return self._table(*[min(max(x, low), high) for x, (low, high) in zip(point, self._ranges, strict=True)])
+    return Space(lines, (0.0,) * len(lines), logs, is_clamped=True)
 
 
 def check_heads(subject: Mapping[str, Any], heads: Heads, path: str) -> None:

@@ -19,10 +19,6 @@ DECODE_KNOTS_PER_OCTAVE = 4
 """Knots of a decode curve over the mean context. The time is nearly straight between them: 0.1 % off at most."""
 
 
-MOST_PROMPTS = 1 << 16
-"""Sets of chunks whose times are remembered: prompts without cached context come back, and a set takes 0.3 kB."""
-
-
 class CalibratedOperations:
     """`Operations` of a model on one tensor-parallel rank, from a profile.
 
@@ -86,7 +82,6 @@ class CalibratedOperations:
         self._most_new = prompts["new_tokens"][1]
         self._most_context = prompts.get("context_tokens", (0.0, self._most_new))[1]
         self.is_fused = isinstance(self._attention, MixedAttention)
-        self._prompts: dict[tuple[Chunk, ...], tuple[float, bool]] = {}  # chunks -> seconds, whether out of range
         self.extrapolated_runs = 0  # iterations with chunks outside the range the profile was fitted in
 
     def dense_s(self, n_tokens: int) -> float:
@@ -99,18 +94,11 @@ class CalibratedOperations:
 
     def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
         """Attention of chunks in one launch per layer [s]."""
-        known = self._prompts.get(chunks)
-        if known is None:
-            if len(self._prompts) >= MOST_PROMPTS:
-                self._prompts.clear()
-            is_outside = False
-            for new, context in chunks:
-                if new > self._most_new or context > self._most_context:
-                    is_outside = True
-            known = self._prompts[chunks] = self._n_layers * self._attention.chunks_s(chunks), is_outside
-        seconds, is_outside = known
-        self.extrapolated_runs += is_outside
-        return seconds
+        for new, context in chunks:
+            if new > self._most_new or context > self._most_context:
+                self.extrapolated_runs += 1
+                break
+        return self._n_layers * self._attention.chunks_s(chunks)
 
     def fused_attention_s(
         self, chunks: tuple[Chunk, ...], batch: int, context_tokens: int, longest_tokens: int

@@ -7,9 +7,8 @@ logarithms of the shape, carries what it misses (caches, tiles, waves of blocks)
 compressed into inducing points, which is what a profile holds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, log2
 from typing import Any
 
 import numpy as np
@@ -159,87 +158,3 @@ def monotone(values: Array) -> Array:
         falling = np.flip(np.minimum.accumulate(np.flip(values, axis=axis), axis=axis), axis=axis)
         values = (rising + falling) / 2.0
     return values
-
-
-class Table:
-    """Logarithms of times on a grid, looked up in a microsecond or two without numpy.
-
-    Between the grid's nodes the logarithm is linear on the simplices of a cell (a cell of d axes is cut along its
-    diagonal, d + 1 nodes decide): exact for products of powers, as monotone as its nodes, and d + 1 terms instead of
-    2^d. Outside the grid the nearest cell goes on. Nodes lie evenly in ``log2(x + shift)``, so that a cell is found
-    by arithmetic.
-    """
-
-    __slots__ = ("_axes", "_logs")
-
-    def __init__(self, axes: Sequence[Sequence[float]], shifts: Sequence[float], logs: Array) -> None:
-        self._axes = []
-        for i, (axis, shift) in enumerate(zip(axes, shifts, strict=True)):
-            ends = log2(axis[0] + shift), log2(axis[-1] + shift)
-            even = 2.0 ** np.linspace(*ends, len(axis)) - shift
-            if not np.allclose(axis, even, rtol=1e-9, atol=1e-9):
-                raise ProfileError(f"nodes of a table must lie evenly in log2(x + {shift:g}), got {list(axis)[:4]}...")
-            per_octave = (len(axis) - 1) / (ends[1] - ends[0])
-            self._axes.append((float(shift), ends[0], per_octave, len(axis) - 2, int(np.prod(logs.shape[i + 1 :]))))
-        self._logs: list[float] = logs.ravel().tolist()
-
-    def log(self, *point: float) -> float:
-        """Logarithm of the time at a point, one coordinate per axis."""
-        at = 0
-        steps = []
-        for x, (shift, first, per_octave, last, stride) in zip(point, self._axes, strict=True):
-            u = (log2(x + shift) - first) * per_octave
-            i = int(u) if u > 0.0 else 0
-            i = min(i, last)
-            at += i * stride
-            steps.append((u - i, stride))
-        steps.sort(reverse=True)
-        logs = self._logs
-        value = here = logs[at]
-        for fraction, stride in steps:
-            at += stride
-            there = logs[at]
-            value += fraction * (there - here)
-            here = there
-        return value
-
-    def __call__(self, *point: float) -> float:
-        """Time at a point [s]."""
-        return exp(self.log(*point))
-
-
-class Plane(Table):
-    """A table of two axes: the same numbers, with the loop over the axes and the sorting written out."""
-
-    __slots__ = ("_x", "_y")
-
-    def __init__(self, axes: Sequence[Sequence[float]], shifts: Sequence[float], logs: Array) -> None:
-        super().__init__(axes, shifts, logs)
-        self._x, self._y = self._axes
-
-    def log(self, x: float, y: float) -> float:  # type: ignore[override]
-        """Logarithm of the time at a point."""
-        shift, first, per_octave, last, stride = self._x
-        u = (log2(x + shift) - first) * per_octave
-        i = int(u) if u > 0.0 else 0
-        if i > last:  # min(i, last) takes three times as long
-            i = last
-        u -= i
-        shift, first, per_octave, last, _one = self._y
-        v = (log2(y + shift) - first) * per_octave
-        j = int(v) if v > 0.0 else 0
-        if j > last:
-            j = last
-        v -= j
-        logs = self._logs
-        at = i * stride + j
-        here, there = logs[at], logs[at + stride + 1]
-        if u >= v:
-            between = logs[at + stride]
-            return here + u * (between - here) + v * (there - between)
-        between = logs[at + 1]
-        return here + v * (between - here) + u * (there - between)
-
-    def __call__(self, x: float, y: float) -> float:  # type: ignore[override]
-        """Time at a point [s]."""
-        return exp(self.log(x, y))

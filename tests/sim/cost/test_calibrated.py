@@ -10,10 +10,11 @@ from sim.config import compose, make
 from sim.cost.attention import nodes
 from sim.cost.calibrated import CalibratedOperations, draw_errors
 from sim.cost.dense import TABULATED_SEQS, TABULATED_TOKENS, Curve
-from sim.cost.surface import Plane, SoftRoofline, Table, monotone
+from sim.cost.surface import SoftRoofline, monotone
+from sim.cost.table import Axis, Plane, Space, Table
 from sim.errors import ConfigError, ProfileError
 from sim.profile import find_profile, read_profile, shipped_profiles
-from sim.step import Chunk, StepShape
+from sim.step import Chunk, Pace, StepShape
 from sim.units import ps_from_s
 
 
@@ -71,10 +72,10 @@ def test_dense_parts_never_fall_with_tokens(operations):
 def test_a_run_of_decode_iterations_is_the_series_of_single_ones():
     cost = part("cost", "hardware=rtxpro6000", "cost=calibrated")
     shape = StepShape((), 40, 40 * 700, 900, 40)
-    first = cost.pace(shape)
+    first = Pace(*cost.pace(shape))
     for k in range(0, first.n_steps, max(1, first.n_steps // 7)):
         later = shape._replace(decode_context_tokens=40 * (700 + k), decode_max_context_tokens=900 + k)
-        assert cost.pace(later).first_ps == first.first_ps + k * first.growth_ps
+        assert cost.pace(later)[0] == first.first_ps + k * first.growth_ps
     assert first.n_steps > 1
 
 
@@ -82,8 +83,8 @@ def test_unequal_contexts_cost_more_than_equal_ones(rtx):
     cost = part("cost", "hardware=rtxpro6000", "cost=calibrated")
     chunk = (Chunk(256, 0),)
     for chunks in ((), chunk):
-        equal = cost.pace(StepShape(chunks, 64, 64 * 1_000, 1_000, 64)).first_ps
-        unequal = cost.pace(StepShape(chunks, 64, 64 * 1_000, 4_000, 64)).first_ps
+        equal = cost.pace(StepShape(chunks, 64, 64 * 1_000, 1_000, 64))[0]
+        unequal = cost.pace(StepShape(chunks, 64, 64 * 1_000, 4_000, 64))[0]
         assert unequal > equal
 
 
@@ -218,25 +219,47 @@ def test_a_table_of_two_axes_says_what_the_general_one_says():
         assert plane(x, y) == general(x, y) == pytest.approx(math.exp(general.log(x, y)))
 
 
+@pytest.mark.parametrize("is_clamped", [False, True])
+def test_a_table_of_four_axes_says_what_the_general_one_says(is_clamped):
+    ranges, shifts = [(1.0, 64.0), (0.0, 16_384.0), (1.0, 256.0), (17.0, 9_000.0)], (0.0, 64.0, 0.0, 0.0)
+    axes = [nodes(ends, 1, shift) for ends, shift in zip(ranges, shifts, strict=True)]
+    rng = np.random.default_rng(0)
+    logs = rng.normal(size=[len(axis) for axis in axes])
+    general, space = Table(axes, shifts, logs), Space(axes, shifts, logs, is_clamped)
+    for _ in range(500):
+        point = [float(rng.uniform(low / 2.0, 1.5 * high)) for low, high in ranges]
+        asked = [min(max(x, low), high) for x, (low, high) in zip(point, ranges, strict=True)] if is_clamped else point
+        places = [axis.place(x) for axis, x in zip(space.axes, point, strict=True)]
+        told = space.between(sum(at for at, _ in places), *(share for _, share in places))
+        assert told == pytest.approx(general.log(*asked), rel=1e-9)
+        assert told == pytest.approx(space.log(*point), rel=1e-12)
+
+
+def test_whole_numbers_are_placed_in_advance_where_they_lie():
+    axis = Axis(nodes((16.0, 2_048.0), 2, 0.0), 0.0, 7)
+    assert [axis.place(max(x, 16)) for x in range(3_000)] == axis.places(2_999, 16.0)
+
+
 def test_a_table_with_uneven_nodes_is_refused():
     with pytest.raises(ProfileError, match="evenly"):
         Table([[1.0, 2.0, 8.0]], (0.0,), np.zeros(3))
 
 
-def test_prompts_remembered_are_told_the_same_and_still_counted(h200):
-    beyond = (Chunk(64, 40_000), Chunk(512, 0))
-    before = h200.extrapolated_runs
-    first, again = h200.prefill_attention_s(beyond), h200.prefill_attention_s(beyond)
-    assert first == again == h200._n_layers * h200._attention.chunks_s(beyond)
-    assert h200.extrapolated_runs == before + 2
+def test_prompts_remembered_are_told_the_same_and_those_outside_the_range_counted_each_time():
+    cost = part("cost", "hardware=h200", "cost=calibrated")
+    inside, beyond = StepShape(chunks=(Chunk(64, 400), Chunk(512, 0))), StepShape(chunks=(Chunk(64, 400_000),))
+    assert cost.pace(inside) == cost.pace(inside) == part("cost", "hardware=h200", "cost=calibrated").pace(inside)
+    assert cost.operations.extrapolated_runs == 0
+    assert cost.pace(beyond) == cost.pace(beyond)
+    assert cost.operations.extrapolated_runs == 2
 
 
-def test_what_is_remembered_of_prompts_is_bounded(h200, monkeypatch):
-    monkeypatch.setattr("sim.cost.calibrated.MOST_PROMPTS", 10)
-    h200._prompts.clear()
-    times = [h200.prefill_attention_s((Chunk(new, 0),)) for new in range(1, 40)]
-    assert len(h200._prompts) <= 10
-    assert times == [h200.prefill_attention_s((Chunk(new, 0),)) for new in range(1, 40)]
+def test_what_is_remembered_of_prompts_is_bounded(monkeypatch):
+    monkeypatch.setattr("sim.cost.iteration.MOST_REMEMBERED", 10)
+    cost = part("cost", "hardware=h200", "cost=calibrated")
+    times = [cost.pace(StepShape(chunks=(Chunk(new, 0),))) for new in range(1, 40)]
+    assert len(cost._prefill_ps) <= 10
+    assert times == [cost.pace(StepShape(chunks=(Chunk(new, 0),))) for new in range(1, 40)]
 
 
 def test_dense_parts_beyond_the_list_go_on_with_the_same_formula(operations):
