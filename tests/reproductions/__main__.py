@@ -7,12 +7,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tests.reproductions import growth, mooncake, paged_attention, placement, recorded_run, streaming
+from tests.reproductions import (
+    growth,
+    mooncake,
+    paged_attention,
+    parallel_sampling,
+    placement,
+    recorded_run,
+    streaming,
+)
 from tests.reproductions.row import Reproduction, Row, Skipped
 
 MODULES: tuple[Callable[[], list[Reproduction]], ...] = (
     placement.reproductions,
     paged_attention.reproductions,
+    parallel_sampling.reproductions,
     streaming.reproductions,
     growth.reproductions,
     mooncake.reproductions,

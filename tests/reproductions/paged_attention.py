@@ -25,7 +25,7 @@ from sim.kv.paged import PagedCache
 from sim.kv.reservation import Maximum, Oracle, Reservation
 from sim.record import Recorder
 from sim.request import stream
-from sim.step import Pace, StepShape
+from sim.step import Pace, Shape
 from sim.units import NS_PER_S, ps_from_s
 from tests.reproductions.row import Reproduction, Row
 from tests.sim.serving import Listed, asked, serve
@@ -65,16 +65,17 @@ PAGED_LIVE = 0.963  # the paper's figure 2, blocks of 16
 class FittedTimes:
     """Iterations as DistServe fits them; prompts and decoding never share one, as in the vLLM that was measured."""
 
-    def pace(self, shape: StepShape) -> Pace:
+    def pace(self, shape: Shape) -> Pace:
         """Duration of an iteration, and what each token of context adds."""
-        if shape.chunks:
+        chunks, batch, context, _longest, growing, *_ = shape
+        if chunks:
             base, per_token, per_square = PREFILL_S
-            lengths = [chunk.new_tokens for chunk in shape.chunks]
+            lengths = [new_tokens for new_tokens, _ in chunks]
             return Pace(ps_from_s(base + per_token * sum(lengths) + per_square * sum(n * n for n in lengths)), 0, 1)
         base, per_token, per_sequence = DECODE_S
         token_ps = ps_from_s(per_token)
-        first_ps = ps_from_s(base + per_sequence * shape.decode_seqs) + token_ps * shape.decode_context_tokens
-        return Pace(first_ps, token_ps * shape.decode_growing, 1 << 40)
+        first_ps = ps_from_s(base + per_sequence * batch) + token_ps * context
+        return Pace(first_ps, token_ps * growing, 1 << 40)
 
 
 class Saturated(NamedTuple):

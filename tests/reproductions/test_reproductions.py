@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tests.reproductions import growth, paged_attention, placement, streaming
+from tests.reproductions import growth, paged_attention, parallel_sampling, placement, streaming
 from tests.reproductions.__main__ import show
 from tests.reproductions.row import Reproduction, Row, Skipped
 
@@ -27,6 +27,12 @@ def test_orcas_batches_are_the_published_ones():
         ours = paged_attention.saturated(cache, *lengths)
         assert ours.batched == pytest.approx(batched, rel=0.08), name
         assert ours.live_frac == pytest.approx(live_frac, abs=0.02), name
+
+
+def test_what_parallel_sampling_saves_is_the_published_range():
+    rows = parallel_sampling.reproductions()[0].rows
+    assert [row.what for row in rows] == ["2 answers", "6 answers"]
+    assert all(row.is_met for row in rows), [row.difference for row in rows]
 
 
 def test_lengths_have_the_published_means_and_stay_below_the_maximum():

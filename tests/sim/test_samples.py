@@ -20,7 +20,7 @@ from sim.kv.retention import Share, Window
 from sim.metrics import Slo, summary
 from sim.metrics.gaps import token_gaps
 from sim.metrics.load import load
-from sim.step import Pace, StepShape
+from sim.step import Pace, Shape
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 SIZE = 4  # tokens in a block
@@ -49,7 +49,7 @@ class Watched(LinearCost):
         super().__init__()
         object.__setattr__(self, "moved_bytes", [])
 
-    def pace(self, shape: StepShape) -> Pace:
+    def pace(self, shape: Shape) -> Pace:
         _chunks, _batch, _context, _longest, _growing, moved_bytes, *_ = shape
         self.moved_bytes.append(moved_bytes)
         return super().pace(shape)
