@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol
 
 from sim.batching.queue import Queue
-from sim.kv.cache import KVCache
+from sim.kv.cache import Divided, KVCache
 from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
 
@@ -91,9 +92,16 @@ class Batch:
                     n_preempted += 1
             if kv.steps_within(ledger, 1):
                 break
-            self.preempt(self.partial[-1] if self.partial else ledger.last())
+            self.preempt(self._last())
             n_preempted += 1
         return n_preempted
+
+    def _last(self) -> Sequence:
+        """Who gives way: the one admitted last, of those whose memory is the kind that the next iteration lacks."""
+        kv, members = self.kv, self.ledger.members
+        if isinstance(kv, Divided):
+            return next(filter(kv.gives_way, chain(reversed(self.partial), reversed(members.values()))))
+        return self.partial[-1] if self.partial else self.ledger.last()
 
 
 @dataclass(slots=True, eq=False)

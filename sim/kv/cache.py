@@ -95,3 +95,12 @@ class Prefetcher(Protocol):
     def prefetch(self, sequence: Sequence) -> None:
         """A request has joined the queue: bring nearer what it will need."""
         ...
+
+
+@runtime_checkable
+class Divided(Protocol):
+    """A cache that divides the device's memory among its sequences: not everybody who gives way helps who is short."""
+
+    def gives_way(self, sequence: Sequence) -> bool:
+        """Whether preempting a running sequence makes room where the next iteration lacks it."""
+        ...

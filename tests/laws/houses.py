@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sim.batching import Chunked, Continuous, Fcfs, Ranked, RequestLevel
 from sim.cost import DecodeCurve, HostCost, IterationCost
 from sim.kv.allocator import Buddy, FirstFit
+from sim.kv.by_class import CacheByClass, ClassShare
 from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import BlankFirst, Fifo, Lfu, Lru
 from sim.kv.hierarchical import HierarchicalCache
@@ -22,7 +23,7 @@ from sim.kv.tiers import Tiers, TierSpec
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin
 from sim.step import Chunk
-from tests.sim.serving import House, LinearCost, Listed, serve
+from tests.sim.serving import KINDS, House, LinearCost, Listed, kind_of, serve
 
 MAX_TOKENS = 64  # of one sequence; what has no room in the cache is refused
 NS_PS = 1_000
@@ -158,6 +159,46 @@ contiguous = st.builds(
 
 
 @st.composite
+def by_class(draw: st.DrawFn) -> partial:
+    """Any caches beside each other that keep all or a share."""
+    kinds = {
+        "paged": st.builds(partial, st.just(PagedCache), block_tokens=st.sampled_from([1, 4])),
+        "pruned": st.builds(
+            partial,
+            st.just(PrunedCache),
+            retention=st.sampled_from([Share(0.5, every=4), Share(0.8, bits=8, every=5)]),
+            block_tokens=st.sampled_from([1, 2, 4]),
+        ),
+        "growing": st.builds(
+            partial,
+            st.just(ContiguousCache),
+            allocator=st.sampled_from([Buddy, FirstFit]),
+            reservation=st.sampled_from([Growing(8, 1.5), Growing(16, 2.0), partial(Predicted, 8, ahead=3), Oracle()]),
+        ),
+        "hierarchical": st.builds(
+            partial,
+            st.just(HierarchicalCache),
+            block_tokens=st.sampled_from([2, 8]),
+            overlap=st.sampled_from([True, True, False]),
+            write=st.sampled_from(["through", "back"]),
+            chunk_tokens=st.just(8),
+        ),
+    }
+    chosen = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=len(KINDS), max_size=len(KINDS)))
+    classes = {name: ClassShare(1 / len(KINDS), draw(kinds[kind])) for name, kind in zip(KINDS, chosen, strict=True)}
+    return partial(
+        CacheByClass,
+        capacity_tokens=draw(st.integers(150, 400)),
+        classes=classes,
+        eviction=draw(st.sampled_from(list(EVICTIONS.values()))),
+        tiers=tiers(draw(st.sampled_from([80, 400, 4000])), None, draw(st.sampled_from([None, 3e-7]))),
+        cost=LinearCost(5_003, 1_009, 101, 53),
+        kv_bytes_per_token=10.0,
+        window_tokens=draw(st.sampled_from([None, None, 24])),
+    )
+
+
+@st.composite
 def scenarios(draw: st.DrawFn) -> Listed:
     """A dozen requests at round times; some begin alike, some are conversations."""
     count = draw(st.integers(1, 14))
@@ -181,6 +222,8 @@ def scenarios(draw: st.DrawFn) -> Listed:
                 None if is_private else -i - 1,
                 i if has_sessions else None,
                 priority=draw(st.integers(0, 2)),
+                n_samples=draw(st.sampled_from([1, 1, 1, 2, 4])),
+                kind=kind_of(i),
             )
         )
         if has_sessions:
@@ -194,7 +237,7 @@ houses = st.fixed_dictionaries(
         "scenario": scenarios(),
         "scheduler": schedulers,
         "queue": st.sampled_from(list(QUEUES.values())),
-        "kv": st.one_of(paged, paged, contiguous, pruned, growing, hierarchical),
+        "kv": st.one_of(paged, paged, contiguous, pruned, growing, hierarchical, by_class()),
         "cost": st.sampled_from(sorted(COSTS)).map(COSTS.__getitem__),
         "router": st.sampled_from([RoundRobin, LeastLoaded]),
         "replicas": st.sampled_from([1, 1, 2, 3]),

@@ -8,6 +8,7 @@ from typing import Any
 from sim.batching import Chunked, Fcfs
 from sim.batching.plan import Batch
 from sim.engine import Clock, Replica
+from sim.kv.by_class import CacheByClass
 from sim.kv.eviction import Lru
 from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.paged import PagedCache
@@ -50,6 +51,14 @@ class LinearCost:
         return Pace(ps, growth, self.most_steps)
 
 
+KINDS = ("chat", "document", "code")
+
+
+def kind_of(number: int) -> str:
+    """A class that each turn of a conversation changes: turn k of request i has number i + 1000 k."""
+    return KINDS[(number // 1000 + number) % len(KINDS)]
+
+
 @dataclass(frozen=True)
 class Listed:
     """Requests as listed, and by session the further turns that each finished one brings about."""
@@ -79,6 +88,7 @@ class Listed:
             request.session_id,
             request.turn + 1,
             priority=request.priority,
+            kind=kind_of(number),
         )
 
 
@@ -126,7 +136,7 @@ class House:
 
 def built(kv: Callable[..., Any], env: Clock, recorder: Recorder) -> Any:
     """A cache; one with links gets the run's clock and recorder."""
-    if isinstance(kv, partial) and kv.func is HierarchicalCache:
+    if isinstance(kv, partial) and kv.func in (HierarchicalCache, CacheByClass):
         return kv(env=env, recorder=recorder)
     return kv()
 

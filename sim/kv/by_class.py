@@ -1,0 +1,395 @@
+"""Each class of traffic with the cache that suits it, and conversations that move when their class changes.
+
+    short chat      predictive     |  0.30 of the slots  |          a turn of another class than the last:
+    long document   hierarchical   |  0.35               |─┐
+    code            dynamic        |  0.15               |◀┘  its KV is copied over, in the iteration that admits it;
+    creative        compressed     |  0.20               |    what lies in memory below comes over the link
+
+The device's slots are divided in fixed shares. Extents must lie in one piece and blocks in a table of a pool: memory
+that changed sides would have to be cleared of extents first, and whoever waits for that waits for another class's
+conversations to end. So one class that runs full does not take from the others, and does not get from them either.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from sim.errors import ConfigError
+from sim.kv.cache import KVCache, Prefetcher
+from sim.kv.eviction import Evictor
+from sim.kv.hierarchical import HierarchicalCache
+from sim.kv.paged import PagedCache
+from sim.kv.part import PartLedger
+from sim.kv.preemption import Preemption
+from sim.kv.tiers import Tiers
+from sim.ledger import DecodeLedger
+from sim.record import Recorder
+from sim.request import Request
+from sim.sequence import Sequence
+from sim.step import CostModel
+
+if TYPE_CHECKING:
+    import simpy
+
+
+class ClassCache(KVCache, Protocol):
+    """A cache that can serve one class among others."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClassShare:
+    """What serves a class of traffic.
+
+    Parameters
+    ----------
+    share : float
+        Of the device's KV slots.
+    cache : callable
+        Makes the cache; it gets what of a run's parts it asks for and was not given already.
+    """
+
+    share: float
+    cache: Callable[..., ClassCache]
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ConfigError(f"cache.classes: share must be > 0 and <= 1, got {self.share!r}")
+
+
+class Part(NamedTuple):
+    """A class's cache, and those of the batch whom it serves."""
+
+    cache: ClassCache
+    ledger: PartLedger
+    bytes_per_token: float
+
+
+class Left(NamedTuple):
+    """What a conversation left behind when its last turn ended."""
+
+    kind: str
+    dropped_tokens: int  # of its text, those that its KV lacks
+
+
+class Move(NamedTuple):
+    """KV of a conversation whose class has changed."""
+
+    source: Part
+    n_tokens: int  # of its text that it stands for
+    n_device_tokens: int  # of these, in device memory
+    n_dropped_tokens: int  # of these, dropped
+
+
+class CacheByClass:
+    """Caches side by side, each for one class of requests (`Request.kind`).
+
+    What moves: a conversation's KV that its last turn left in another class's cache, if it reaches further than what
+    its new cache finds. It is copied (charged to the iteration that admits it, reads at the width of one cache and
+    writes at that of the other) and given up where it was, but for blocks that others may share. From memory below it
+    is loaded over the link, into a cache that keeps conversations apart. Caches with prefix reuse hold whole text:
+    KV that lacks some of it (compressed, or slid out of the model's window) is computed anew there.
+
+    Parameters
+    ----------
+    capacity_tokens : int
+        KV slots of the device [tokens].
+    classes : dict of str to ClassShare
+        By class; the shares must not exceed 1 in all.
+    eviction, window_tokens, kv_bytes_per_token, env, cost, recorder, tiers, preemption, max_batched_tokens, \
+host_bytes_per_s, replica
+        For the caches of the classes, as far as they ask for them.
+    """
+
+    def __init__(
+        self,
+        capacity_tokens: int,
+        classes: dict[str, ClassShare],
+        eviction: Callable[[int], Evictor],
+        window_tokens: int | None = None,
+        kv_bytes_per_token: float = 0.0,
+        env: "simpy.Environment | None" = None,
+        cost: CostModel | None = None,
+        recorder: Recorder | None = None,
+        tiers: Tiers | None = None,
+        preemption: Preemption | None = None,
+        max_batched_tokens: int = 8192,
+        host_bytes_per_s: float | None = None,
+        replica: int = 0,
+    ) -> None:
+        if not classes:
+            raise ConfigError("cache.classes must name at least one class, got none")
+        total = sum(one.share for one in classes.values())
+        if total > 1.0 + 1e-9:
+            raise ConfigError(f"cache.classes: the shares must not exceed 1 in all, got {total:g}")
+        given = {
+            "eviction": eviction,
+            "window_tokens": window_tokens,
+            "kv_bytes_per_token": kv_bytes_per_token,
+            "env": env,
+            "cost": cost,
+            "recorder": recorder,
+            "tiers": tiers,
+            "preemption": preemption,
+            "max_batched_tokens": max_batched_tokens,
+            "host_bytes_per_s": host_bytes_per_s,
+            "replica": replica,
+        }
+        self._parts: dict[str, Part] = {}
+        for name, one in classes.items():
+            try:
+                cache = _built(one.cache, {**given, "capacity_tokens": int(capacity_tokens * one.share)})
+            except ConfigError as error:
+                raise ConfigError(f"cache.classes.{name}: {error}") from None
+            if cache.window_tokens != window_tokens:
+                raise ConfigError(
+                    f"cache.classes.{name}: its cache lets sequences slide over {cache.window_tokens} tokens; all "
+                    f"classes decode in one batch, whose window is the model's ({window_tokens})"
+                )
+            ledger = PartLedger(cache.block_tokens, window_tokens)
+            self._parts[name] = Part(cache, ledger, kv_bytes_per_token * getattr(cache, "width_frac", 1.0))
+        self._caches = [part.cache for part in self._parts.values()]
+        self.block_tokens = 1  # the batch's ledger counts no blocks; those of the parts do
+        self.window_tokens = window_tokens
+        self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
+        self.is_endless = all(cache.is_endless for cache in self._caches)
+        self.prefetch_requests = max(getattr(cache, "prefetch_requests", 0) for cache in self._caches)
+        self._left: dict[int, Left] = {}  # by session
+        self._fetching: dict[Sequence, HierarchicalCache] = {}  # who waits for KV from another class's tiers
+        self._n_requests = dict.fromkeys(self._parts, 0)
+        self._counts: dict[str, int | float] = dict.fromkeys(
+            ("class_changes", "moved_sessions", "moved_tokens", "moved_bytes", "fetched_tokens"), 0
+        )
+
+    @property
+    def held_tokens(self) -> int:
+        """Slots held, of all classes."""
+        return sum(cache.held_tokens for cache in self._caches)
+
+    @property
+    def idle_tokens(self) -> int:
+        """Slots with KV that a later request may use, of all classes."""
+        return sum(cache.idle_tokens for cache in self._caches)
+
+    @property
+    def shared_tokens(self) -> int:
+        """Slots read by one more sequence than hold them, of all classes."""
+        return sum(cache.shared_tokens for cache in self._caches)
+
+    @property
+    def external_tokens(self) -> int:
+        """Slots that are free but not in one piece, of all classes."""
+        return sum(cache.external_tokens for cache in self._caches)
+
+    @property
+    def rounding_tokens(self) -> int:
+        """Slots held that no token is meant for, of all classes."""
+        n_tokens = 0
+        for cache, ledger, _ in self._parts.values():
+            own = cache.rounding_tokens
+            if own is None:
+                own = max(0, cache.held_tokens - ledger.live_tokens + cache.shared_tokens)
+            n_tokens += own
+        return n_tokens
+
+    @property
+    def moved_bytes(self) -> float:
+        """Copied inside device memory since the engine last took note."""
+        return sum(cache.moved_bytes for cache in self._caches)
+
+    @moved_bytes.setter
+    def moved_bytes(self, n_bytes: float) -> None:
+        for cache in self._caches:
+            cache.moved_bytes = n_bytes
+
+    @property
+    def host_bytes(self) -> float:
+        """Moved over the host link on the critical path since the engine last took note."""
+        return sum(cache.host_bytes for cache in self._caches)
+
+    @host_bytes.setter
+    def host_bytes(self, n_bytes: float) -> None:
+        for cache in self._caches:
+            cache.host_bytes = n_bytes
+
+    def match(self, sequence: Sequence) -> int:
+        """Leading tokens of a waiting sequence that its class's cache has, or that move there."""
+        n_found = self._part(sequence).cache.match(sequence)
+        move = self._move(sequence, n_found)
+        return n_found if move is None else move.n_tokens
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take room in the class's cache; a conversation that comes from another class brings its KV."""
+        self._follow(ledger)
+        cache, part, _ = self._part(sequence)
+        is_prompt = sequence.order not in ledger.members or sequence.holding is None
+        if sequence.holding is not None:
+            is_taken = cache.extend(sequence, n_tokens, part)
+        else:
+            move = self._move(sequence, cache.match(sequence))
+            is_taken = cache.extend(sequence, n_tokens, part) if move is None else self._take(sequence, n_tokens, move)
+            if is_taken:
+                self._settle(sequence)
+        if is_taken and is_prompt:
+            part.planned_tokens[sequence] = sequence.resident_tokens + n_tokens
+        return is_taken
+
+    def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
+        """How many of the next ``n_steps`` decode iterations the memory of every class suffices for."""
+        self._follow(ledger)
+        for cache, part, _ in self._parts.values():
+            n_steps = cache.steps_within(part, n_steps)
+        return n_steps
+
+    def gives_way(self, sequence: Sequence) -> bool:
+        """Whether preempting a sequence makes room where the next iteration lacks it."""
+        cache, part, _ = self._part(sequence)
+        return not cache.steps_within(part, 1)
+
+    def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
+        """Iterations have run: every class takes the memory of its own."""
+        self._follow(ledger)
+        for cache, part, _ in self._parts.values():
+            cache.advance(part, n_steps)
+            if n_steps:
+                part.advance(n_steps)
+
+    def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:
+        """A piece of a prompt is computed: its class's cache keeps what it keeps."""
+        self._follow(ledger)
+        cache, part, _ = self._part(sequence)
+        cache.trim(sequence, part)
+        if sequence.prefill_left_tokens:
+            part.planned_tokens[sequence] = sequence.resident_tokens
+        else:
+            del part.planned_tokens[sequence]
+            part.joining.append(sequence)
+
+    def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
+        """A sequence becomes several, of the same class."""
+        self._follow(ledger)
+        cache, part, _ = self._part(sequence)
+        n_held = cache.fork(sequence, others, part)
+        part.joining += others[:n_held]
+        return n_held
+
+    def release(self, sequence: Sequence, now_ns: int) -> None:
+        """Take back what a sequence holds; its class's cache keeps its conversation, until the class changes."""
+        cache, part, _ = self._part(sequence)
+        tiers = self._fetching.pop(sequence, None)
+        if tiers is not None:
+            tiers.abandon(sequence)
+        part.let_go(sequence)
+        cache.release(sequence, now_ns)
+        request = sequence.request
+        if request.session_id is not None and request.content is not None:
+            dropped = 0 if isinstance(cache, PagedCache) else sequence.dropped_tokens  # prefixes lack nothing
+            self._left[request.session_id] = Left(request.kind, dropped)
+
+    def refuses(self, request: Request) -> str | None:
+        """Why a request could never be served even alone, or None.
+
+        Raises
+        ------
+        ConfigError
+            If it is of no class that is served here.
+        """
+        if request.kind not in self._parts:
+            raise ConfigError(
+                f"cache=by_class serves {', '.join(self._parts)}, got request {request.id} of class {request.kind!r}: "
+                "classify=true tags requests with their class"
+            )
+        reason = self._parts[request.kind].cache.refuses(request)
+        return None if reason is None else f"{request.kind}: {reason}"
+
+    def prefetch(self, sequence: Sequence) -> None:
+        """A request has joined the queue: its class's cache may bring nearer what it will need."""
+        cache = self._part(sequence).cache
+        if isinstance(cache, Prefetcher):
+            cache.prefetch(sequence)
+
+    def counts(self) -> Mapping[str, int | float]:
+        """Facts of the run: what changed class, and of each class how many requests and what its cache counted."""
+        counts = dict(self._counts)
+        for name, part in self._parts.items():
+            counts[f"{name}_requests"] = self._n_requests[name]
+            counts |= {f"{name}_{key}": value for key, value in part.cache.counts().items()}
+        return counts
+
+    def _part(self, sequence: Sequence) -> Part:
+        return self._parts[sequence.request.kind]
+
+    def _follow(self, ledger: DecodeLedger) -> None:
+        """Let the parts' ledgers know who has joined the batch, and who has left it and not given back its memory."""
+        n_decoding = 0
+        for part in self._parts.values():
+            part.ledger.follow(ledger)
+            n_decoding += len(part.ledger.offsets)
+        if n_decoding != len(ledger.members):
+            for part in self._parts.values():
+                part.ledger.forsake()
+
+    def _elsewhere(self, sequence: Sequence) -> Left | None:
+        """What a waiting sequence's conversation left in another class's cache."""
+        request = sequence.request
+        left = self._left.get(request.session_id) if request.session_id is not None else None
+        return None if left is None or left.kind == request.kind or request.content is None else left
+
+    def _move(self, sequence: Sequence, n_found: int) -> Move | None:
+        """What a waiting sequence's conversation brings from another class, if that is more than what it found."""
+        left = self._elsewhere(sequence)
+        if left is None:
+            return None
+        source, keeps_whole_text = self._parts[left.kind], isinstance(self._part(sequence).cache, PagedCache)
+        if left.dropped_tokens and keeps_whole_text:
+            return None
+        n_tokens = n_device = source.cache.match(sequence)
+        if isinstance(source.cache, HierarchicalCache):
+            n_device = PagedCache.match(source.cache, sequence)
+            if keeps_whole_text:
+                n_tokens = n_device
+        n_dropped = left.dropped_tokens
+        if self.window_tokens is not None and not keeps_whole_text:
+            n_dropped = max(n_dropped, n_tokens - self.window_tokens)
+        return Move(source, n_tokens, n_device, n_dropped) if n_tokens > n_found else None
+
+    def _take(self, sequence: Sequence, n_tokens: int, move: Move) -> bool:
+        """Admit a sequence together with the KV that moves."""
+        cache, part, bytes_per_token = self._part(sequence)
+        source, n_moved, n_device, n_dropped = move
+        cache.forget(sequence)  # what an earlier turn of its class left does not reach so far
+        n_found = cache.match(sequence)
+        if not cache.extend(sequence, n_moved - n_dropped - n_found + n_tokens, part):
+            return False
+        sequence.computed_tokens, sequence.dropped_tokens = n_moved, n_dropped
+        n_copied = max(0, n_device - n_dropped - n_found)
+        n_bytes = n_copied * (source.bytes_per_token + bytes_per_token) / 2.0
+        cache.moved_bytes += n_bytes
+        counts = self._counts
+        counts["moved_sessions"] += 1
+        counts["moved_tokens"] += n_copied
+        counts["moved_bytes"] += n_bytes
+        if n_moved > n_device and isinstance(source.cache, HierarchicalCache):
+            counts["fetched_tokens"] += source.cache.fetch(sequence)
+            self._fetching[sequence] = source.cache
+        return True
+
+    def _settle(self, sequence: Sequence) -> None:
+        """A sequence is admitted: its conversation is in its class's cache now, and nowhere else."""
+        left = self._elsewhere(sequence)
+        if left is not None:
+            self._parts[left.kind].cache.forget(sequence)
+            self._counts["class_changes"] += 1
+        if not sequence.n_preemptions:
+            self._n_requests[sequence.request.kind] += 1
+
+
+def _built(cache: Callable[..., ClassCache], given: dict[str, Any]) -> ClassCache:
+    """A class's cache, from what it asks for and was not given by the configuration."""
+    asked = inspect.signature(cache).parameters
+    fixed = getattr(cache, "keywords", {})
+    return cache(**{key: value for key, value in given.items() if key in asked and key not in fixed})
