@@ -15,7 +15,7 @@ from typing import Any
 import simpy
 
 from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
-from sim.batching.queue import Queue
+from sim.batching.queue import LookAhead, Queue
 from sim.errors import InvariantError
 from sim.kv.cache import KVCache, Prefetcher
 from sim.ledger import DecodeLedger
@@ -146,6 +146,8 @@ class Replica:
         self.max_len = max_len
         self.max_steps = max_steps
         self.ledger = DecodeLedger(kv.block_tokens, kv.window_tokens)
+        self._prefetcher = kv if isinstance(kv, Prefetcher) and kv.prefetch_requests else None
+        queue = queue if self._prefetcher is None else LookAhead(queue, self._prefetcher)
         self.batch = Batch(queue, kv, self.ledger, self.preempt)
         self.inbox = Inbox(env)
         self.turn = Turn(env, index)
@@ -155,7 +157,6 @@ class Replica:
         self._n_preempted = 0  # sequences that gave way in planning this iteration
         self._n_ended = 0  # sequences that ended with the previous iteration
         self._ended: list[Sequence] = []  # of a batch whose answers return together
-        self._prefetcher = kv if isinstance(kv, Prefetcher) else None
         self._plans_ahead = scheduler.plans_ahead
         self._is_busy = False
         self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
@@ -171,8 +172,10 @@ class Replica:
             return
         self.n_outstanding += 1
         sequence = Sequence(request) if request.n_samples == 1 else sampled(request)
-        if self._prefetcher is not None and len(self.batch.waiting) < self._prefetcher.prefetch_requests:
-            self._prefetcher.prefetch(sequence)
+        if self._prefetcher is not None:
+            n_before = len(self.batch.waiting) + len(self._unseen)
+            if n_before < self._prefetcher.prefetch_requests:
+                self._prefetcher.prefetch(sequence)
         if self._is_busy and self._plans_ahead:
             self._unseen.append(sequence)
             return
@@ -247,6 +250,7 @@ class Replica:
         pace, iterations, is_open = self.cost.pace, self.recorder.iterations, plan.is_open
         append, pack = iterations.append, iterations.pack
         carry_ps, n_ended = self._carry_ps, self._n_ended
+        self._is_busy = True
         while True:
             n_decoding, n_growing = len(ledger.members), ledger.n_growing
             live_tokens = ledger.resident_tokens
@@ -269,10 +273,8 @@ class Replica:
             owed_ps = carry_ps + n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2)  # elapsed_ps
             whole_ns = owed_ps // PS_PER_NS
             end_ns = now_ns + whole_ns
-            self._is_busy = True
             if not env.skip_to(end_ns):
                 yield self.turn.at(end_ns)
-            self._is_busy = False
             n_emitting = ledger.n_emitting
             held_tokens, shared_tokens, rounding_tokens = kv.held_tokens, kv.shared_tokens, kv.rounding_tokens
             if shared_tokens and leaving:  # they still hold what they share
@@ -319,6 +321,7 @@ class Replica:
                     self._finish(sequence, now_ns)
             if not is_open or len(waiting) or not ledger.members or kv.moved_bytes or kv.host_bytes:
                 break
+        self._is_busy = False
         self._carry_ps, self._n_ended, self._last_decode_ns = carry_ps, n_ended, now_ns
         return now_ns
 
@@ -619,9 +622,12 @@ def steps_until(first_ps: int, growth_ps: int, target_ps: int, most: int) -> int
     if not growth_ps:
         return -(-target_ps // first_ps)
     b = first_ps - 0.5 * growth_ps  # growth / 2 * n^2 + b * n = target
-    n_steps = int(2.0 * target_ps / (b + sqrt(b * b + 2.0 * growth_ps * target_ps)))
-    while n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2) < target_ps:  # what floats have rounded away
+    n_steps = int(2.0 * target_ps / (b + sqrt(b * b + 2.0 * growth_ps * target_ps))) + 1
+    spare_ps = n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2) - target_ps
+    while spare_ps < 0:  # floats have rounded too much away
+        spare_ps += first_ps + growth_ps * n_steps
         n_steps += 1
-    while (n_steps - 1) * first_ps + growth_ps * ((n_steps - 1) * (n_steps - 2) // 2) >= target_ps:
+    while spare_ps >= first_ps + growth_ps * (n_steps - 1):  # or not enough
         n_steps -= 1
+        spare_ps -= first_ps + growth_ps * n_steps
     return n_steps

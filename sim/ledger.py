@@ -31,6 +31,7 @@ class DecodeLedger:
         "_keeps_offsets",
         "_longest",
         "_phases",
+        "_reach",
         "alarms",
         "block_tokens",
         "ends",
@@ -58,6 +59,7 @@ class DecodeLedger:
         self._longest: list[tuple[int, int]] = []  # (-offset - padding, order) of growing members
         self._is_pruned = False  # the first of _longest is the longest
         self._keeps_offsets = window_tokens is None  # nobody has dropped any: whoever is in _longest is right there
+        self._reach = 0  # of the first of _longest, while it keeps its offset
         self._phases = [0] * block_tokens  # growing members by offset modulo block size
 
     def join(self, sequence: Sequence) -> None:
@@ -80,7 +82,10 @@ class DecodeLedger:
             return
         self.n_growing += 1
         self._phases[offset % self.block_tokens] += 1
-        heappush(self._longest, (-offset - sequence.padding_tokens, order))
+        reach = -offset - sequence.padding_tokens
+        if reach < self._reach or not self._longest:
+            self._reach = reach
+        heappush(self._longest, (reach, order))
         if window is not None:
             heappush(self._fulls, (window - offset, order))
         if sequence.room_tokens is not None and (window is None or sequence.room_tokens < window):
@@ -88,9 +93,16 @@ class DecodeLedger:
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence stops decoding, its last token or not; its counters are brought up to date."""
-        self._is_pruned = False
         steps = self.step - sequence.joined_step
         del self.members[sequence.order]
+        self._is_pruned = False
+        longest = self._longest
+        if longest and longest[0][1] == sequence.order:
+            heappop(longest)
+            while longest and longest[0][1] not in self.members:
+                heappop(longest)
+            if longest:
+                self._reach = longest[0][0]
         grown = sequence.joined_tokens + steps
         window = self.window_tokens
         if window is not None and grown >= window:
@@ -218,14 +230,11 @@ class DecodeLedger:
 
     def max_context_tokens(self) -> int:
         """The most that one member reads in the next iteration, 0 without members."""
-        longest = self._longest
         if self._keeps_offsets:
-            members = self.members
-            while longest and longest[0][1] not in members:
-                heappop(longest)
-            return self.step - longest[0][0] + 1 if longest else 0
+            return self.step - self._reach + 1 if self.members else 0
         if not self._is_pruned:
             self._prune()
+        longest = self._longest
         window = self.window_tokens
         if window is not None and self.n_growing < len(self.members):
             return window
