@@ -5,18 +5,24 @@ the user lists under ``trusted_packages``, are allowed.
 """
 
 import inspect
+import os
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sim.errors import ConfigError, SimError
 
 PACKAGES = ("sim", "scenarios", "calibration", "kernels")
+RUN_ID = os.urandom(3).hex()  # two processes that start in the same second get two folders
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def conf_dir() -> Path:
@@ -33,12 +39,24 @@ def compose(overrides: list[str], config_name: str = "config") -> dict[str, Any]
     ConfigError
         In one line, naming the key or choice that is not there and the nearest that is.
     """
+    return compose_run(overrides, config_name)[0]
+
+
+def compose_run(overrides: list[str], config_name: str = "config") -> tuple[dict[str, Any], Path]:
+    """The same, and the folder that a run of it writes to.
+
+    Raises
+    ------
+    ConfigError
+    """
     from omegaconf import OmegaConf
 
     try:
         cfg = _compose(overrides, config_name)
-        hydra_config = cfg.hydra
-        return plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), hydra_config)
+        if not cfg.hydra.run.dir:
+            raise ConfigError("hydra.run.dir must be a folder to write to, got nothing")
+        out = Path(str(cfg.hydra.run.dir))
+        return plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), cfg.hydra), out
     except Exception as error:
         raise ConfigError(explain(error, overrides, config_name)) from error
 
@@ -47,7 +65,10 @@ def _compose(overrides: list[str], config_name: str) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
 
+    if not OmegaConf.has_resolver("run_id"):
+        OmegaConf.register_new_resolver("run_id", lambda: RUN_ID)
     if GlobalHydra.instance().is_initialized():
         GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -56,6 +77,8 @@ def _compose(overrides: list[str], config_name: str) -> Any:
 
 def explain(error: BaseException, overrides: list[str], config_name: str = "config") -> str:
     """What is wrong with the overrides, in one line; for a key that does not exist, the nearest that does."""
+    if wrong := next((one for one in overrides if one.startswith("=")), None):
+        return f"{wrong!r} is not of the form key=value"
     match = re.search(r"Could not override '(.+?)'", str(error))
     if not match:
         return one_line(error)
@@ -69,7 +92,14 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
             node = node[parent]
         if name in node:  # it is there, but something new is put into it
             return f"{match[1]} has keys of its own: put +{match[1]}.KEY=..., one at a time"
-        return unknown(match[1], [str(key) for key in node if key not in HYDRA_KEYS], ".".join(parents))
+        known = [str(key) for key in node if key not in HYDRA_KEYS]
+        if "_target_" in node:
+            parameters = inspect.signature(_find(str(node["_target_"]), match[1])).parameters.values()
+            settable = [one.name for one in parameters if one.default is not one.empty]
+            if name in settable:
+                return f"{match[1]} has its default: put +{match[1]}=... to set it"
+            known = list(dict.fromkeys([*known, *settable]))
+        return unknown(match[1], known, ".".join(parents))
     except Exception:
         return f"{'.'.join([*parents, name])} is not a setting"
 
@@ -92,6 +122,9 @@ def plain(cfg: Any, hydra_config: Any) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
     named = hydra_config.runtime.choices
+    for group in container:
+        if group not in named and isinstance(container[group], Mapping) and (conf_dir() / str(group)).is_dir():
+            raise ConfigError(f"{group} must be the name of one file in conf/{group}/; -m {group}=A,B compares two")
     container["choices"] = {str(group): str(named[group]) for group in sorted(named) if group in container}
     return {str(key): value for key, value in container.items()}
 
@@ -138,6 +171,8 @@ def check(node: Any, path: str, trusted: tuple[str, ...] = ()) -> None:
     if isinstance(node, list):
         for i, item in enumerate(node):
             check(item, f"{path}[{i}]", trusted)
+    if isinstance(node, int) and not -(1 << 63) <= node < 1 << 63:
+        raise ConfigError(f"{path} must fit 64 bits, got {node}")
     if not isinstance(node, Mapping):
         return
     if "_target_" in node:
@@ -157,6 +192,10 @@ def check(node: Any, path: str, trusted: tuple[str, ...] = ()) -> None:
                     continue
                 raise ConfigError(unknown(f"{path}.{key}", list(parameters), path))
             _check_type(f"{path}.{key}", value, parameters[key].annotation)
+        for key, parameter in parameters.items():
+            is_missing = key not in node and parameter.default is parameter.empty and parameter.kind not in VARIADIC
+            if is_missing and not node.get("_partial_"):
+                raise ConfigError(f"{path}.{key} must be given")
     for key, value in node.items():
         check(value, f"{path}.{key}", trusted)
 
@@ -166,7 +205,7 @@ def unknown(key: str, known: list[str], path: str = "") -> str:
     name = key.rpartition(".")[2]
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     prefix = f"{path}." if path else ""
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known) or 'nothing'}"
     return f"{key} is not a setting; {hint}"
 
 
@@ -182,48 +221,106 @@ def one_line(error: BaseException, path: str = "") -> str:
         choice, options = match[1], match[2].partition("Config search path")[0].split()
         group, _, name = choice.rpartition("/")
         near = get_close_matches(name, options, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{group}={name} is not a choice; {hint}(there are {', '.join(options)})"
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{group}={name} is not a choice{hint} (there are {', '.join(options)})"
     if match := re.search(r"Config group override must be a string or a list. Got (\w+)", text):
         return f"a choice must be the name of a file in conf/, got one of type {match[1]} (`--help` lists them)"
     if match := re.search(r"Error parsing override '(.*?)'", text):
         return f"{match[1]!r} is not of the form key=value"
+    if match := re.search(r"LexerNoViableAltException: (.*)", text):
+        return f"{match[1]!r} is not of the form key=value; unusual characters need quotes: key='\"value\"'"
+    if match := re.search(r"node `(.+?)` is not a container", text):
+        return f"{match[1]} must be a part with settings of its own, got a single value"
+    if match := re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: (.+)", text):
+        return f"{path}: {match[1]} must be given"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     if match := re.search(r"In '.*?': Could not find '(.+?)'", text):
         return f"{match[1].replace('/', '=', 1)} is not a choice"
     if "Missing mandatory value" in text and (match := re.search(r"full_key: (\S+)", text)):
         return f"{match[1]} must be given, for example {match[1]}=..."
+    if (match := re.search(r"full_key: (\S+)", text)) and match[1] not in text.splitlines()[0]:
+        return f"{match[1]}: {text.splitlines()[0]}"
     cause = error.__cause__ or error
     first = str(cause).strip().splitlines()
     return f"{path}: {first[0] if first else type(cause).__name__}" if path else (first[0] if first else repr(cause))
 
 
 def _find(target: str, path: str) -> Any:
-    from hydra.utils import get_object
+    """What a dotted name names. Hydra's own look-up logs what it does not find before it says so."""
+    names = target.split(".")
+    for n in range(len(names) - 1, 0, -1):
+        module = ".".join(names[:n])
+        try:
+            found: Any = import_module(module)
+        except (ModuleNotFoundError, ValueError) as error:
+            if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
+                raise ConfigError(f"{path}._target_={target} needs the package {error.name}, not installed") from error
+            continue
+        owner = found
+        for name in names[n:]:
+            owner, found = found, getattr(found, name, None)
+        if callable(found):
+            return found
+        near = get_close_matches(names[-1], [known for known in dir(owner) if callable(getattr(owner, known))], n=1)
+        hint = f"; did you mean {module}.{near[0]}?" if near and near[0] != names[-1] else ""
+        raise ConfigError(f"{path}._target_ names nothing that exists, got {target!r}{hint}")
+    raise ConfigError(f"{path}._target_ names nothing that exists, got {target!r}")
 
-    try:
-        return get_object(target)
-    except Exception as error:
-        raise ConfigError(f"{path}._target_ names nothing that exists, got {target!r}") from error
+
+PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
+NAMED, LIST, PART = "values by name", "a list", "a part with a _target_ of its own"
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:
-    """Refuse a plain value where the constructor wants another plain type; what is not plain is not judged."""
-    allowed = (
-        typing.get_args(annotation)
-        if typing.get_origin(annotation) in (typing.Union, types.UnionType)
-        else (annotation,)
-    )
-    plain_types = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "a text",
-        types.NoneType: "null",
-    }
-    if isinstance(value, Mapping | list) or not all(kind in plain_types for kind in allowed):
-        if not isinstance(value, Mapping | list) or not all(kind in plain_types for kind in allowed):
-            return
-        raise ConfigError(f"{key} must be {' or '.join(plain_types[kind] for kind in allowed)}, got {value!r}")
-    if type(value) in allowed or (type(value) is int and float in allowed):
+    """Refuse a value of another kind than the constructor wants: plain ones, lists and mappings of them, parts."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    allowed = typing.get_args(annotation) if is_union else (annotation,)
+    kinds = [_kind(one) for one in allowed]
+    if "" in kinds:
         return
-    raise ConfigError(f"{key} must be {' or '.join(plain_types[kind] for kind in allowed)}, got {value!r}")
+    fitting = [one for one, kind in zip(allowed, kinds, strict=True) if _is_of(value, one, kind)]
+    if not fitting:
+        how = f" (+{key}.NAME=...)" if NAMED in kinds else ""
+        raise ConfigError(f"{key} must be {' or '.join(dict.fromkeys(kinds))}{how}, got {as_written(value)}")
+    inner = [one for one in typing.get_args(fitting[0]) if one is not Ellipsis]
+    if inner and _kind(fitting[0]) == NAMED:
+        for name, item in value.items():
+            _check_type(f"{key}.{name}", item, inner[-1])
+    elif len(inner) == 1 and _kind(fitting[0]) == LIST:
+        for i, item in enumerate(value):
+            _check_type(f"{key}[{i}]", item, inner[-1])
+
+
+def as_written(value: Any) -> str:
+    """A value as a YAML file has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _kind(annotation: Any) -> str:
+    """What a parameter wants, in words; empty where that is not ours to say."""
+    origin = typing.get_origin(annotation) or annotation
+    if origin in PLAIN:
+        return PLAIN[origin]
+    if origin is Callable:
+        return PART
+    if not isinstance(origin, type):
+        return ""  # Any, names in quotes
+    if issubclass(origin, Mapping):
+        return NAMED
+    if issubclass(origin, Sequence):
+        return LIST
+    return PART if origin.__module__.split(".")[0] in PACKAGES else ""
+
+
+def _is_of(value: Any, annotation: Any, kind: str) -> bool:
+    """Whether a value out of a YAML file is of that kind."""
+    if kind == PART:
+        return isinstance(value, Mapping) and "_target_" in value
+    if kind == NAMED:
+        return isinstance(value, Mapping)
+    if kind == LIST:
+        return isinstance(value, list)
+    return type(value) is annotation or (annotation is float and type(value) is int)

@@ -6,7 +6,7 @@ Imports of what is heavy stand in the functions that use them, so that ``--help`
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ KEYS = {
 }  # fmt: skip
 
 
+GIVEN = {
+    "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task", "seed",
+    "replicas", "trusted_packages",
+}  # fmt: skip
 MAX_REPLICAS = 4096  # engine instances in one process; each is built from the configuration
 
 
@@ -134,15 +138,17 @@ def run(
 
 def check_run(config: Mapping[str, Any]) -> None:
     """Refuse top-level keys that do not exist and counts below one."""
-    from sim.config import unknown
+    from sim.config import as_written, unknown
 
     for key in config:
         if key not in KEYS:
             raise ConfigError(unknown(key, sorted(KEYS)))
-    for key, least, most in (("seed", 0, 2**63), ("replicas", 1, MAX_REPLICAS)):
+    for key in sorted(GIVEN - config.keys()):
+        raise ConfigError(f"{key} must be given, it was taken out of the configuration")
+    for key, least, most in (("seed", 0, (1 << 63) - 1), ("replicas", 1, MAX_REPLICAS)):
         value = config[key]
         if type(value) is not int or not least <= value <= most:
-            raise ConfigError(f"{key} must be a whole number from {least} to {most}, got {value!r}")
+            raise ConfigError(f"{key} must be a whole number from {least} to {most}, got {as_written(value)}")
     trusted = config["trusted_packages"]
     if not isinstance(trusted, list) or not all(isinstance(name, str) for name in trusted):
         raise ConfigError(f"trusted_packages must be a list of names, got {trusted!r}")
@@ -222,8 +228,6 @@ class Builder:
         if chosen.endswith(".Recompute"):
             return node
         name = choices.get("preemption", chosen)
-        if kind == "sim.kv.by_class.CacheByClass":
-            return node  # those of its caches that can, do
         if kind not in ("sim.kv.paged.PagedCache", "sim.kv.hierarchical.HierarchicalCache"):
             raise ConfigError(
                 f"preemption={name} needs blocks that can go down: cache=paged or cache=hierarchical, "
@@ -379,55 +383,123 @@ def main() -> None:
     if "--help" in sys.argv or "-h" in sys.argv:
         print(help_text())
         return
+    arguments = sys.argv[1:]
+    try:
+        failed = run_sweep(arguments) if any(map(is_hydras, arguments)) else run_once(arguments)
+    except Exception as error:
+        if isinstance(error, InvariantError) or not _is_users(error):
+            raise
+        from sim.config import explain
+
+        overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+        print(f"kvtwin: {explain(error, overrides)}", file=sys.stderr)
+        failed = True
+    if failed:
+        sys.exit(2)
+
+
+def is_hydras(argument: str) -> bool:
+    """Whether an argument asks for what Hydra's own command line does: sweeps, showing the configuration, plugins."""
+    return argument.startswith(("-", "hydra", "+hydra", "~hydra")) and not argument.startswith("hydra.run.dir=")
+
+
+def run_once(overrides: list[str]) -> bool:
+    """One run. Composing it here takes half as long as Hydra's own command line, which does so twice."""
+    from rich.console import Console
+
+    from sim.config import compose_run
+
+    config, out = compose_run(overrides)
+    with output_folder(shown(out)) as folder:
+        do_task(config, folder, Console())
+    return False
+
+
+@contextmanager
+def output_folder(out: Path) -> Iterator[Path]:
+    """Made before anything runs, so that a place nobody can write to is found at once; unmade if nothing is written."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"hydra.run.dir must be a folder to write to, got {str(out)!r}: {error.strerror}") from error
+    if not os.access(out, os.W_OK):
+        raise ConfigError(f"hydra.run.dir must be a folder to write to, got {str(out)!r}: no permission")
+    try:
+        yield out
+    finally:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+def shown(path: Path) -> Path:
+    """A path from where one stands, if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def run_sweep(arguments: list[str]) -> bool:
+    """Hydra's own command line; whether a job failed, and none is left half-done."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of being printed with a traceback
     import hydra
     from omegaconf import OmegaConf
 
-    from sim.config import conf_dir, explain, plain
+    from sim.config import RUN_ID, conf_dir, plain
 
-    run_id = os.urandom(3).hex()  # two runs of the same second get two folders
-    OmegaConf.register_new_resolver("run_id", lambda: run_id, replace=True)
-    failures: list[str] = []
-    sweeps: set[Path] = set()
+    OmegaConf.register_new_resolver("run_id", lambda: RUN_ID, replace=True)
+    jobs: list[bool] = []
 
     def job(cfg: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
         from rich.console import Console
 
-        console = Console()
         hydra_config = HydraConfig.get()
-        out = Path(hydra_config.runtime.output_dir)
-        if out.is_relative_to(Path.cwd()):
-            out = out.relative_to(Path.cwd())
+        out = shown(Path(hydra_config.runtime.output_dir))
+        jobs.append(False)
         try:
-            do_task(plain(cfg, hydra_config), out, console)
+            do_task(plain(cfg, hydra_config), out, Console())
+            jobs[-1] = True
         except InvariantError:
             raise  # a bug of ours: the traceback is wanted
         except SimError as error:  # not raised: Hydra would add a line of its own, and end a sweep
             which = f"job {hydra_config.job.num}: " if hydra_config.mode is RunMode.MULTIRUN else ""
-            failures.append(str(error))
             print(f"kvtwin: {which}{error}", file=sys.stderr)
             if out.is_dir() and not any(out.iterdir()):
                 out.rmdir()
-            if hydra_config.mode is RunMode.MULTIRUN:
-                sweeps.add(Path(hydra_config.sweep.dir))
 
     version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
-    try:
+    is_sweep = bool({"-m", "--multirun"} & set(arguments))
+    with swept_folder(arguments) if is_sweep else nullcontext():
+        if is_sweep:  # wherever it stood: Hydra's parser wants all settings in a row
+            sys.argv[1:] = ["-m", *(one for one in arguments if one not in ("-m", "--multirun"))]
         hydra.main(config_path=str(conf_dir()), config_name="config", **version)(job)()
-    except Exception as error:
-        if isinstance(error, InvariantError) or not _is_users(error):
-            raise
-        overrides = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
-        print(f"kvtwin: {explain(error, overrides)}", file=sys.stderr)
-        sys.exit(2)
-    for sweep in sweeps:  # a sweep none of whose points ran leaves nothing
-        if {path.name for path in sweep.iterdir()} <= {"multirun.yaml"}:
+        if is_sweep and not jobs:
+            empty = next((argument for argument in arguments if argument.endswith("=")), arguments[-1])
+            raise ConfigError(f"{empty} names nothing to sweep over: give values separated by commas")
+    return not all(jobs)
+
+
+@contextmanager
+def swept_folder(arguments: list[str]) -> Iterator[None]:
+    """Names the folder of a sweep; one none of whose points left anything is unmade."""
+    from sim.config import compose_run
+
+    given = [argument for argument in arguments if argument.startswith("hydra.sweep.dir=")]
+    if not given:
+        run_dir = compose_run([])[1]
+        given = [f"hydra.sweep.dir={run_dir}-sweep"]
+        arguments.append(given[0])
+    sweep = Path(given[-1].partition("=")[2])
+    made = [path for path in (sweep, *sweep.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        if sweep.is_dir() and {path.name for path in sweep.iterdir()} <= {"multirun.yaml"}:
             (sweep / "multirun.yaml").unlink(missing_ok=True)
-            sweep.rmdir()
-    if failures:
-        sys.exit(2)
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 def _is_users(error: BaseException) -> bool:

@@ -49,8 +49,10 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     TraceError
         If the file is missing or damaged.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise Place(path).error("no such file")
+    if not Path(path).is_file():
+        raise Place(path).error(f"is a {'folder' if Path(path).is_dir() else 'device'}, not a file")
     try:
         with open(path, "rb") as raw:
             is_gzip = raw.read(2) == GZIP_MAGIC

@@ -42,7 +42,7 @@ def read_points(folder: str | os.PathLike[str]) -> list[Point]:
         numbers = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
         points.append(Point(path.parent, _settings(manifest["config"]), numbers))
     if not points:
-        raise ConfigError(f"task.dir must hold finished runs (folders with a manifest.json), got {os.fspath(folder)!r}")
+        raise ConfigError(f"dir must hold finished runs (folders with a manifest.json), got {os.fspath(folder)!r}")
     return points
 
 

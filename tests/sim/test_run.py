@@ -51,6 +51,23 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["scenario.rati=3", "output=x"], "scenario.rati is not a setting; did you mean scenario.rate?"),
         (["slo.classes={code:{ttft_ms:9}}"], "slo.classes has keys of its own: put +slo.classes.KEY=..."),
         (["foo"], "'foo' is not of the form key=value"),
+        (["=3"], "'=3' is not of the form key=value"),
+        (["scenario.rate=ü"], "is not of the form key=value; unusual characters need quotes"),
+        (["slo.classes=3"], "slo.classes must be values by name (+slo.classes.NAME=...), got 3"),
+        (["hardware.device.peak_flops=3"], "hardware.device.peak_flops must be values by name"),
+        (["hardware.device=3"], "hardware.device must be a part with settings of its own, got a single value"),
+        (["cost.capture_sizes=[1,two]"], "cost.capture_sizes[1] must be a whole number, got 'two'"),
+        (["tiers.levels=3"], "tiers.levels must be a list, got 3"),
+        (["scenario._target_=sim.nope.Thing"], "scenario._target_ names nothing that exists, got 'sim.nope.Thing'"),
+        (["cache._target_=sim.kv.paged.PagedCach"], "did you mean sim.kv.paged.PagedCache?"),
+        (["hardware.kv_blocks=99999999999999999999999"], "hardware.kv_blocks must fit 64 bits"),
+        (["~seed"], "seed must be given, it was taken out of the configuration"),
+        (["~scenario"], "scenario must be given, it was taken out of the configuration"),
+        (["~scenario.rate"], "scenario.rate must be given"),
+        (["cache=[paged,static]"], "cache must be the name of one file in conf/cache/; -m cache=A,B compares two"),
+        (["replicas=null"], "replicas must be a whole number from 1 to 4096, got null"),
+        (["scenario=replay", "scenario.path=/tmp"], "/tmp: is a folder, not a file"),
+        (["scenario=replay", "scenario.path=/dev/null"], "/dev/null: is a device, not a file"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
@@ -68,6 +85,58 @@ def test_a_users_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
     assert printed.err.startswith("kvtwin: ")
     assert expected in printed.err
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_place_nobody_can_write_to_is_found_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run").write_text("a file")
+
+    code = cli(monkeypatch, tmp_path, *SMALL)
+
+    assert code == 2
+    assert capfd.readouterr().err.startswith("kvtwin: hydra.run.dir must be a folder to write to, got ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n_lines", "expected"),
+    [
+        (["cache=static,nonsense"], 1, "cache=nonsense is not a choice"),
+        (["cache=static,paged", "scenario.ratee=3"], 1, "scenario.ratee is not a setting"),
+        (["scenario.rate=-1,-2"], 2, "job 1: scenario.rate must be a finite number > 0, got -2"),
+        (["cache="], 1, "cache= is not a choice"),
+    ],
+)
+def test_a_sweep_none_of_whose_points_ran_leaves_nothing(
+    arguments: list[str],
+    n_lines: int,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    code = cli(monkeypatch, tmp_path, "-m", *arguments)
+
+    printed = capfd.readouterr()
+    assert code == 2
+    assert printed.err.count("\n") == n_lines, printed.err
+    assert expected in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_goes_on_after_a_point_that_cannot_be_and_compares_the_others(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    code = cli(monkeypatch, tmp_path, "-m", *SMALL, "cache.block_tokens=12,16,32")
+
+    sweep = next(tmp_path.glob("outputs/*/*-sweep"))
+    assert code == 2
+    assert "job 0: cache.block_tokens must be a power of two" in capfd.readouterr().err
+    assert {path.name for path in sweep.iterdir()} == {"1", "2", "compare.html", "compare.json", "multirun.yaml"}
 
 
 def test_a_malformed_row_is_named_by_file_and_line(

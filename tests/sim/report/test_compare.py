@@ -164,7 +164,7 @@ def test_overlaid_distributions_end_at_all_and_tell_their_quantiles():
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [(None, "task.dir must hold finished runs"), (99, "schema_version must be 1, got 99")]
+    ("version", "message"), [(None, "dir must hold finished runs"), (99, "schema_version must be 1, got 99")]
 )
 def test_folders_that_cannot_be_compared_are_refused(tmp_path, version, message):
     if version is not None:
