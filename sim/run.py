@@ -228,6 +228,8 @@ class Builder:
         if chosen.endswith(".Recompute"):
             return node
         name = choices.get("preemption", chosen)
+        if kind == "sim.kv.by_class.CacheByClass":
+            return node  # those of its caches that can, do
         if kind not in ("sim.kv.paged.PagedCache", "sim.kv.hierarchical.HierarchicalCache"):
             raise ConfigError(
                 f"preemption={name} needs blocks that can go down: cache=paged or cache=hierarchical, "
