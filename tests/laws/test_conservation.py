@@ -3,12 +3,15 @@
 import ast
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from sim.engine import Replica
 from tests.laws.houses import houses, run, slow_and_thorough
+from tests.sim.kv.audit import audit
 from tests.sim.serving import House
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +36,19 @@ def test_every_request_is_served_or_refused_once_and_all_memory_comes_back(given
         assert 0 <= kv.idle_tokens <= kv.capacity_tokens
         assert kv.shared_tokens == 0
         assert replica.ledger.resident_tokens == replica.ledger.n_growing == replica.ledger.n_emitting == 0
+
+
+@slow_and_thorough
+@given(houses)
+def test_after_every_commit_each_slot_has_one_owner_or_several_who_share_it_or_is_free(given):
+    commit = Replica.commit
+
+    def audited(replica: Replica, *what: object) -> None:
+        commit(replica, *what)
+        audit(replica)
+
+    with patch.object(Replica, "commit", audited):
+        run(given)
 
 
 @slow_and_thorough
