@@ -3,11 +3,12 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
-from itertools import count
+from heapq import heappop, heappush, nsmallest
+from itertools import count, islice
 from typing import Protocol
 
 from sim.errors import ConfigError
+from sim.kv.cache import Prefetcher
 from sim.sequence import Sequence
 
 
@@ -32,6 +33,10 @@ class Queue(Protocol):
         """Remove the head."""
         ...
 
+    def first(self, n: int) -> list[Sequence]:
+        """Those to admit next, at most so many, in order."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -50,6 +55,10 @@ class Fcfs(deque[Sequence]):
     def head(self) -> Sequence:
         """The one to admit next."""
         return self[0]
+
+    def first(self, n: int) -> list[Sequence]:
+        """Those to admit next, at most so many, in order."""
+        return list(islice(self, n))
 
 
 RANKS: dict[str, Callable[[Sequence], int]] = {
@@ -86,5 +95,32 @@ class Ranked:
         """Remove the head."""
         return heappop(self._heap)[3]
 
+    def first(self, n: int) -> list[Sequence]:
+        """Those to admit next, at most so many, in order."""
+        return [sequence for _, _, _, sequence in nsmallest(n, self._heap)]
+
     def __len__(self) -> int:
         return len(self._heap)
+
+
+class LookAhead:
+    """A queue before a cache with memory below: whoever moves up among the first has its KV brought nearer.
+
+    Arrivals are the replica's to announce, for they may come in the middle of an iteration.
+    """
+
+    def __init__(self, queue: Queue, cache: Prefetcher) -> None:
+        self.queue = queue
+        self.cache = cache
+        self.keeps_head = queue.keeps_head
+        self.push, self.push_back, self.head, self.first = queue.push, queue.push_back, queue.head, queue.first
+
+    def take(self) -> Sequence:
+        """Remove the head; the others move up."""
+        taken = self.queue.take()
+        for sequence in self.queue.first(self.cache.prefetch_requests):
+            self.cache.prefetch(sequence)
+        return taken
+
+    def __len__(self) -> int:
+        return len(self.queue)

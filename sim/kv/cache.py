@@ -88,12 +88,12 @@ class KVCache(Protocol):
 
 @runtime_checkable
 class Prefetcher(Protocol):
-    """A cache with memory below it, which likes to know who waits: of the first ``prefetch_requests`` it is told."""
+    """A cache with memory below it, which likes to know who waits: the first ``prefetch_requests`` in the queue."""
 
     prefetch_requests: int
 
     def prefetch(self, sequence: Sequence) -> None:
-        """A request has joined the queue: bring nearer what it will need."""
+        """A sequence is among the first that wait: bring nearer what it will need. It may be told so again."""
         ...
 
 

@@ -64,8 +64,7 @@ class HierarchicalCache(PagedCache):
     load : {"always", "cheaper"}
         What a request that was not preempted does about KV below: takes what it finds, or what beats computing it.
     prefetch : int
-        Requests that arrive with fewer than so many waiting have their blocks brought up to the first tier; none
-        without ``overlap``.
+        So many at the head of the queue have their blocks brought up to the first tier; none without ``overlap``.
     chunk_tokens : int
         KV that is copied in one piece; LMCache's is 256 [tokens].
     max_batched_tokens : int
@@ -125,6 +124,7 @@ class HierarchicalCache(PagedCache):
         self._ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
         self._loads: dict[Sequence, int] = {}  # tokens under way
         self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
+        self._prefetched: set[Sequence] = set()  # of those that wait
         self._coming: dict[tuple[Sequence, int], tuple[int, simpy.Event]] = {}  # prefetched blocks, by their tier
         self._is_naming = True
         self._staged: list[BlockRange] = []  # evicted, to be written back
@@ -155,6 +155,7 @@ class HierarchicalCache(PagedCache):
         self._is_naming = True
         if not is_taken:
             return False
+        self._prefetched.discard(sequence)
         sequence.computed_tokens += n_loaded_tokens
         self._count(sequence, n_here, found)
         if n_below:
@@ -205,8 +206,9 @@ class HierarchicalCache(PagedCache):
 
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""
-        if not self._overlap:
-            return  # beside what?
+        if not self._overlap or sequence in self._prefetched:
+            return
+        self._prefetched.add(sequence)
         text = self._ranges(sequence)
         for below in range(1, len(self._tiers)):
             n_above = self._tiers[0].match(text)

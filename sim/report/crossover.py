@@ -21,6 +21,9 @@ FILE = "swap_or_recompute.json"
 SIGNIFICANT = 2.0  # standard errors: closer than that is no difference
 FULL_FRAC = 0.05  # a difference that is drawn in full colour
 GB = 1e9
+TABLE_TITLE = (
+    "mean latency of preempted requests by swapping, against computing again [%]; equal at: GB/s for one transfer alone"
+)
 EXPECTED = (
     "Expected, after Kwon et al. (SOSP 2023, section 7.3): computing again wins where what is transferred is small, "
     "for every transfer has fixed costs and waits for the next iteration; swapping wins where it is large."
@@ -138,16 +141,11 @@ def map_table(points: Sequence[Crossing]) -> "RenderableType":
     for name in dict.fromkeys(point.name for point in points):
         mine = [point for point in points if point.name == name]
         rates = sorted({point.bytes_per_s for point in mine})
-        table = RichTable(
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            title_justify="left",
-            title=f"{name}: latency by swapping, against computing again; of requests that were preempted",
-        )
-        table.add_column("context [tokens]", justify="right")
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title=f"{name}: {TABLE_TITLE}")
+        table.add_column("tokens \\ GB/s", justify="right")
         for bytes_per_s in rates:
-            table.add_column(f"{bytes_per_s / GB:g} GB/s", justify="right")
-        table.add_column("equal for one alone", justify="right", style="dim")
+            table.add_column(f"{bytes_per_s / GB:g}", justify="right")
+        table.add_column("equal at", justify="right", style="dim")
         for context in sorted({point.context_tokens for point in mine}):
             row = {point.bytes_per_s: point for point in mine if point.context_tokens == context}
             cells = [_cell(row[at]) if at in row else "" for at in rates]
@@ -161,11 +159,11 @@ def _cell(point: Crossing) -> str:
     if change is None:
         return "none"
     colour = {"swap": "green", "recompute": "yellow", None: "dim"}[point.winner]
-    return f"[{colour}]{_signed(change)}[/]"
+    return f"[{colour}]{_signed(change).removesuffix(' %')}[/]"
 
 
 def _equal(point: Crossing) -> str:
-    return "never" if point.equal_bytes_per_s is None else f"{rate(point.equal_bytes_per_s / GB)} GB/s"
+    return "never" if point.equal_bytes_per_s is None else rate(point.equal_bytes_per_s / GB)
 
 
 def _signed(change: float | None) -> str:

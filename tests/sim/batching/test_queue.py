@@ -3,6 +3,7 @@
 import pytest
 
 from sim.batching import Fcfs, Ranked
+from sim.batching.queue import LookAhead
 from sim.errors import ConfigError
 from sim.sequence import Sequence
 from tests.sim.serving import asked
@@ -50,3 +51,36 @@ def test_a_preempted_sequence_returns_to_its_rank():
 def test_an_unknown_rank_is_refused():
     with pytest.raises(ConfigError, match=r"queue.by must be one of prompt, priority, got 'size'"):
         Ranked("size")
+
+
+@pytest.mark.parametrize("queue", [Fcfs(), Ranked("priority")])
+def test_the_first_are_those_taken_next_and_stay(queue):
+    for sequence in waiting((0, 5, 2), (1, 5, 2), (2, 5, 1), (3, 5, 2)):
+        queue.push(sequence)
+    ids = [sequence.request.id for sequence in queue.first(3)]
+    assert ids == drained(queue)[:3]
+    assert queue.first(3) == []
+
+
+class Told:
+    """A cache with memory below."""
+
+    prefetch_requests = 2
+
+    def __init__(self):
+        self.ids = []
+
+    def prefetch(self, sequence):
+        self.ids.append(sequence.request.id)
+
+
+def test_who_moves_up_is_announced_to_the_cache():
+    cache = Told()
+    queue = LookAhead(Fcfs(), cache)
+    for sequence in waiting(*((i, 5, 0) for i in range(4))):
+        queue.push(sequence)
+    assert (len(queue), queue.keeps_head, queue.head().request.id) == (4, True, 0)
+    queue.take()
+    assert cache.ids == [1, 2]
+    queue.take()
+    assert cache.ids == [1, 2, 2, 3]

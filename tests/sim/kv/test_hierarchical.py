@@ -79,19 +79,20 @@ def test_a_full_tier_sends_blocks_further_down_and_they_come_back_from_there():
     assert counts["hit_tokens_nvme"] > 0
 
 
-def comes_back_from_disk(think_ns, **fields):
+def comes_back_from_disk(think_ns, *others, **fields):
     """A conversation of 44 computed tokens that a crowd of 60 has pushed through host memory down to the disk, one that
     takes the device from 50,000 to 72,000 ns, and the conversation's next turn."""
     listed = [
         asked(0, 0, 40, 5, content=((1, 40),), output_id=-1, session_id=1),
         asked(1, 10_000, 60, 3, content=((2, 60),), output_id=-2, session_id=2),
         asked(2, 50_000, 40, 20, content=((3, 40),), output_id=-3, session_id=3),
+        *others,
     ]
     levels = (tier(n_bytes=600), tier("nvme", rate=5e8))
     run = house(listed, {1: [(think_ns, 4, 3)]}, levels=levels, **fields)
     counts = run.replicas[0].kv.counts()
     again = next(row for row in run.requests() if row["id"] == 1000)
-    from_disk = [n for name, _, _, n in sent_of(run) if name == "from nvme"]
+    from_disk = [(start_ns, n) for name, start_ns, _, n in sent_of(run) if name == "from nvme"]
     return again, counts["hit_tokens_dram"], counts["hit_tokens_nvme"], from_disk
 
 
@@ -99,17 +100,30 @@ def test_who_waits_has_its_blocks_brought_up_from_disk_meanwhile():
     """It arrives at 60,000 and is admitted at 72,000. 440 bytes: 880 ns from disk, 440 from host memory, 5 tokens."""
     with_it, *found = comes_back_from_disk(53_000, prefetch=1)
     assert with_it["arrival_ns"] == 60_000
-    assert found == [44, 0, [440]]
+    assert found == [44, 0, [(60_000, 440)]]
     assert with_it["first_token_ns"] == 72_000 + 440 + 1_000 + 5 * 50
     without, *found = comes_back_from_disk(53_000, prefetch=0)
-    assert found == [0, 44, [440]]
+    assert found == [0, 44, [(72_000, 440)]]
     assert without["first_token_ns"] == 72_000 + 880 + 440 + 1_000 + 5 * 50
+
+
+def test_who_moves_up_in_the_queue_is_prefetched_then():
+    """One of 24 tokens waits before it, until 72,000; it takes 2,200 ns to compute and ends at 76,200.
+
+    Its 6 blocks, saved meanwhile, push the last 2 of the 11 back to disk. They come beside the others: 160 ns, then 80
+    bytes share the link with 200 that are left.
+    """
+    before = asked(3, 55_000, 24, 3, content=((4, 24),), output_id=-4, session_id=4)
+    again, *found = comes_back_from_disk(53_000, before, prefetch=1)
+    assert found == [36, 8, [(72_000, 440), (76_200, 80)]]
+    assert again["scheduled_ns"] == 76_200
+    assert again["first_token_ns"] == 76_200 + 440 + 1_000 + 5 * 50
 
 
 def test_a_prefetch_that_comes_too_late_is_waited_for_and_not_repeated():
     again, *found = comes_back_from_disk(20_000, prefetch=1)
     assert again["arrival_ns"] == again["scheduled_ns"] == 27_000
-    assert found == [0, 44, [440]]
+    assert found == [0, 44, [(27_000, 440)]]
     assert again["first_token_ns"] == 27_000 + 880 + 440 + 1_000 + 5 * 50
 
 
