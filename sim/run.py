@@ -411,9 +411,10 @@ def run_once(overrides: list[str]) -> bool:
 
     from sim.config import compose_run
 
-    config, out = compose_run(overrides)
-    with output_folder(shown(out)) as folder:
-        do_task(config, folder, Console())
+    with frozen_heap():
+        config, out = compose_run(overrides)
+        with output_folder(shown(out)) as folder:
+            do_task(config, folder, Console())
     return False
 
 

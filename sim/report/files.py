@@ -119,7 +119,7 @@ def write_requests(result: Result, measures: Measures, path: Path) -> None:
         arrays[name] = _arrow(values[order], ~np.isnan(values[order]))
     arrays["is_good"] = pa.Array.from_buffers(pa.bool_(), len(order), [None, _bits(measures.is_good[order])])
     table = pa.Table.from_arrays(list(arrays.values()), names=list(arrays))
-    pq.write_table(table, path, compression="zstd", use_dictionary=["slo_class"])
+    pq.write_table(table, path, compression="zstd", use_dictionary=["slo_class"], write_statistics=False)
 
 
 def write_table(table: Table, path: Path) -> None:
@@ -130,7 +130,7 @@ def write_table(table: Table, path: Path) -> None:
     schema = pa.schema([(name, pa.int64()) for name in table.columns])
     rows = table.rows()
     settings = {"compression": "zstd", "use_dictionary": False, "column_encoding": "DELTA_BINARY_PACKED"}
-    with pq.ParquetWriter(path, schema, **settings) as writer:
+    with pq.ParquetWriter(path, schema, write_statistics=False, **settings) as writer:
         for start in range(0, len(rows), ROWS_PER_GROUP):
             group = rows[start : start + ROWS_PER_GROUP]
             columns = np.empty(group.shape[::-1], dtype=np.int64)

@@ -17,6 +17,10 @@ from sim.units import NS_PER_S, PS_PER_NS, US_PER_S
 MAX_EVENTS = 40_000  # Perfetto opens thirty times as many, but the file is written with every run
 NS_PER_US = NS_PER_S // US_PER_S
 EVENTS_PER_ITERATION, EVENTS_PER_REQUEST = 3, 6
+SHOWN = (
+    "replica", "start_ns", "n_steps", "first_ps", "growth_ps", "prefill_tokens", "decode_seqs", "decode_context_tokens",
+    "waiting_seqs", "held_tokens", "idle_tokens",
+)  # fmt: skip
 
 
 def trace_json(result: Result, max_events: int = MAX_EVENTS) -> bytes:
@@ -50,24 +54,25 @@ def _names(result: Result) -> Iterator[str]:
 def _iterations(result: Result, until_ns: int) -> Iterator[str]:
     table = result.iterations
     rows = table.rows()[: int(np.searchsorted(_ascending(table.column("start_ns")), until_ns))]
-    for row in rows.tolist():
-        f = dict(zip(table.columns, row, strict=True))
-        n = f["n_steps"]
-        start_us = f["start_ns"] / NS_PER_US
-        length_us = (n * f["first_ps"] + n * (n - 1) // 2 * f["growth_ps"]) / (PS_PER_NS * NS_PER_US)
-        kind = "prefill" if not f["decode_seqs"] else "mixed" if f["prefill_tokens"] else "decode"
+    column = {name: rows[:, i].tolist() for i, name in enumerate(table.columns) if name in SHOWN}
+    for replica, start_ns, n, first, growth, prompt, decoding, context, waiting, held, idle in zip(
+        *(column[name] for name in SHOWN), strict=True
+    ):
+        start_us = start_ns / NS_PER_US
+        length_us = (n * first + n * (n - 1) // 2 * growth) / (PS_PER_NS * NS_PER_US)
+        kind = "prefill" if not decoding else "mixed" if prompt else "decode"
         yield (
-            f'{{"ph":"X","pid":{f["replica"]},"tid":0,"ts":{start_us:.3f},"dur":{length_us:.3f},"name":"{kind}",'
-            f'"args":{{"iterations":{n},"decoding sequences":{f["decode_seqs"]},'
-            f'"prompt tokens":{f["prefill_tokens"]},"context tokens":{f["decode_context_tokens"]}}}}}'
+            f'{{"ph":"X","pid":{replica},"tid":0,"ts":{start_us:.3f},"dur":{length_us:.3f},"name":"{kind}",'
+            f'"args":{{"iterations":{n},"decoding sequences":{decoding},'
+            f'"prompt tokens":{prompt},"context tokens":{context}}}}}'
         )
         yield (
-            f'{{"ph":"C","pid":{f["replica"]},"ts":{start_us:.3f},"name":"KV slots",'
-            f'"args":{{"held":{f["held_tokens"]},"reusable":{f["idle_tokens"]}}}}}'
+            f'{{"ph":"C","pid":{replica},"ts":{start_us:.3f},"name":"KV slots",'
+            f'"args":{{"held":{held},"reusable":{idle}}}}}'
         )
         yield (
-            f'{{"ph":"C","pid":{f["replica"]},"ts":{start_us:.3f},"name":"requests",'
-            f'"args":{{"decoding":{f["decode_seqs"]},"waiting":{f["waiting_seqs"]}}}}}'
+            f'{{"ph":"C","pid":{replica},"ts":{start_us:.3f},"name":"requests",'
+            f'"args":{{"decoding":{decoding},"waiting":{waiting}}}}}'
         )
 
 
