@@ -226,7 +226,7 @@ def memory_split(result: Result, measures: Measures) -> Figure:
     """What the KV cache held on average."""
     load, size = measures.load, max(1, result.capacity_tokens)
     held, live, idle = load.mean_held_tokens / size, load.mean_live_tokens / size, load.mean_idle_tokens / size
-    shared = max(0.0, live - held)
+    shared = load.mean_shared_tokens / size
     parts = [
         ("keys and values in use", min(live, held), "--blue"),
         ("held, but empty", max(0.0, held - live), "--red"),
@@ -238,7 +238,7 @@ def memory_split(result: Result, measures: Measures) -> Figure:
         "or lost to rounding."
     )
     if shared:
-        caption += f" Requests sharing a prefix saved another {percent(shared)} of the capacity."
+        caption += f" Sharing prefixes and prompts saved another {percent(shared)} of the capacity."
     bars = [
         {
             "type": "bar",
@@ -266,7 +266,7 @@ def memory_split(result: Result, measures: Measures) -> Figure:
         ("slots", "share of capacity", "GiB"),
         [
             (name, percent(share), f"{share * size * result.kv_bytes_per_token / GIB:.2f}")
-            for name, share, _ in [*parts, ("saved by sharing prefixes", shared, "")]
+            for name, share, _ in [*parts, ("saved by sharing", shared, "")]
         ],
         height_px=170,
     )

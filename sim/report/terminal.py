@@ -76,8 +76,19 @@ def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
             f"{percent(kv['peak_held_frac'])} at most; {percent(kv['waste_frac'])} of it empty",
         ),
         ("prefix hit rate", f"{percent(ours['prefix_hit_frac'])} of prompt tokens"),
+        *_sharing_rows(numbers),
         *_tier_rows(numbers),
     ]
+
+
+def _sharing_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    """What several answers to one prompt share, where there are any."""
+    ours = numbers["kvtwin"]
+    n_copied = ours["counts"].get("copied_blocks", 0)
+    if not n_copied:
+        return []
+    saved = percent(ours["kv"]["saved_frac"])
+    return [("shared blocks", f"save {saved} of the slots; {count(n_copied)} copied when first written to")]
 
 
 def _tier_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,8 +4,10 @@ from io import StringIO
 
 from rich.console import Console
 
+from sim import simulate
 from sim.metrics import Slo, summary
 from sim.report import table
+from sim.report.words import percent
 from tests.sim.tiny_run import tiny_run
 
 
@@ -40,3 +42,12 @@ def test_a_run_without_requests_or_objectives_has_dashes():
     text = printed(table(tiny_run(n_requests=0).result, Slo()))
     assert text.count("–") >= 20
     assert "no objective set" in text
+
+
+def test_what_answers_to_one_prompt_share_is_told_where_there_are_several():
+    few = ("scenario=synthetic", "scenario.n_requests=20", "scenario.rate=2")
+    alone, several = (printed(table(simulate(*few, f"scenario.n_samples={n}"), Slo())) for n in (1, 4))
+    assert "shared blocks" not in alone
+    saved = summary(simulate(*few, "scenario.n_samples=4"), Slo())["kvtwin"]
+    line = next(line for line in several.splitlines() if line.startswith("shared blocks"))
+    assert f"save {percent(saved['kv']['saved_frac'])} of the slots; {saved['counts']['copied_blocks']} copied" in line
