@@ -108,6 +108,7 @@ class Predicted:
             if len(self._sessions) >= self.most_sessions:
                 del self._sessions[next(iter(self._sessions))]
             known = self._sessions[session_id] = History(deque(maxlen=self.history))
+        if not sequence.cached_tokens:  # a new extent, for the first turn or because the last one's gave way
             known.growing_slots = grown_to(self.initial, self.growth, sequence.request.prompt_tokens)
         if known.expected_tokens is not None:
             self._n_predictions += 1
