@@ -120,6 +120,8 @@ def plain(cfg: Any, hydra_config: Any) -> dict[str, Any]:
     try:
         container: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        if gone := re.search(r"Interpolation key '(.+?)' not found", str(error)):
+            raise ConfigError(f"{gone[1]} must be given, it was taken out of the configuration") from error
         raise ConfigError(one_line(error)) from error
     named = hydra_config.runtime.choices
     for group in container:

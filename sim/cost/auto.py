@@ -4,7 +4,7 @@ from sim.cost.calibrated import calibrated_cost
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
 from sim.cost.roofline import Efficiency, Roofline
-from sim.errors import ProfileError
+from sim.errors import ConfigError, ProfileError
 from sim.spec import DeviceSpec, ModelSpec
 
 
@@ -15,14 +15,24 @@ def best_cost(
     efficiency: Efficiency,
     tensor_parallel: int = 1,
     capture_sizes: tuple[int, ...] = CAPTURE_SIZES,
+    sample: bool = False,
+    seed: int = 0,
 ) -> IterationCost:
     """Iteration times from the device's shipped profile, or from its data sheet if it has none that fits the model.
 
     Every report says which of the two it stands on, and why. ``cost=calibrated`` and ``cost=roofline`` choose.
+    ``sample`` is that of ``cost=calibrated``.
+
+    Raises
+    ------
+    ConfigError
+        If times are to be off by a draw of their standard errors, and there is no profile that has them.
     """
     try:
-        return calibrated_cost(model, device, host, tensor_parallel, capture_sizes=capture_sizes)
+        return calibrated_cost(model, device, host, tensor_parallel, None, sample, seed, capture_sizes)
     except ProfileError as error:
+        if sample:
+            raise ConfigError(f"cost.sample needs a profile's standard errors: {error}") from None
         cost = IterationCost(Roofline(model, device, tensor_parallel, efficiency), host, capture_sizes)
         cost.provenance = {"source": f"data sheet of {device.name} (roofline)", "why": str(error)}
         return cost
