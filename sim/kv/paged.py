@@ -132,7 +132,7 @@ class PagedCache:
             if n_new > free:
                 return False
         if n_new > 0:
-            self._take(n_new)
+            self._take(n_new, sequence)
             table.n_blocks += n_new
         text = self._texts.get(sequence) if self._texts else None
         if text is not None:
@@ -332,23 +332,38 @@ class PagedCache:
         if freed:
             self._free.park(freed)
 
-    def _take(self, n_blocks: int) -> None:
-        """Take blocks that the caller knows are free."""
+    def _take(self, n_blocks: int, sequence: Sequence | None = None) -> None:
+        """Take blocks that the caller knows are free, for the next part of a sequence's text if it is named."""
         self._n_free -= n_blocks
         self.held_tokens += n_blocks * self.block_tokens
         self._n_owed += n_blocks
         if self._n_parked:
-            self._settle()
+            self._settle(sequence)
 
-    def _settle(self) -> None:
-        """Pop what has been taken off the free queue; its content is forgotten."""
+    def _settle(self, sequence: Sequence | None = None) -> None:
+        """Pop what has been taken off the free queue; its content is forgotten.
+
+        Policies that remember what they gave up are told for which blocks of a sequence's text they give up now.
+        """
         n_blocks, self._n_owed = self._n_owed, 0
         self._found = (None, [])
-        for unit in self._free.victims(n_blocks):
+        wanted = () if sequence is None or self._index.is_divisible else self._wanted(sequence, n_blocks)
+        for unit in self._free.victims(n_blocks, wanted):
             self._n_parked -= unit.n_blocks
             self.idle_tokens -= unit.n_blocks * self.block_tokens
             self._n_evicted += unit.n_blocks
             self._forget(unit)
+
+    def _wanted(self, sequence: Sequence, n_blocks: int) -> list[int]:
+        """Keys of the blocks that continue a sequence's text after those that it holds."""
+        n_held = sequence.holding.n_blocks
+        ranges = self._texts.get(sequence, ())
+        keys = [
+            end
+            for piece, first_end, n in ranges
+            for end in range(piece + first_end, piece + first_end + n * self.block_tokens, self.block_tokens)
+        ]
+        return keys[n_held : n_held + n_blocks]
 
     def _forget(self, unit: Unit) -> None:
         """What a block held has been evicted."""

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
+from sim.errors import ConfigError
 from sim.kv.eviction.unit import Unit
 
 _NEVER = 1 << 62
@@ -17,14 +18,19 @@ class Belady:
     capacity_blocks : int
         Size of the cache [blocks].
     future : iterable of int
-        Keys in the order in which they will be referenced, misses included.
+        Keys in the order in which they will be referenced, misses included; refused where there is none.
 
     References
     ----------
     Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5(2), 1966.
     """
 
-    def __init__(self, capacity_blocks: int, future: Iterable[int]) -> None:
+    def __init__(self, capacity_blocks: int, future: Iterable[int] | None = None) -> None:
+        if future is None:
+            raise ConfigError(
+                "eviction=belady must be told the future, which a run in time does not know before its end; "
+                "a replay does: task=hit_rate 'policies=[belady,lru]'"
+            )
         self.capacity_blocks = capacity_blocks
         self._positions: dict[int | None, array[int]] = {}
         for position, key in enumerate(future):

@@ -50,14 +50,14 @@ class BlankFirst:
                 self._parked_blocks -= unit.n_blocks
 
     def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:
-        """Take blank blocks, then whole units until enough."""
+        """Take blank blocks, first for what has no key, then whole units until enough."""
         if n_blocks > len(self):
             raise InvariantError(f"{n_blocks} blocks asked of an evictor that has {len(self)}")
         n_blank = min(n_blocks, self._blank_blocks)
         self._blank_blocks -= n_blank
         missing = n_blocks - n_blank
         evicted: list[Unit] = []
-        keys = iter(wanted[n_blank:])
+        keys = iter(wanted[max(0, n_blank - (n_blocks - len(wanted))) :])
         while missing > 0:
             unit = self.order.victim(next(keys, None))
             unit.is_parked = False
