@@ -17,9 +17,12 @@ from sim.kv.paged import PagedCache
 from sim.kv.pruned import PrunedCache
 from sim.kv.reservation import Growing, Maximum
 from sim.kv.retention import Share, Window
+from sim.ledger import DecodeLedger
 from sim.metrics import Slo, summary
 from sim.metrics.gaps import token_gaps
 from sim.metrics.load import load
+from sim.samples import sampled
+from sim.sequence import Sequence
 from sim.step import Pace, Shape
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
@@ -183,6 +186,18 @@ def test_pruned_blocks_are_taken_for_every_answer_and_what_is_kept_is_copied(ret
     assert counts(house)["copied_tokens"] == 3 * kept
 
 
+@pytest.mark.parametrize("kv", [extents(Growing(16), 64), partial(PrunedCache, 64, Lru, Share(0.5), 1)])
+def test_a_prompt_that_gives_way_before_it_forks_gives_back_the_room_of_all_its_answers(kv):
+    cache, ledger = kv(), DecodeLedger()
+    prompt = sampled(asked(0, 0, 16, 1, n_samples=4))
+    assert cache.extend(prompt, 16, ledger)
+    assert cache.held_tokens == 64
+    assert not cache.extend(Sequence(asked(1, 0, 1, 1)), 1, ledger)
+    cache.release(prompt, 0)
+    assert cache.held_tokens == 0
+    assert cache.extend(sampled(asked(2, 0, 16, 1, n_samples=4)), 16, ledger)
+
+
 TOO_MANY = [
     (paged(9), "10 KV blocks needed, the device has 9"),
     (paged(11, window_tokens=12), "12 KV blocks needed, the device has 11"),
@@ -234,8 +249,8 @@ def test_more_answers_than_the_batch_has_places_are_refused(scheduler):
 
 
 def test_prompts_that_wait_to_fork_keep_the_places_of_all_their_answers():
-    """Two chunks of 4: while the second is computed, four places are taken and nobody else is admitted."""
-    listed = [asked(0, 0, 8, 3, n_samples=4), asked(1, 0, 2, 3)]
+    """Chunks of 4 and 2: beside the second there is time for another prompt, but four places are taken."""
+    listed = [asked(0, 0, 6, 3, n_samples=4), asked(1, 0, 2, 3)]
     rows = serve(Listed(listed), scheduler=partial(Chunked, 4, 4), max_steps=1).requests()
     assert {row["id"]: row["scheduled_ns"] for row in rows} == {0: 0, 1: 4}
 
@@ -249,10 +264,17 @@ def test_a_request_ends_with_the_last_of_its_answers_and_a_conversation_goes_on_
     assert [row["cached_tokens"] for row in rows] == [0, 12], "of the prompt and the first answer 12 tokens had KV"
 
 
-@pytest.mark.parametrize("reservation", [Growing(16), Maximum(64)])
-def test_of_contiguous_answers_the_first_stays_for_the_next_turn(reservation):
+WHOLE = [
+    extents(Growing(16), 400),
+    extents(Maximum(64), 400),
+    partial(PrunedCache, 400, Lru, Window(60, 4), 1),
+]
+
+
+@pytest.mark.parametrize("kv", WHOLE)
+def test_of_answers_that_share_nothing_the_first_stays_for_the_next_turn(kv):
     first = asked(0, 0, 8, 5, content=((1, 8),), output_id=-1, session_id=7, n_samples=3)
-    house = serve(Listed([first], {7: [(10, 4, 2)]}), kv=extents(reservation, 400))
+    house = serve(Listed([first], {7: [(10, 4, 2)]}), kv=kv)
     assert [row["cached_tokens"] for row in house.requests()] == [0, 12]
     assert house.replicas[0].kv.held_tokens == 0
 
