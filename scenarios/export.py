@@ -107,19 +107,30 @@ def export(scenario: Scenario, path: Path, seed: int, file_format: str, server: 
     -------
     int
         Requests written.
+
+    Raises
+    ------
+    ConfigError
+        If there are none, or the path is not that of a file, there or not yet, in a folder that is there.
     """
+    path = path.resolve()  # what a link leads to is replaced, not the link
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise ConfigError(f"task.path must be the path of a file, got {path}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"task.path must be in a folder that is there, got {path}")
     if file_format not in FORMATS:
         raise ConfigError(f"task.format must be one of {', '.join(FORMATS)}, got {file_format!r}")
     write = export_csv if file_format == "csv" else export_mooncake
     partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as raw:
             if path.suffix == ".gz":  # no name and no time inside: the same traffic gives the same bytes
                 with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
                     n = _written(write, walk(scenario, seed, server), packed)
             else:
                 n = _written(write, walk(scenario, seed, server), raw)
+        if not n:
+            raise ConfigError("scenario: no requests to write")
         os.replace(partial, path)
     except OSError as problem:
         raise ConfigError(f"task.path cannot be written: {problem}") from None
@@ -166,6 +177,8 @@ def export_task(
         Without a run: an idle server's time to the first token, and from one token to the next [s].
     """
     name = "traffic.csv" if format == "csv" else "traffic.jsonl"
+    if path is None:
+        out.mkdir(parents=True, exist_ok=True)
     to = out / name if path is None else Path(path)
     server = idle_server(first_token_s, per_token_s) if run is None else recorded(Path(run))
     n = export(scenario, to, seed, format, server)

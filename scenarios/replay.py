@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import ClassVar
 
 import numpy as np
@@ -144,11 +144,20 @@ class Replay:
         is_served : bool
             Whether they have to make sense as traffic: in order, each with a prompt and an answer. A look at a trace
             takes them as they are.
+
+        Raises
+        ------
+        TraceError
+            If the file cannot be read, or none of its rows is wanted.
         """
         chosen = self._in_order(is_served)
         if self.time_range is not None:
             chosen = _within(chosen, *map(ns_from_s, self.time_range))
         wanted: Iterator[Row] = islice(chosen, self.limit)
+        first = next(wanted, None)
+        if first is None:
+            raise TraceError(f"{self.path}: no row is left{self._reasons()}")
+        wanted = chain((first,), wanted)
         if self.shuffle:
             held = list(wanted)
             dealt = stream(seed, "shuffle").permutation(len(held)).tolist()
@@ -156,6 +165,13 @@ class Replay:
         if self.rate_scale == 1:
             return wanted
         return (row._replace(arrival_ns=round(row.arrival_ns / self.rate_scale)) for row in wanted)
+
+    def _reasons(self) -> str:
+        """Settings that leave rows out, for an error message."""
+        set_here = [
+            f"scenario.{key}={getattr(self, key)}" for key in ("time_range", "skip_empty") if getattr(self, key)
+        ]
+        return f" within {' and '.join(set_here)}" if set_here else ""
 
     def _in_order(self, is_served: bool) -> Iterator[Row]:
         read = rows(self.path, self.format, Caps(self.max_rows, self.max_text_bytes, self.max_line_bytes))

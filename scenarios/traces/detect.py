@@ -16,6 +16,7 @@ from scenarios.traces import (
     vllm,
 )
 from scenarios.traces.row import Row
+from scenarios.traces.servegen import HEADER as CLIENTS
 from scenarios.traces.text import Caps, Place, head
 from sim.errors import ConfigError
 
@@ -71,6 +72,8 @@ def detect(path: str) -> str:
     else:
         names = {cell.strip('"') for cell in first.split(",")}
         formats = HEADERS
+    if set(CLIENTS) <= names:
+        raise Place(path, 1).error("a table of clients, not of their requests: task=describe shows what it says")
     for name, needed in formats:
         if needed <= names:
             return name

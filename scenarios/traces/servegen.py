@@ -1,5 +1,9 @@
 """ServeGen's table of clients: how each of them sends, not a trace of requests.
 
+A client's coefficient of variation is one number here, a mean over its windows. What is published of single windows
+(rate-weighted, half below 1.0 to 2.0 by category and a tenth above 4.9 to 27) cannot be had from it: percentiles over
+clients, however weighted, are others (1.4 to 2.5 and 6.4 to 19.8, each client counted once).
+
 References
 ----------
 Xiang et al., "ServeGen: workload characterization and generation of LLM serving in production", arXiv:2505.09999

@@ -13,6 +13,17 @@ from sim.errors import TraceError
 BLOCK_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+BINARY = {
+    b"\x1f\x8b": "gzipped twice",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+    b"\xfd7zXZ": "packed with xz",
+    b"BZh": "packed with bzip2",
+    b"\x7fELF": "a program",
+}
+"""First bytes of what people have traces in, or take for one."""
 MAX_ROWS = 50_000_000
 MAX_TEXT_BYTES = 1 << 34
 MAX_LINE_BYTES = 1 << 22
@@ -52,7 +63,8 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     if not Path(path).exists():
         raise Place(path).error("no such file")
     if not Path(path).is_file():
-        raise Place(path).error(f"is a {'folder' if Path(path).is_dir() else 'device'}, not a file")
+        kind = "folder" if Path(path).is_dir() else "pipe" if Path(path).is_fifo() else "device"
+        raise Place(path).error(f"is a {kind}, not a file")
     try:
         with open(path, "rb") as raw:
             is_gzip = raw.read(2) == GZIP_MAGIC
@@ -63,9 +75,17 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def head(path: str, n_bytes: int = 1 << 16) -> str:
-    """The beginning of a file, damaged characters replaced: for recognising formats."""
+    """The beginning of a file, damaged characters replaced: for recognising formats.
+
+    Raises
+    ------
+    TraceError
+        If it is empty, or plainly something else than text in UTF-8.
+    """
     with opened(path) as file:
-        return file.read(n_bytes).removeprefix(BYTE_ORDER_MARK).decode(errors="replace")
+        begin = file.read(n_bytes)
+    _refuse_bytes(begin, Place(path))
+    return begin.removeprefix(BYTE_ORDER_MARK).decode(errors="replace")
 
 
 def lines(path: str, caps: Caps) -> Iterator[list[str]]:
@@ -80,11 +100,27 @@ def lines(path: str, caps: Caps) -> Iterator[list[str]]:
         yield from _blocks(file, Place(path), caps)
 
 
+def _refuse_bytes(begin: bytes, place: Place) -> None:
+    """Say what a file is that begins as no text does."""
+    if not begin:
+        raise place.error("is empty")
+    for magic, kind in BINARY.items():
+        if begin.startswith(magic):
+            raise place.error(f"is {kind}, not text or gzipped text")
+    start = begin[:64]
+    if start.startswith(UTF_16) or (len(start) > 3 and not (any(start[::2]) and any(start[1::2]))):
+        raise place.error("is text in UTF-16, and must be in UTF-8")
+    if b"\0" in begin:
+        place.line = begin.count(b"\n", 0, begin.index(b"\0")) + 1
+        raise place.error("is not text: there is a zero byte in this line")
+
+
 def _blocks(file: IO[bytes], place: Place, caps: Caps) -> Iterator[list[str]]:
     rest = b""
     n_bytes = 0
     while block := file.read(BLOCK_BYTES):
         if n_bytes == 0:
+            _refuse_bytes(block, place)
             block = block.removeprefix(BYTE_ORDER_MARK)
         n_bytes += len(block)
         if n_bytes > caps.text_bytes:

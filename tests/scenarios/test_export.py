@@ -1,6 +1,7 @@
 """Traffic written to a file is the same traffic when it is read again, to the byte."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,40 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_says_what_it_wrote_and_replaces_what_a_link_leads_to(tmp_path):
+    (tmp_path / "old.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "old.csv")
+    console = Console(record=True, width=300, file=StringIO())
+
+    scenario = scenario_of("scenario=synthetic", "scenario.n_requests=7")
+    export_task(scenario=scenario, seed=0, out=tmp_path, console=console, path=str(tmp_path / "link.csv"))
+
+    assert f"7 requests written to {tmp_path / 'link.csv'}" in console.export_text()
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len((tmp_path / "old.csv").read_text().splitlines()) == 8
+    assert {path.name for path in tmp_path.iterdir()} == {"old.csv", "link.csv"}
+
+
+def test_no_requests_are_not_written(tmp_path):
+    scenario = scenario_of("scenario=synthetic", "scenario.duration_s=0.000001")
+
+    with pytest.raises(ConfigError, match="scenario: no requests to write"):
+        export_task(scenario=scenario, seed=0, out=tmp_path, console=Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"format": "xml"}, r"task\.format must be one of csv, mooncake, got 'xml'"),
         ({"run": "no/such/run"}, r"task\.run must be the folder of a run or its requests\.parquet, got no/such/run"),
-        ({"path": "/dev/null/x.csv"}, r"task\.path cannot be written"),
+        ({"path": "/dev/null/x.csv"}, r"task\.path must be in a folder that is there, got /dev/null/x\.csv"),
+        (
+            {"path": "no/such/folder/x.csv"},
+            r"task\.path must be in a folder that is there, got .*/no/such/folder/x\.csv",
+        ),
+        ({"path": "/dev"}, r"task\.path must be the path of a file, got /dev"),
+        ({"path": "/dev/null"}, r"task\.path must be the path of a file, got /dev/null"),
     ],
 )
 def test_options_without_sense_are_refused_by_key(options, said, tmp_path):

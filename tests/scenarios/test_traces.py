@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import os
 import sys
 from itertools import islice
 from pathlib import Path
@@ -257,6 +258,63 @@ def test_settings_without_sense_are_refused_by_key(settings, said):
         Replay("trace.csv", **settings)
 
     assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        ("arrival_s,prompt_tokens,output_tokens\n1,2,3\n".encode("utf-16"), "is text in UTF-16, and must be in UTF-8"),
+        ("arrival_s,prompt_tokens,output_tokens\n".encode("utf-16-le"), "is text in UTF-16, and must be in UTF-8"),
+        ("arrival_s,prompt_tokens,output_tokens\n".encode("utf-16-be"), "is text in UTF-16, and must be in UTF-8"),
+        (b"PAR1\x15\x04\x15", "is Parquet, not text or gzipped text"),
+        (b"\x28\xb5\x2f\xfd\x04", "is packed with zstd, not text or gzipped text"),
+        (gzip.compress(gzip.compress(b"1,2,3\n")), "is gzipped twice, not text or gzipped text"),
+        (
+            b"arrival_s,prompt_tokens,output_tokens\n1,2,3\n\x00\x01\n",
+            "3: is not text: there is a zero byte in this line",
+        ),
+    ],
+)
+@pytest.mark.parametrize("told", [None, "csv"])
+def test_what_is_no_text_is_called_by_its_name(content, said, told, file):
+    path = file(content)
+
+    with pytest.raises(TraceError) as raised:
+        replay(path, format=told)
+
+    assert str(raised.value) in (f"{path}: {said}", f"{path}:{said}")
+
+
+def test_folders_pipes_and_devices_are_no_traces(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+
+    for path, kind in ((tmp_path, "folder"), (tmp_path / "pipe", "pipe"), ("/dev/zero", "device")):
+        with pytest.raises(TraceError, match=f"is a {kind}, not a file$"):
+            replay(str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"time_range": [50.0, 60.0]}, " within scenario.time_range=[50.0, 60.0]"),
+        ({"skip_empty": True, "limit": 3}, " within scenario.skip_empty=True"),
+    ],
+)
+def test_nothing_left_of_a_trace_is_an_error_and_no_empty_run(settings, said, file):
+    path = file("arrival_s,prompt_tokens,output_tokens\n1,5,0\n3,0,2\n")
+
+    with pytest.raises(TraceError) as raised:
+        list(Replay(path, **({"skip_empty": True} | settings)).requests(0))
+
+    assert str(raised.value).startswith(f"{path}: no row is left{said}")
+
+
+def test_a_table_of_clients_is_no_trace(file):
+    path = file("category,client,mean_rate,rate_weighted_cv\na,1,2,3\n")
+
+    with pytest.raises(TraceError, match="a table of clients, not of their requests: task=describe shows"):
+        replay(path)
 
 
 def test_a_missing_file_is_named():
