@@ -29,7 +29,7 @@ FITS = (
     ),
     Fit("Azure 2023 conversation", "gap", Gamma(0.871, 0.2076), 0.017),
     Fit("Azure 2023 code", "prompt", Gamma(0.9302, 2201.43), 0.035),
-    Fit(  # published as .029, the distance at lengths that occur; no answer is shorter than 6 tokens, 3.4 % of the fit is
+    Fit(  # published as .029, at lengths that occur; none is shorter than 6 tokens, where 3.4 % of the fit are
         "Azure 2023 code",
         "output",
         LogNormalMixture([0.6587, 0.3413], [2.3651, 3.6047], [0.3829, 0.8990]),
