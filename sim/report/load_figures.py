@@ -3,6 +3,7 @@
 import numpy as np
 
 from sim.metrics import Measures
+from sim.metrics.summary import waste_frac
 from sim.record import Result
 from sim.report.figure import MAX_TABLE_ROWS, Figure, Json, band, line, numbers, time_axis
 from sim.report.timeline import Floats, Timelines, timelines
@@ -44,14 +45,13 @@ def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> F
     used, peak = (
         100 * values / capacity for values in (lines.levels["used_tokens"].mean, lines.levels["used_tokens"].high)
     )
-    idle = np.maximum(0.0, used - held)
-    traces = [
-        line(x, numbers(held), "held by running requests", "--blue", stackgroup="kv", fillcolor="--blue-soft"),
-        line(x, numbers(peak), "highest", "--grey", line={"width": 1, "dash": "dot"}),
-    ]
+    idle, empty = np.maximum(0.0, used - held), np.maximum(0.0, held - live)
+    traces = [line(x, numbers(live), "keys and values in use", "--blue", stackgroup="kv", fillcolor="--blue-soft")]
+    if empty.any():
+        traces.append(line(x, numbers(empty), "held, but empty", "--red", stackgroup="kv", fillcolor="--red-soft"))
     if idle.any():
-        kept = line(x, numbers(idle), "kept for reuse", "--teal", stackgroup="kv", fillcolor="--teal-soft")
-        traces.insert(1, kept)
+        traces.append(line(x, numbers(idle), "kept for reuse", "--teal", stackgroup="kv", fillcolor="--teal-soft"))
+    traces.append(line(x, numbers(peak), "highest", "--grey", line={"width": 1, "dash": "dot"}))
     top = max(1e-3, float(np.max(peak, initial=0.0)))
     layout: Json = {
         "yaxis": {"ticksuffix": " %", "range": [0, min(104.0, 1.15 * top)]},
@@ -77,12 +77,12 @@ def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> F
         + (
             "The dashed line is its capacity."
             if 1.15 * top > 100
-            else f"The axis ends far below the capacity, at {1.15 * top:.2g} %."
+            else f"The axis ends below the capacity, at {1.15 * top:.2g} %."
         ),
         traces,
         layout,
-        (f"time [{unit}]", "held", "kept for reuse", "holding KV"),
-        _sample(x, [held, idle, live], lambda v: f"{v:.1f} %"),
+        (f"time [{unit}]", "in use", "held, but empty", "kept for reuse"),
+        _sample(x, [live, empty, idle], lambda v: f"{v:.1f} %"),
     )
 
 
@@ -226,17 +226,24 @@ def memory_split(result: Result, measures: Measures) -> Figure:
     """What the KV cache held on average."""
     load, size = measures.load, max(1, result.capacity_tokens)
     held, live, idle = load.mean_held_tokens / size, load.mean_live_tokens / size, load.mean_idle_tokens / size
-    shared = load.mean_shared_tokens / size
+    reserved, internal = load.mean_reserved_tokens / size, load.mean_internal_tokens / size
+    shared, external = load.mean_shared_tokens / size, load.mean_external_tokens / size
+    free = max(0.0, 1 - held - idle)
     parts = [
-        ("keys and values in use", min(live, held), "--blue"),
-        ("held, but empty", max(0.0, held - live), "--red"),
+        ("keys and values in use", live, "--blue"),
+        ("reserved for tokens to come", reserved, "--orange"),
+        ("lost to rounding", internal, "--red"),
         ("kept for reuse", idle, "--teal"),
-        ("free", max(0.0, 1 - held - idle), "--line"),
+        ("free", free - external, "--line"),
     ]
+    if external:
+        parts.append(("free, but not in one piece", external, "--grey"))
     caption = (
-        "Average over the time the engine worked. Empty slots are reserved for tokens still to come, "
-        "or lost to rounding."
+        "Average over the time the engine worked. Running requests hold what is in use, what is reserved, and what is "
+        f"lost at the ends of blocks or extents: {percent(waste_frac(load))} of it is empty."
     )
+    if external:
+        caption += " Of what is free, the slots outside the longest hole can take no extent longer than their own hole."
     if shared:
         caption += f" Sharing prefixes and prompts saved another {percent(shared)} of the capacity."
     bars = [
@@ -268,7 +275,7 @@ def memory_split(result: Result, measures: Measures) -> Figure:
             (name, percent(share), f"{share * size * result.kv_bytes_per_token / GIB:.2f}")
             for name, share, _ in [*parts, ("saved by sharing", shared, "")]
         ],
-        height_px=170,
+        height_px=190,
     )
 
 

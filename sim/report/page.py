@@ -6,6 +6,7 @@ from typing import Any
 from sim.metrics import Measures, Slo
 from sim.metrics.slo import LIMITS
 from sim.record import Result
+from sim.report.cache_facts import cache_tables
 from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
@@ -15,6 +16,34 @@ from sim.report.words import class_words, count, duration, gibibytes, millisecon
 
 GOOD_FRAC, FAIR_FRAC = 0.99, 0.9  # share of requests within their objectives: MLPerf asks for 99 %
 MAX_LISTED = 8
+WORDS = (
+    ("request", "a prompt that a client sends, and the answer to it; both are counted in tokens, pieces of words"),
+    ("TTFT", "time to first token: from a request's arrival until its answer begins"),
+    ("TPOT", "time per output token: the mean gap between the tokens of one answer"),
+    ("ITL", "inter-token latency: every single gap between two tokens of an answer"),
+    ("E2EL", "end-to-end latency: from a request's arrival until its answer is complete"),
+    ("p99", "what 99 % of the requests do not exceed; p50 is the median"),
+    ("objective", "the longest that a client should wait; goodput counts only requests that met all their objectives"),
+    (
+        "iteration",
+        "one step of the engine: it computes prompts or pieces of them, and one token for each answer under way",
+    ),
+    ("batch size", "answers that get a token in the same iteration"),
+    (
+        "KV cache",
+        "keys and values that attention has computed for earlier tokens, kept so that they are not computed again",
+    ),
+    ("slot", "room for the keys and values of one token"),
+    ("prefix hit", "the start of a prompt was found in the cache, left there by an earlier request with the same text"),
+    ("kept for reuse", "left behind by finished requests for later ones to find; given up as soon as room is needed"),
+    ("evicted", "given up to make room"),
+    (
+        "preempted",
+        "a running request lost its memory to others; it is computed again, or brought back, and then goes on",
+    ),
+    ("replica", "one copy of the model with its own engine and cache, on one accelerator or several"),
+)
+"""Said on every page, for readers who have never seen one."""
 
 
 def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, Any]) -> str:
@@ -55,13 +84,20 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
                 "How the run went. Averages hide bursts, and these charts do not.",
                 over_time(result),
             ),
-            Section("memory", "KV cache memory", "What the cache is made of, and how well it was used.", memory),
+            Section(
+                "memory",
+                "KV cache memory",
+                "What the cache is made of, and how well it was used.",
+                memory,
+                cache_tables(ours, result.config),
+            ),
             *([tiers] if tiers else []),
             Section("requests", "Single requests", "", [lives] if lives else []),
             Section(
                 "configuration", "Configuration", "Everything that was chosen.", tables=configuration(result.config)
             ),
             Section("provenance", "Provenance", "Where the numbers come from.", tables=provenance(result, ours)),
+            Section("words", "Words", "What the terms on this page mean.", tables=[Table(WORDS, style="facts")]),
         ],
     )
     return render(page)
@@ -205,12 +241,17 @@ def provenance(result: Result, ours: Mapping[str, Any]) -> list[Table]:
     """Where the costs come from, what else was counted, and who was refused."""
     from sim.report.files import config_hash
 
+    known = dict(result.provenance)
+    errors: Mapping[str, Any] = {}
+    if isinstance(known.get("cost"), Mapping):
+        errors = known["cost"].get("held_out_errors") or {}
+        known["cost"] = {key: value for key, value in known["cost"].items() if key != "held_out_errors"}
     source = [
         ("seed", str(result.seed)),
         ("configuration, SHA-256", config_hash(result.config)),
-        *flat(result.provenance),
+        *((name.replace("_", " "), value) for name, value in flat(known)),
     ]
-    tables = [Table(source, title="Source of the costs, versions", style="facts")]
+    tables = [Table(source, title="Source of the costs, versions", style="facts"), *_errors(errors)]
     counts = [
         ("iterations", count(ours["iterations"])),
         ("sequences per decode iteration, mean", rate(ours["mean_decode_seqs"])),
@@ -225,6 +266,23 @@ def provenance(result: Result, ours: Mapping[str, Any]) -> list[Table]:
             refused.append((f"and {len(result.refused) - len(refused):,} more", ""))
         tables.append(Table(refused, title="Refused", style="facts"))
     return tables
+
+
+def _errors(errors: Mapping[str, Any]) -> list[Table]:
+    """How far the fitted times are off on measurements that were kept out of the fit; the manifest has more of it."""
+    rows = [
+        (
+            name.replace("_", " "),
+            count(found["n"]),
+            percent(found["mape"]),
+            percent(found["p90"]),
+            percent(found["bias"]),
+        )
+        for name, found in ((name, of.get("held_out")) for name, of in errors.items() if isinstance(of, Mapping))
+        if found
+    ]
+    headings = ("operation", "measurements kept out of the fit", "mean error", "9 of 10 within", "bias")
+    return [Table(rows, headings, "How far the times of single operations are off")] if rows else []
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
