@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sim.report.compare_figures import distributions, memory, over_rate, pareto, speed
+from sim.report.compare_figures import distributions, memory, over_rate, pareto, reuse, speed
 from sim.report.files import replacing
 from sim.report.html import Best, Page, Section, Table, Tile, render
 from sim.report.points import Point, labels, read_points
+from sim.report.tier_figures import found_below_frac
 from sim.report.words import count, gibibytes, milliseconds, percent, rate
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 MAX_SIDE_BY_SIDE = 6
+REUSE = "What is found need not be computed. What that is worth is time, so the two are shown together."
 
 
 class Column(NamedTuple):
@@ -41,9 +43,16 @@ COLUMNS = (
     Column("KV live", lambda n: n["kvtwin"]["kv"]["live_bytes"], lambda v: gibibytes(v or 0.0)),
     Column("waste", lambda n: n["kvtwin"]["kv"]["waste_frac"], percent, False),
     Column("hit rate", lambda n: n["kvtwin"]["prefix_hit_frac"], percent, True),
+    Column("found below the device", found_below_frac, percent),
     Column("preemptions", lambda n: n["kvtwin"]["preemptions"], lambda v: count(v or 0), False),
+    Column("came back by swap", lambda n: n["kvtwin"]["swaps"] or None, lambda v: count(v or 0)),
     Column("refused", lambda n: n["failed"], lambda v: count(v or 0), False),
 )
+
+
+def shown_columns(points: Sequence[Point]) -> list[Column]:
+    """Those of `COLUMNS` that have a number at some point."""
+    return [c for c in COLUMNS if any(c.of(dict(point.numbers)) is not None for point in points)]
 
 
 def compare(folder: str | os.PathLike[str], out_dir: str | os.PathLike[str] | None = None) -> "RenderableType":
@@ -107,18 +116,19 @@ def comparison_table(points: Sequence[Point]) -> "RenderableType":
 
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    winners = [best_rows(points, column) for column in COLUMNS]
+    columns = shown_columns(points)
+    winners = [best_rows(points, column) for column in columns]
     if len(points) <= MAX_SIDE_BY_SIDE:
         for name in labels(points):
             table.add_column(escape(name).replace(", ", "\n"), justify="right")
-        for column, won in zip(COLUMNS, winners, strict=True):
+        for column, won in zip(columns, winners, strict=True):
             cells = [column.words(column.of(dict(point.numbers))) for point in points]
             table.add_row(escape(column.heading), *(_marked(cell, i in won) for i, cell in enumerate(cells)))
         return table
-    for column in COLUMNS:
+    for column in columns:
         table.add_column(escape(column.heading), justify="right")
     for i, (name, point) in enumerate(zip(labels(points), points, strict=True)):
-        cells = [column.words(column.of(dict(point.numbers))) for column in COLUMNS]
+        cells = [column.words(column.of(dict(point.numbers))) for column in columns]
         table.add_row(escape(name), *(_marked(cell, i in won) for cell, won in zip(cells, winners, strict=True)))
     return table
 
@@ -129,14 +139,14 @@ def _marked(cell: str, is_best: bool) -> str:
 
 def comparison_page(points: Sequence[Point]) -> str:
     """The comparison as a self-contained HTML page."""
-    names = labels(points)
-    winners = [best_rows(points, column) for column in COLUMNS]
+    names, columns = labels(points), shown_columns(points)
+    winners = [best_rows(points, column) for column in columns]
     rows = []
     for i, (name, point) in enumerate(zip(names, points, strict=True)):
-        cells = [column.words(column.of(dict(point.numbers))) for column in COLUMNS]
+        cells = [column.words(column.of(dict(point.numbers))) for column in columns]
         rows.append([name, *(Best(cell) if i in won else cell for cell, won in zip(cells, winners, strict=True))])
-    table = Table(rows, ("", *(column.heading for column in COLUMNS)), style="wide")
-    rates = over_rate(points)
+    table = Table(rows, ("", *(column.heading for column in columns)), style="wide")
+    rates, found_again = over_rate(points), reuse(points, names)
     sections = [
         Section("table", "All points", "The best of each column in green and bold.", tables=[table]),
         *(
@@ -145,6 +155,7 @@ def comparison_page(points: Sequence[Point]) -> str:
             else []
         ),
         Section("speed", "Speed", "", [pareto(points, names), *speed(points, names)]),
+        *([Section("reuse", "Reuse", REUSE, found_again)] if found_again else []),
         Section("memory", "Memory", "", memory(points, names)),
         Section("latency", "Latency", "Every request of every run.", distributions(points, names)),
     ]

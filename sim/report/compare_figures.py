@@ -9,6 +9,7 @@ from sim.metrics.slo import LIMITS
 from sim.report.figure import Figure, Json, line, numbers
 from sim.report.overlay import COLOURS, overlay
 from sim.report.points import Point, differences, said
+from sim.report.tier_figures import DEVICE, hits_by_tier, tier_words
 from sim.report.words import rate
 from sim.units import GIB
 
@@ -53,6 +54,105 @@ def memory(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
         _bars("kv", "KV memory held and live", held, names, sizes, "GiB"),
         _bars("waste", "Waste and hit rate", found, names, shares, "%"),
     ]
+
+
+def reuse(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
+    """What was found in memory against the time it saves; nothing where all points found the same share."""
+    known = [
+        (name, point.numbers)
+        for name, point in zip(names, points, strict=True)
+        if point.numbers["kvtwin"]["prefix_hit_frac"] is not None and point.numbers["mean_ttft_ms"] is not None
+    ]
+    hits = [100 * of["kvtwin"]["prefix_hit_frac"] for _, of in known]
+    if len(set(hits)) < 2:
+        return []
+    ttft = {key: [of[f"{key}_ttft_ms"] for _, of in known] for key in ("mean", "p99")}
+    shown = [name for name, _ in known]
+    traces: list[Json] = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": numbers([hit]),
+            "y": numbers([values[i]]),
+            "name": name,
+            "legendgroup": name,
+            "showlegend": key == "mean",
+            "marker": {
+                "size": 11,
+                "color": COLOURS[i % len(COLOURS)],
+                "symbol": "circle" if key == "mean" else "triangle-up-open",
+            },
+            "hovertemplate": f"%{{x:.1f}} % found<br>{key} %{{y:.4g}} ms",
+            "cliponaxis": False,
+        }
+        for i, (name, hit) in enumerate(zip(shown, hits, strict=True))
+        for key, values in ttft.items()
+    ]
+    figures = [
+        Figure(
+            "hits-ttft",
+            "Hit rate against time to first token",
+            "Share of prompt tokens found in memory, and how long users waited, on average (dots) and at the 99th "
+            "percentile (triangles): right and low is best.",
+            traces,
+            {
+                "xaxis": {"title": {"text": "prompt tokens found [%]"}},
+                "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
+                "hovermode": "closest",
+            },
+            ("", "hit rate", "TTFT mean [ms]", "TTFT p99 [ms]"),
+            [
+                (name, f"{hit:.1f} %", rate(mean), rate(p99))
+                for name, hit, mean, p99 in zip(shown, hits, ttft["mean"], ttft["p99"], strict=True)
+            ],
+            height_px=360,
+        )
+    ]
+    by_tier = {
+        name: hits_by_tier(of["kvtwin"]["counts"]) or {DEVICE: of["kvtwin"]["cached_tokens"]} for name, of in known
+    }
+    tiers = list(dict.fromkeys(tier for found in by_tier.values() for tier in found))
+    if len(tiers) > 1:
+        shares = {
+            tier_words(tier): [
+                100 * by_tier[name].get(tier, 0) / max(1, of["total_input_tokens"]) for name, of in known
+            ]
+            for tier in tiers
+        }
+        figures.append(_found(shown, shares))
+    return figures
+
+
+def _found(names: Sequence[str], shares: Mapping[str, Sequence[float]]) -> Figure:
+    """Prompt tokens by the tier that they were found in, of each point that has tiers."""
+    colours = ("--blue", "--purple", "--orange", "--teal", "--red")
+    return Figure(
+        "found",
+        "Where they were found",
+        "Prompt tokens by the memory that held their keys and values.",
+        [
+            {
+                "type": "bar",
+                "orientation": "h",
+                "x": numbers(values),
+                "y": list(names),
+                "name": tier,
+                "marker": {"color": colour, "line": {"width": 0}},
+                "hovertemplate": f"%{{y}}: %{{x:.1f}} %<extra>{tier}</extra>",
+            }
+            for (tier, values), colour in zip(shares.items(), colours, strict=False)
+        ],
+        {
+            "barmode": "stack",
+            "xaxis": {"title": {"text": "prompt tokens [%]"}, "rangemode": "tozero"},
+            "yaxis": {"autorange": "reversed", "type": "category"},
+            "hovermode": "closest",
+            "legend": {"traceorder": "normal"},
+        },
+        ("", *shares),
+        [(name, *(f"{values[i]:.1f} %" for values in shares.values())) for i, name in enumerate(names)],
+        height_px=110 + 24 * len(names),
+    )
 
 
 def pareto(points: Sequence[Point], names: Sequence[str]) -> Figure:

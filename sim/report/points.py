@@ -12,6 +12,8 @@ from sim.report.files import SCHEMA_VERSION
 from sim.report.words import class_words
 
 Settings = dict[str, Any]
+IMPLIED = {"preemption._target_": "cache."}
+"""Settings that come with another part's choice, unless they are chosen too: told as if they were that part's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ def differences(points: Sequence[Point]) -> list[Settings]:
     for point in points:
         mine = {}
         for key in varying:
-            owners = [c for c in classes if key != c and key.startswith(c.removesuffix("_target_"))]
+            owners = [
+                c for c in classes if key != c and f"{IMPLIED.get(key, '')}{key}".startswith(c[: -len("_target_")])
+            ]
             peers = [p for p in points if all(p.settings.get(c) == point.settings.get(c) for c in owners)]
             differs = len({repr(p.settings.get(key)) for p in peers}) > 1
             if key in point.settings and (not owners or differs) and not _is_copy(key, varying):

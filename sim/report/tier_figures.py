@@ -64,6 +64,15 @@ def hits_by_tier(counts: Mapping[str, int | float]) -> dict[str, int]:
     return {name: found[name] for name in (DEVICE, *below)} if below else {}
 
 
+def found_below_frac(numbers: Mapping[str, Any]) -> float | None:
+    """Share of a run's prompt tokens that were found in memory below the device, from its summary; None without any."""
+    found = hits_by_tier(numbers["kvtwin"]["counts"])
+    if not found:
+        return None
+    below = sum(n_tokens for name, n_tokens in found.items() if name != DEVICE)
+    return below / max(1, int(numbers["total_input_tokens"]))
+
+
 def tier_words(name: str) -> str:
     """A tier as a reader knows it."""
     return "device memory" if name == DEVICE else name

@@ -11,8 +11,8 @@ from rich.console import Console
 from sim.errors import ConfigError
 from sim.metrics import Slo
 from sim.report import write
-from sim.report.compare import COLUMNS, best_rows, compare, comparison_table
-from sim.report.compare_figures import frontier, over_rate, pareto
+from sim.report.compare import COLUMNS, best_rows, compare, comparison_table, shown_columns
+from sim.report.compare_figures import frontier, over_rate, pareto, reuse
 from sim.report.overlay import overlay
 from sim.report.points import differences, labels, read_points
 from tests.sim.report.browser import CHROMIUM, Browser
@@ -109,7 +109,7 @@ def test_comparing_writes_a_page_and_a_file_beside_the_runs(folder):
     assert [row["path"] for row in rows] == [str(i) for i in range(6)]
     numbers = json.loads((folder / "3" / "summary.json").read_text())
     assert rows[3]["goodput [req/s]"] == numbers["request_goodput"]
-    assert len(re.findall(r"<figure", (folder / "compare.html").read_text())) == 14
+    assert len(re.findall(r"<figure", (folder / "compare.html").read_text())) == 15
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: run tests/setup_chromium.sh as root")
@@ -117,7 +117,7 @@ def test_the_comparison_is_drawn_offline_without_errors(folder, tmp_path):
     compare(folder)
     with Browser(tmp_path / "profile") as browser:
         browser.open(folder / "compare.html", "dark")
-        assert browser.n_drawn() == 14
+        assert browser.n_drawn() == 15
         assert browser.problems == []
         assert browser.requests == []
 
@@ -171,3 +171,45 @@ def test_folders_that_cannot_be_compared_are_refused(tmp_path, version, message)
         (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": version}))
     with pytest.raises(ConfigError, match=message):
         compare(tmp_path)
+
+
+def two(folder, first, second):
+    for i, (how, settings) in enumerate((first, second)):
+        result = tiny_run(seed=i, n_requests=30, config={**config("PagedCache", 5.0), **settings}, **how).result
+        write(result, SLO, folder / str(i))
+    return read_points(folder)
+
+
+def test_hit_rates_are_shown_beside_the_time_they_save(tmp_path):
+    points = two(tmp_path, ({}, {"eviction": {"_target_": "a.Lru"}}), ({}, {"eviction": {"_target_": "a.Lfu"}}))
+    (chart,) = reuse(points, labels(points))
+    for i, (row, point) in enumerate(zip(chart.rows, points, strict=True)):
+        hit = 100 * point.numbers["kvtwin"]["prefix_hit_frac"]
+        assert row[:2] == (labels(points)[i], f"{hit:.1f} %")
+        assert chart.traces[2 * i]["x"] == [float(f"{hit:.5g}")]
+        assert chart.traces[2 * i]["y"] == [float(f"{point.numbers['mean_ttft_ms']:.5g}")]
+    assert reuse([points[0], points[0]], ["a", "b"]) == [], "the same share: nothing to see"
+
+
+def test_where_prompts_were_found_is_shown_as_soon_as_one_point_has_tiers(tmp_path):
+    points = two(tmp_path, ({}, {"seed": 1}), ({"preempts": 0.1}, {"seed": 2}))
+    _, found = reuse(points, labels(points))
+    assert [trace["name"] for trace in found.traces] == ["device memory", "dram"]
+    n_input = points[1].numbers["total_input_tokens"]
+    assert found.rows[1][1:] == (f"{100 * 700 / n_input:.1f} %", f"{100 * 300 / n_input:.1f} %")
+    assert found.rows[0][2] == "0.0 %"
+    headings = {column.heading for column in shown_columns(points)}
+    assert {"found below the device", "came back by swap"} <= headings
+    assert not {"found below the device", "came back by swap"} & {c.heading for c in shown_columns(points[:1])}
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ({"cache": {"_target_": "a.Tiered"}, "preemption": {"_target_": "a.Swap"}}, "cache tiered"),
+        ({"preemption": {"_target_": "a.Swap"}}, "preemption swap"),
+    ],
+)
+def test_a_choice_that_comes_with_another_is_told_only_where_it_was_made(tmp_path, second, told):
+    points = two(tmp_path, ({}, {"preemption": {"_target_": "a.Recompute"}}), ({}, second))
+    assert labels(points)[1] == told
