@@ -112,6 +112,7 @@ def configuration(recorded: EngineRun, profile: KernelProfile, hardware: str | N
         f"cache.block_tokens={settings.block_tokens}",
         f"cache.prefix_caching={str(settings.has_prefix_caching).lower()}",
         f"cache.watermark={settings.watermark_frac}",
+        f"cache.reserves_prompt={str(settings.reserves_prompt).lower()}",
         f"replicas={settings.data_parallel}",
         "router=least_loaded",
         "slo=none",

@@ -21,7 +21,8 @@ TITLES = {"ttft": "Time to first token", "tpot": "Time per output token", "e2el"
 def validation_page(
     run: EngineRun, predictions: Mapping[str, Predicted], lines: Mapping[str, list[Line]], notes: list[str]
 ) -> str:
-    """The page as HTML text."""
+    """The page as HTML text. Predictions that are the same to the nanosecond are drawn once."""
+    predictions = distinct(predictions)
     real = recorded_latencies(run)
     simulated = {name: predicted_latencies(run, predicted) for name, predicted in predictions.items()}
     distributions = [
@@ -39,6 +40,8 @@ def validation_page(
         title=f"kvtwin: {run.path.name} predicted",
         heading=f"{settings.model}, vLLM {settings.vllm_version}: predicted",
         lead=f"{len(run)} recorded requests, simulated with a profile of the device's kernels.",
+        verdict=[verdict(name, found) for name, found in lines.items()],
+        mood="good" if all(one.is_met for found in lines.values() for one in found) else "fair",
         sections=[
             Section("errors", "Errors", "Simulated against recorded.", tables=[errors(lines)]),
             Section("distributions", "Distributions", "", distributions),
@@ -51,14 +54,53 @@ def validation_page(
     return render(page)
 
 
+def distinct(predictions: Mapping[str, Predicted]) -> dict[str, Predicted]:
+    """Predictions by name, those that say the same under one name."""
+    kept: dict[str, Predicted] = {}
+    for name, one in predictions.items():
+        for known, other in kept.items():
+            if np.array_equal(one.first_token_ns, other.first_token_ns) and np.array_equal(
+                one.last_token_ns, other.last_token_ns
+            ):
+                kept = {f"{known} = {name}" if key == known else key: value for key, value in kept.items()}
+                break
+        else:
+            kept[name] = one
+    return kept
+
+
+def verdict(name: str, lines: list[Line]) -> str:
+    """How far a prediction is off at most, in words."""
+    means = [line for line in lines if not line.statistic.startswith("p")]
+    percentiles = [line for line in lines if line.statistic.startswith("p")]
+    parts = []
+    for what, found in (("means", means), ("percentiles", percentiles)):
+        if found:
+            worst = max(found, key=lambda line: abs(line.error_frac))
+            parts.append(
+                f"{what} within {abs(worst.error_frac):.1%} ({worst.metric.upper()} {worst.statistic} "
+                f"{worst.error_frac:+.1%}, allowed {worst.tolerance_frac:.0%})"
+            )
+    return f"{name}: {', '.join(parts)}"
+
+
 def errors(lines: Mapping[str, list[Line]]) -> Table:
-    """Every statistic with the error of every prediction."""
-    headings = ["", *(f"{name}: {what}" for name in lines for what in ("recorded", "simulated", "error"))]
-    rows = []
+    """Every statistic with the error of every prediction; as recorded once for predictions judged on the same."""
+    headings, rows = [""], []
+    shown = []
+    for i, (name, found) in enumerate(lines.items()):
+        earlier = list(lines.values())[i - 1] if i else []
+        is_new = [line.real for line in found] != [line.real for line in earlier]
+        headings += [*(["recorded" if not i else "recorded, rest"] if is_new else []), name, "error"]
+        shown.append(is_new)
     for group in zip(*lines.values(), strict=True):
         cells = [f"{group[0].metric.upper()} {group[0].statistic} [{group[0].unit}]"]
-        for one in group:
-            cells += [f"{one.real:,.1f}", f"{one.simulated:,.1f}", f"{one.error_frac:+.1%}"]
+        for one, is_new in zip(group, shown, strict=True):
+            cells += [
+                *([f"{one.real:,.1f}"] if is_new else []),
+                f"{one.simulated:,.1f}",
+                f"{one.error_frac:+.1%}{'' if one.is_met else ' beyond'}",
+            ]
         rows.append(cells)
     return Table(rows, headings, style="wide")
 
@@ -102,17 +144,9 @@ def scatter(metric: str, real: Any, simulated: Mapping[str, Any]) -> Figure:
 
 def over_time(run: EngineRun, predictions: Mapping[str, Predicted]) -> list[Figure]:
     """Running, waiting, and tokens in and out, once a second."""
-    name, predicted = list(predictions.items())[-1]
-    end_ns = int(max(run.last_token_ns.max(), predicted.last_token_ns.max()))
+    end_ns = int(max(run.last_token_ns.max(), *(one.last_token_ns.max() for one in predictions.values())))
     seconds = np.arange(1, end_ns // NS_PER_S + 2)
-    order = np.argsort(predicted.result.requests.column("id"))
-    scheduled = predicted.result.requests.column("scheduled_ns")[order]
-    simulated = {
-        "running": inside(scheduled, predicted.last_token_ns, seconds),
-        "waiting": inside(predicted.queued_ns, scheduled, seconds),
-        "prompt_throughput": by_second(predicted.first_token_ns, run.prompt_tokens, len(seconds)),
-        "gen_throughput": generated(predicted, len(seconds)),
-    }
+    courses = {name: course(run, predicted, seconds) for name, predicted in predictions.items()}
     titles = {
         "running": ("Running", "requests"),
         "waiting": ("Waiting", "requests"),
@@ -121,7 +155,10 @@ def over_time(run: EngineRun, predictions: Mapping[str, Predicted]) -> list[Figu
     }
     figures = []
     for column, (title, unit) in titles.items():
-        traces = [line(numbers(seconds), numbers(simulated[column]), f"simulated, {name}", COLOURS[1])]
+        traces = [
+            line(numbers(seconds), numbers(of[column]), name, COLOURS[i])
+            for i, (name, of) in enumerate(courses.items(), 1)
+        ]
         recorded = run.timeseries.get(column)
         if recorded is not None:
             t = numbers(run.timeseries["t"])
@@ -139,6 +176,18 @@ def over_time(run: EngineRun, predictions: Mapping[str, Predicted]) -> list[Figu
             )
         )
     return figures
+
+
+def course(run: EngineRun, predicted: Predicted, seconds: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """A prediction's columns of the time series."""
+    order = np.argsort(predicted.result.requests.column("id"))
+    scheduled = predicted.result.requests.column("scheduled_ns")[order]
+    return {
+        "running": inside(scheduled, predicted.last_token_ns, seconds),
+        "waiting": inside(predicted.queued_ns, scheduled, seconds),
+        "prompt_throughput": by_second(predicted.first_token_ns, run.prompt_tokens, len(seconds)),
+        "gen_throughput": generated(predicted, len(seconds)),
+    }
 
 
 def inside(begin_ns: Ints, end_ns: Ints, seconds: npt.NDArray[np.int64]) -> Ints:

@@ -48,6 +48,9 @@ class PagedCache:
         The model's attention window: older KV is dropped while decoding [tokens].
     kv_bytes_per_token : float
         What copying a token moves [B].
+    reserves_prompt : bool
+        Whether a sequence is admitted only if its whole prompt has room, though it takes its first piece alone: vLLM's
+        ``scheduler_reserve_full_isl``, so that fewer are preempted where prompts come in pieces.
     """
 
     _names_private = False  # whether text that nobody shares gets an identity too
@@ -61,6 +64,7 @@ class PagedCache:
         watermark: float = 0.0,
         window_tokens: int | None = None,
         kv_bytes_per_token: float = 0.0,
+        reserves_prompt: bool = False,
     ) -> None:
         if block_tokens < 1 or block_tokens & (block_tokens - 1):
             raise ConfigError(f"cache.block_tokens must be a power of two >= 1 [tokens], got {block_tokens}")
@@ -82,6 +86,7 @@ class PagedCache:
         self.shared_tokens = 0
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.n_blocks)
+        self._reserves_prompt = reserves_prompt
         self._free = eviction(self.n_blocks)
         self._index = PrefixIndex(block_tokens, isinstance(self._free, Divider))
         self._n_free = self.n_blocks
@@ -113,7 +118,8 @@ class PagedCache:
                     n_unparked += n_blocks
             start = n_matched * size
             n_new = -(-(start + n_tokens) // size) - n_matched
-            if n_new + n_unparked + self._watermark_blocks > free:
+            n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_matched
+            if n_asked + n_unparked + self._watermark_blocks > free:
                 return False
             table = sequence.holding = BlockTable(n_matched, n_matched)
             sequence.computed_tokens = start

@@ -22,6 +22,7 @@ from sim.cost.iteration import IterationCost
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.run import run
 from tests.calibration.engine_folder import Listed, traffic, write_bundle, write_run
+from tests.sim.report.browser import CHROMIUM, Browser
 
 LLAMA = ("layernorm", "qkv_proj", "rotary_emb", "o_proj", "gate_up_proj", "act_fn", "down_proj", "embedding")
 LLAMA = (*LLAMA, "final_layernorm")
@@ -61,13 +62,19 @@ def two_ranks(tmp_path_factory) -> Path:
         "model": "/data/model/Qwen3-32B",
         "vllm_version": "0.28.0",
         "engine_kwargs": {"tensor_parallel_size": 2, "max_num_seqs": 48, "max_num_batched_tokens": 1024},
-        "kv_cache": {"num_gpu_blocks": 20_000, "block_size": 32, "enable_prefix_caching": True},
+        "kv_cache": {"num_gpu_blocks": 500, "block_size": 32, "enable_prefix_caching": True},
         "hardware": {"device_name": "NVIDIA RTX PRO 6000 Blackwell Server Edition"},
         "resolved_config": {
             "cache_config": {"cache_dtype": "auto", "gpu_memory_utilization": 0.92},
             "compilation_config": {"cudagraph_capture_sizes": [1, 8, 64]},
             "model_config": {"dtype": "torch.bfloat16", "max_model_len": 4096, "quantization": None},
-            "scheduler_config": {"async_scheduling": True, "enable_chunked_prefill": True, "policy": "fcfs"},
+            "scheduler_config": {
+                "async_scheduling": True,
+                "enable_chunked_prefill": True,
+                "policy": "fcfs",
+                "scheduler_reserve_full_isl": True,
+                "watermark": 0.01,
+            },
         },
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -77,7 +84,8 @@ def two_ranks(tmp_path_factory) -> Path:
     profile = kernels_of(read_engine_run(folder), folder, lambda _: None)
     overrides = [
         "model=qwen3-32b", "model.max_len=4096", "hardware=rtxpro6000", "hardware.tensor_parallel=2",
-        "hardware.kv_blocks=20000", "cache=paged", "cache.block_tokens=32", "batching=chunked",
+        "hardware.kv_blocks=500", "cache=paged", "cache.block_tokens=32", "batching=chunked",
+        "cache.reserves_prompt=true", "cache.watermark=0.01",
         "batching.max_num_seqs=48", "batching.max_num_batched_tokens=1024", "batching.plans_ahead=true",
     ]  # fmt: skip
     write_run(folder, meta, requests, answered(profile, overrides, "async", (1, 8, 64), requests))
@@ -128,9 +136,22 @@ def test_the_command_prints_the_table_of_two_ranks(two_ranks, tmp_path, capsys):
     validate(str(two_ranks), None, str(tmp_path))
     said = capsys.readouterr().out
     assert "TTFT mean [ms]" in said
-    assert "against the engine's 20000" in said
+    assert "against the engine's 500: WRONG" in said
     assert "nothing is shared" in said
     assert str(Path(__file__).resolve().parents[2]) not in said
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: whether the page is drawn cannot be seen")
+def test_the_page_is_drawn_in_light_and_dark_without_network(two_ranks, tmp_path, capsys):
+    validate(str(two_ranks), None, str(tmp_path))
+    capsys.readouterr()
+    with Browser(tmp_path / "profile") as browser:
+        for scheme in ("light", "dark"):
+            browser.open(tmp_path / "validation.html", scheme)
+            assert browser.n_drawn() == 3 + 3 + 4  # distributions, scatters, courses
+        assert "kernels alone" in browser.evaluate("document.body.innerText")
+        assert browser.problems == []
+        assert browser.requests == []
 
 
 def test_ranks_wait_for_all_reduces_as_measured_between_them(two_ranks):
