@@ -56,13 +56,13 @@ def two_ranks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two_ranks")
     write_bundle(folder / "profile", "Qwen/Qwen3-32B", 2, is_new=True, layers=QWEN)
     (folder / "profile" / "hardware.yaml").write_text(INTERCONNECT, encoding="utf-8")
-    requests = traffic(60, 6.0, (50, 900), (20, 150))
+    requests = traffic(60, 12.0, (50, 900), (20, 150))
     meta = {
         "schema_version": 1,
         "model": "/data/model/Qwen3-32B",
         "vllm_version": "0.28.0",
-        "engine_kwargs": {"tensor_parallel_size": 2, "max_num_seqs": 48, "max_num_batched_tokens": 1024},
-        "kv_cache": {"num_gpu_blocks": 500, "block_size": 32, "enable_prefix_caching": True},
+        "engine_kwargs": {"tensor_parallel_size": 2, "max_num_seqs": 48, "max_num_batched_tokens": 256},
+        "kv_cache": {"num_gpu_blocks": 120, "block_size": 32, "enable_prefix_caching": True},
         "hardware": {"device_name": "NVIDIA RTX PRO 6000 Blackwell Server Edition"},
         "resolved_config": {
             "cache_config": {"cache_dtype": "auto", "gpu_memory_utilization": 0.92},
@@ -84,9 +84,9 @@ def two_ranks(tmp_path_factory) -> Path:
     profile = kernels_of(read_engine_run(folder), folder, lambda _: None)
     overrides = [
         "model=qwen3-32b", "model.max_len=4096", "hardware=rtxpro6000", "hardware.tensor_parallel=2",
-        "hardware.kv_blocks=500", "cache=paged", "cache.block_tokens=32", "batching=chunked",
+        "hardware.kv_blocks=120", "cache=paged", "cache.block_tokens=32", "batching=chunked",
         "cache.reserves_prompt=true", "cache.watermark=0.01",
-        "batching.max_num_seqs=48", "batching.max_num_batched_tokens=1024", "batching.plans_ahead=true",
+        "batching.max_num_seqs=48", "batching.max_num_batched_tokens=256", "batching.plans_ahead=true",
     ]  # fmt: skip
     write_run(folder, meta, requests, answered(profile, overrides, "async", (1, 8, 64), requests))
     return folder
@@ -136,7 +136,7 @@ def test_the_command_prints_the_table_of_two_ranks(two_ranks, tmp_path, capsys):
     validate(str(two_ranks), None, str(tmp_path))
     said = capsys.readouterr().out
     assert "TTFT mean [ms]" in said
-    assert "against the engine's 500: WRONG" in said
+    assert "against the engine's 120: WRONG" in said
     assert "nothing is shared" in said
     assert str(Path(__file__).resolve().parents[2]) not in said
 
