@@ -143,8 +143,8 @@ class DecodeLedger:
         return done
 
     def due(self) -> list[Sequence]:
-        """Members whose room is full now; each is named once per alarm."""
-        return self._pop(self.alarms)
+        """Members whose room is full now, in order of admission; each is named once per alarm."""
+        return sorted(self._pop(self.alarms), key=lambda sequence: sequence.order)
 
     def rearm(self, sequence: Sequence) -> None:
         """The cache gave a member more room: ask again when that is full."""

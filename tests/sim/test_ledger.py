@@ -57,6 +57,15 @@ def test_a_window_stops_growth_and_replaces_old_tokens():
     assert (a.computed_tokens, a.resident_tokens, a.dropped_tokens) == (16, 12, 4)
 
 
+def test_those_whose_room_is_full_are_named_in_order_of_admission():
+    """B joins later, with less room than it already fills: A, admitted before, is still asked first."""
+    ledger = DecodeLedger()
+    ledger.join(decoding(1, 5, 9, room=2))
+    ledger.advance(2)
+    ledger.join(decoding(2, 12, 9, room=-1))
+    assert orders(ledger.due()) == [1, 2]
+
+
 def test_padding_is_attended_and_counts_for_the_longest():
     ledger = DecodeLedger()
     ledger.join(decoding(1, 10, 9, padding=90))
