@@ -9,6 +9,9 @@ are computed, an answer's when its sequence lets go of them, so that neither evi
 `write="preempted"` what a preempted sequence holds (vLLM v0's swap space): there the next iteration waits for the copy,
 because it is to use the memory that is being read. Coming up, a sequence waits for its own transfer alone.
 
+Text that nobody shares (`Request.content` is None) is kept and copied only when its sequence is preempted: nobody else
+will ask for it. A real engine does not know that, so such traffic understates what goes down.
+
 Preemption frees blocks as everywhere; where they are below, coming back can load them instead of computing them again:
 `Preemption` says whether, each time. Full blocks alone go down, so the last tokens are always computed, as by vLLM v1's
 connectors. A tier that fails costs recomputation and nothing else.
@@ -45,7 +48,7 @@ class HierarchicalCache(PagedCache):
 
     Parameters
     ----------
-    capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens
+    capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens, reserves_prompt
         As of `PagedCache`.
     tiers : Tiers
         Fastest first.
@@ -96,9 +99,17 @@ class HierarchicalCache(PagedCache):
         max_batched_tokens: int = 8192,
         host_bytes_per_s: float | None = None,
         replica: int = 0,
+        reserves_prompt: bool = False,
     ) -> None:
         super().__init__(
-            capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens, kv_bytes_per_token
+            capacity_tokens,
+            eviction,
+            block_tokens,
+            prefix_caching,
+            watermark,
+            window_tokens,
+            kv_bytes_per_token,
+            reserves_prompt,
         )
         if tiers is None:
             raise ConfigError("cache=hierarchical needs tiers: tiers=dram or tiers=dram_nvme, got none")
@@ -133,10 +144,10 @@ class HierarchicalCache(PagedCache):
             ("swapped_out", "swapped_in", "recomputed", "reloaded_tokens", "recomputed_tokens", "prefetched_blocks"), 0
         )
 
-    _names_private = True
-
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence found in device memory, or loaded from below."""
+        if not self._is_known(sequence):
+            return 0
         n_here = super().match(sequence)
         found = self._found_below(sequence, n_here // self.block_tokens)
         return n_here + sum(found) * self.block_tokens
@@ -146,6 +157,11 @@ class HierarchicalCache(PagedCache):
         if sequence.holding is not None:
             return super().extend(sequence, n_tokens, ledger)
         self._ledger = ledger
+        if not self._is_known(sequence):
+            is_taken = super().extend(sequence, n_tokens, ledger)
+            if is_taken and self._staged:
+                self._write_back()
+            return is_taken
         n_here = super().match(sequence) // self.block_tokens
         found = self._found_below(sequence, n_here)
         n_below = sum(found)
@@ -166,7 +182,7 @@ class HierarchicalCache(PagedCache):
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:
         """As `PagedCache.trim`; with write-through, what is computed goes down."""
         super().trim(sequence, ledger)
-        if self._write == "through" and not sequence.dropped_tokens:
+        if self._write == "through" and sequence.request.content is not None and not sequence.dropped_tokens:
             blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
             self._n_sent[sequence] = self._save(0, blocks, self._n_sent.get(sequence, 0))
 
@@ -179,7 +195,13 @@ class HierarchicalCache(PagedCache):
 
     def release(self, sequence: Sequence, now_ns: int) -> None:
         """As `PagedCache.release`; with write-through the rest goes down, with ``preempted`` all that would be lost."""
+        is_own = sequence.request.content is None
+        if sequence.is_finished and is_own:
+            super().release(sequence, now_ns)
+            return
         self.abandon(sequence)
+        if is_own:
+            self._texts.setdefault(sequence, [])  # from now on it can be found
         blocks = []
         if self._write != "back" and not sequence.dropped_tokens:
             blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
@@ -206,7 +228,7 @@ class HierarchicalCache(PagedCache):
 
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""
-        if not self._overlap or sequence in self._prefetched:
+        if not self._overlap or sequence in self._prefetched or not self._is_known(sequence):
             return
         self._prefetched.add(sequence)
         text = self._ranges(sequence)
@@ -238,6 +260,11 @@ class HierarchicalCache(PagedCache):
                 f"room_tokens_{name}": tier.n_blocks * size,
             }
         return counts | self._counts
+
+    def _is_known(self, sequence: Sequence) -> bool:
+        """Whether anything may be found of a waiting sequence, by `PagedCache` too: of its own text once preempted."""
+        self._names_private = sequence.n_preemptions > 0
+        return self._names_private or sequence.request.content is not None
 
     def _count(self, sequence: Sequence, n_here: int, found: list[int]) -> None:
         """Who was admitted found so many blocks in device memory, and so many in each tier."""

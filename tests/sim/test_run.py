@@ -222,7 +222,7 @@ def test_help_names_every_choice() -> None:
     "choice",
     sorted(
         f"{path.parent.name}={path.stem}"
-        for group in ("model", "hardware", "batching", "queue", "router", "cost", "eviction", "slo")
+        for group in ("model", "hardware", "batching", "queue", "router", "cost", "eviction", "slo", "preemption")
         for path in (conf_dir() / group).glob("*.yaml")
         if path.stem != "belady"  # it is told the future, which `task=hit_rate` alone knows
     ),
@@ -234,6 +234,42 @@ def test_every_choice_composes_and_serves(choice: str) -> None:
     result = sim.simulate("scenario=synthetic", "scenario.n_requests=6", choice, *extra)
 
     assert len(result.requests) + len(result.refused) == 6
+
+
+TIGHT = ["scenario=synthetic", "scenario.n_requests=20", "scenario.rate=100", "hardware.kv_blocks=200"]
+
+
+@pytest.mark.parametrize("cache", ["paged", "hierarchical"])
+def test_preemption_does_what_it_is_called(cache: str) -> None:
+    swaps = {}
+    for preemption in ("recompute", "swap", "auto"):
+        result = sim.simulate(*TIGHT, f"cache={cache}", f"preemption={preemption}", "cache.prefix_caching=false")
+        assert len(result.preemptions) > 0
+        swaps[preemption] = result.preemptions.column("is_swap").tolist()
+    assert not any(swaps["recompute"])
+    assert all(swaps["swap"])
+    assert any(swaps["auto"]), "640 tokens over 50 GB/s take less than computing them"
+
+
+def test_a_hierarchical_cache_swaps_unless_told_otherwise() -> None:
+    assert compose(["cache=hierarchical"])["choices"]["preemption"] == "swap"
+    assert compose(["cache=hierarchical", "preemption=recompute"])["choices"]["preemption"] == "recompute"
+    assert compose([])["choices"]["preemption"] == "recompute"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["cache=static", "preemption=swap"], "preemption=swap needs blocks that can go down: cache=paged or"),
+        (["~tiers", "preemption=auto"], "preemption=auto needs memory below the device: tiers=dram or"),
+        (["~tiers", "cache=hierarchical"], "preemption=swap needs memory below the device: tiers=dram or"),
+        (["~tiers", "cache=hierarchical", "preemption=recompute"], "cache=hierarchical needs tiers: tiers=dram or"),
+        (["eviction=belady"], "eviction=belady must be told the future"),
+    ],
+)
+def test_what_cannot_be_done_is_said(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        sim.simulate(*SMALL, *overrides)
 
 
 def test_a_run_that_loses_a_request_is_a_bug_that_shows() -> None:

@@ -135,7 +135,7 @@ def test_every_way_of_writing_finds_the_same(write, overlap):
     assert len(run.recorder.transfers) > 0
 
 
-TWO = [asked(i, 0, 16, 40) for i in range(2)]
+TWO = [asked(i, 0, 16, 40, content=((i + 1, 16),), output_id=-10 - i) for i in range(2)]
 """Both prompts take 1,000 + 32 x 50 = 2,600 ns. 16 iterations later, at 18,600, both hold 32 tokens, all 16 blocks, and
 the second gives way. The first goes on for 23 iterations, to 41,600, and takes the last 6 of the 8 blocks. Then the
 second, which is to have 33 tokens computed, finds 8 of them in device memory and 24 in 6 blocks of 240 bytes below."""
@@ -167,6 +167,12 @@ def test_swapped_in_by_hand():
     assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (24, 1)
 
 
+def test_text_that_nobody_shares_goes_down_when_it_is_preempted_and_not_before_or_after():
+    run = house([asked(i, 0, 16, 40) for i in range(2)], preemption=Swap())
+    assert preemption_of(run) == (42_890, 1)
+    assert sent_of(run) == [("to dram", 18_600, 18_920, 320), ("from dram", 41_600, 41_840, 240)]
+
+
 def test_recomputed_by_hand():
     """25 tokens that are not in device memory: 41,600 + 1,000 + 25 x 50."""
     run = house(TWO, preemption=Recompute())
@@ -187,7 +193,7 @@ def test_auto_asks_the_link_as_it_is_at_that_moment(each_bytes, found_tokens):
     """Four transfers under way: 240 bytes beside them take 240 + 4 x 239 ns, which still pays, or 5 x 240."""
     run = house(TWO, preemption=Cheaper())
     kv = run.replicas[0].kv
-    again = Sequence(asked(0, 0, 16, 40))
+    again = Sequence(TWO[0])
     again.n_preemptions, again.generated_tokens, again.target_tokens = 1, 17, 33
     assert kv.match(again) == 32, "the state of the second, mirrored: 8 tokens in device memory, 24 below"
     for _ in range(4):
