@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,13 +11,13 @@ from sim.report.files import replacing
 from sim.report.html import Best, Page, Section, Table, Tile, render
 from sim.report.points import Point, labels, read_points
 from sim.report.tier_figures import found_below_frac
-from sim.report.words import count, gibibytes, milliseconds, percent, rate
+from sim.report.words import NOTHING, TERMS, count, gibibytes, milliseconds, percent, rate
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
-MAX_SIDE_BY_SIDE = 6
+MAX_SIDE_BY_SIDE = 8
 REUSE = "What is found need not be computed. What that is worth is time, so the two are shown together."
 
 
@@ -28,6 +28,10 @@ class Column(NamedTuple):
     of: Callable[[dict[str, Any]], float | None]
     words: Callable[[float | None], str]
     is_more_better: bool | None = None
+
+
+def _count(value: float | None) -> str:
+    return NOTHING if value is None else count(value)
 
 
 COLUMNS = (
@@ -42,10 +46,13 @@ COLUMNS = (
     Column("KV held", lambda n: n["kvtwin"]["kv"]["held_bytes"], lambda v: gibibytes(v or 0.0), False),
     Column("KV live", lambda n: n["kvtwin"]["kv"]["live_bytes"], lambda v: gibibytes(v or 0.0)),
     Column("waste", lambda n: n["kvtwin"]["kv"]["waste_frac"], percent, False),
+    Column("attended", lambda n: n["kvtwin"]["counts"].get("attended_frac"), percent),
+    Column("bits per element", lambda n: n["kvtwin"]["counts"].get("bits_per_element"), rate),
+    Column("resizes", lambda n: n["kvtwin"]["counts"].get("resizes") or None, _count),
     Column("hit rate", lambda n: n["kvtwin"]["prefix_hit_frac"], percent, True),
     Column("found below the device", found_below_frac, percent),
     Column("preemptions", lambda n: n["kvtwin"]["preemptions"], lambda v: count(v or 0), False),
-    Column("came back by swap", lambda n: n["kvtwin"]["swaps"] or None, lambda v: count(v or 0)),
+    Column("came back by swap", lambda n: n["kvtwin"]["swaps"] or None, _count),
     Column("refused", lambda n: n["failed"], lambda v: count(v or 0), False),
 )
 
@@ -96,41 +103,53 @@ def compare_task(*, dir: str, out: Path, console: "Console") -> None:  # noqa: A
 
 
 def best_rows(points: Sequence[Point], column: Column) -> set[int]:
-    """Which points win a column; none if all are equal, and never one that served nobody."""
+    """Which points win a column, as far as one can read; none if all do, and never one that served nobody."""
     values = [column.of(dict(point.numbers)) if point.numbers["completed"] else None for point in points]
     known = [value for value in values if value is not None]
-    if column.is_more_better is None or len(set(known)) < 2:
+    if column.is_more_better is None or len({column.words(value) for value in known}) < 2:
         return set()
-    target = max(known) if column.is_more_better else min(known)
-    return {i for i, value in enumerate(values) if value == target}
+    best = column.words(max(known) if column.is_more_better else min(known))
+    return {i for i, value in enumerate(values) if value is not None and column.words(value) == best}
 
 
 def comparison_table(points: Sequence[Point]) -> "RenderableType":
     """The comparison for a rich console; the best of each metric is green and starred.
 
-    A few points stand side by side; many stand one below another.
+    Points stand side by side, as many as the console is wide; the others below.
     """
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table as RichTable
+    return _SideBySide(points)
 
-    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    columns = shown_columns(points)
-    winners = [best_rows(points, column) for column in columns]
-    if len(points) <= MAX_SIDE_BY_SIDE:
-        for name in labels(points):
-            table.add_column(escape(name).replace(", ", "\n"), justify="right")
-        for column, won in zip(columns, winners, strict=True):
-            cells = [column.words(column.of(dict(point.numbers))) for point in points]
-            table.add_row(escape(column.heading), *(_marked(cell, i in won) for i, cell in enumerate(cells)))
-        return table
-    for column in columns:
-        table.add_column(escape(column.heading), justify="right")
-    for i, (name, point) in enumerate(zip(labels(points), points, strict=True)):
-        cells = [column.words(column.of(dict(point.numbers))) for column in columns]
-        table.add_row(escape(name), *(_marked(cell, i in won) for cell, won in zip(cells, winners, strict=True)))
-    return table
+
+class _SideBySide:
+    """Tables as wide as the console."""
+
+    def __init__(self, points: Sequence[Point]) -> None:
+        self.points = points
+
+    def __rich_console__(self, console: "Console", options: Any) -> Iterator["RenderableType"]:
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table as RichTable
+
+        columns, names = shown_columns(self.points), labels(self.points)
+        winners = [best_rows(self.points, column) for column in columns]
+        room = options.max_width - max(len(column.heading) for column in columns)
+        for cut in (", ", " "):  # names in as few lines as fit
+            heads = [escape(name.replace(", ", "\n").replace(cut, "\n")) for name in names]
+            widest = max(10, *(len(word) for head in heads for word in head.split("\n")))
+            n_beside = max(1, room // (widest + 3))
+            if n_beside >= len(names):
+                break
+        for start in range(0, len(names), n_beside):
+            shown = range(start, min(start + n_beside, len(names)))
+            table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+            table.add_column("")
+            for i in shown:
+                table.add_column(heads[i], justify="right")
+            for column, won in zip(columns, winners, strict=True):
+                cells = {i: column.words(column.of(dict(self.points[i].numbers))) for i in shown}
+                table.add_row(escape(column.heading), *(_marked(cells[i], i in won) for i in shown))
+            yield table
 
 
 def _marked(cell: str, is_best: bool) -> str:
@@ -145,10 +164,13 @@ def comparison_page(points: Sequence[Point]) -> str:
     for i, (name, point) in enumerate(zip(names, points, strict=True)):
         cells = [column.words(column.of(dict(point.numbers))) for column in columns]
         rows.append([name, *(Best(cell) if i in won else cell for cell, won in zip(cells, winners, strict=True))])
-    table = Table(rows, ("", *(column.heading for column in columns)), style="wide")
+    headings = ["", *(column.heading for column in columns)]
+    if len(points) <= MAX_SIDE_BY_SIDE:
+        headings, *rows = (list(row) for row in zip(headings, *rows, strict=True))
+    table = Table(rows, headings, style="wide")
     rates, found_again = over_rate(points), reuse(points, names)
     sections = [
-        Section("table", "All points", "The best of each column in green and bold.", tables=[table]),
+        Section("table", "All points", "The best of each number in green and bold.", tables=[table]),
         *(
             [Section("rate", "Against the offered rate", "Where latency turns upward, capacity ends.", rates)]
             if rates
@@ -158,6 +180,7 @@ def comparison_page(points: Sequence[Point]) -> str:
         *([Section("reuse", "Reuse", REUSE, found_again)] if found_again else []),
         Section("memory", "Memory", "", memory(points, names)),
         Section("latency", "Latency", "Every request of every run.", distributions(points, names)),
+        Section("words", "Words", "What the terms on this page mean.", tables=[Table(TERMS, style="facts")]),
     ]
     page = Page(
         title=f"kvtwin: {len(points)} runs compared",
@@ -178,5 +201,9 @@ def _winners(points: Sequence[Point], names: Sequence[str]) -> list[Tile]:
         if won:
             title, _, unit = heading.partition(" [")
             value = column.words(column.of(dict(points[won[0]].numbers)))
-            tiles.append(Tile(f"Best {title}", value, unit.rstrip("]"), "; ".join(names[i] for i in won[:3])))
+            tiles.append(Tile(f"Best {title}", value, unit.rstrip("]"), _listed([names[i] for i in won])))
     return tiles
+
+
+def _listed(names: Sequence[str], most: int = 3) -> str:
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")

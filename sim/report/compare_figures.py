@@ -14,6 +14,7 @@ from sim.report.words import rate
 from sim.units import GIB
 
 MAX_CURVES = 8
+LOG_ABOVE = 40.0  # ratio of the longest bar to the shortest beyond which their axis is logarithmic
 RATE_KEY = "scenario.rate"
 TITLES = {"ttft_ms": "Time to first token", "tpot_ms": "Time per output token", "e2el_ms": "End-to-end latency"}
 
@@ -38,20 +39,20 @@ def memory(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
     """KV memory held and live, and what was found again."""
     kv = [point.numbers["kvtwin"]["kv"] for point in points]
     sizes = {
-        "held": [facts["held_bytes"] / GIB for facts in kv],
-        "live": [facts["live_bytes"] / GIB for facts in kv],
+        name: [facts[f"{key}_frac"] * facts["capacity_tokens"] * facts["bytes_per_token"] / GIB for facts in kv]
+        for name, key in (("in use", "live"), ("reserved", "reserved"), ("lost to rounding", "internal"))
     }
     shares = {
         "waste": [100 * facts["waste_frac"] for facts in kv],
         "prefix hit rate": [100 * (point.numbers["kvtwin"]["prefix_hit_frac"] or 0.0) for point in points],
     }
     held = (
-        "Per replica, average while the engine worked: slots held by running requests, and KV in them. "
-        "Live exceeds held where requests share a prefix."
+        "Per replica, average while the engine worked: slots of running requests that hold keys and values, that are "
+        "reserved for tokens to come, and that no token is meant for."
     )
     found = "Held slots that are empty, and prompt tokens found in the cache."
     return [
-        _bars("kv", "KV memory held and live", held, names, sizes, "GiB"),
+        _bars("kv", "KV memory held, and what for", held, names, sizes, "GiB", is_stacked=True),
         _bars("waste", "Waste and hit rate", found, names, shares, "%"),
     ]
 
@@ -162,34 +163,39 @@ def pareto(points: Sequence[Point], names: Sequence[str]) -> Figure:
     x = [point.numbers["kvtwin"]["tokens_per_s_per_user"] for point in points]
     y = [point.numbers["kvtwin"]["total_token_throughput_per_device"] for point in points]
     front = frontier(x, y)
-    dots: Json = {
-        "type": "scatter",
-        "mode": "markers+text" if len(points) <= 12 else "markers",
-        "x": numbers(x),
-        "y": numbers(y),
-        "text": list(names),
-        "textposition": "top center",
-        "marker": {"size": 10, "color": ["--green" if i in front else "--grey" for i in range(len(points))]},
-        "hovertemplate": "%{text}<br>%{x:.4g} tok/s for one user<br>%{y:.5g} tok/s per accelerator<extra></extra>",
-        "cliponaxis": False,
-    }
+    are_named = len(points) <= MAX_CURVES
+    dots = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": numbers([a]),
+            "y": numbers([b]),
+            "name": name,
+            "marker": {"size": 11, "color": COLOURS[i] if are_named else "--green" if i in front else "--grey"},
+            "hovertemplate": "%{x:.4g} tok/s for one user<br>%{y:.5g} tok/s per accelerator",
+            "cliponaxis": False,
+        }
+        for i, (name, a, b) in enumerate(zip(names, x, y, strict=True))
+    ]
     edge = line(
         numbers([x[i] for i in front]),
         numbers([y[i] for i in front]),
         "",
         "--green",
         line={"width": 1.5, "dash": "dot"},
+        showlegend=False,
+        hoverinfo="skip",
     )
     return Figure(
         "pareto",
         "Throughput against speed for the user",
         "Tokens per second of each accelerator (prompt and output) against tokens per second that one user sees "
-        "(1 / median TPOT). The points on the line are beaten by none in both.",
-        [edge, dots],
+        "(1 / median TPOT). The points on the line are beaten by none in both. Axes do not start at zero.",
+        [edge, *dots],
         {
-            "xaxis": {"title": {"text": "tok/s for one user"}, "range": numbers([0, 1.12 * max(x, default=1.0)])},
-            "yaxis": {"title": {"text": "tok/s per accelerator"}, "rangemode": "tozero"},
-            "showlegend": False,
+            "xaxis": {"title": {"text": "tok/s for one user"}},
+            "yaxis": {"title": {"text": "tok/s per accelerator"}},
+            "showlegend": are_named,
             "hovermode": "closest",
         },
         ("", "tok/s for one user", "tok/s per accelerator"),
@@ -304,9 +310,16 @@ def _bars(
     names: Sequence[str],
     series: Mapping[str, Sequence[float | None]],
     unit: str,
+    is_stacked: bool = False,
 ) -> Figure:
     traces = []
-    for (name, values), colour in zip(series.items(), ("--blue", "--teal"), strict=False):
+    colours = ("--blue", "--orange", "--red") if is_stacked else ("--blue", "--teal")
+    xaxis: Json = {"title": {"text": unit}, "rangemode": "tozero"}
+    sizes = [value for values in series.values() for value in values if value]
+    if unit != "%" and not is_stacked and sizes and max(sizes) > LOG_ABOVE * min(sizes):
+        ends = np.log10([0.5 * min(sizes), 1.2 * max(sizes)])
+        xaxis = {"title": {"text": f"{unit}, logarithmic"}, "type": "log", "range": numbers(ends)}
+    for (name, values), colour in zip(series.items(), colours, strict=False):
         shown_x = numbers([np.nan if value is None else value for value in values])
         hover = f"%{{y}}: %{{x:.4g}} {unit}<extra>{name}</extra>"
         traces.append(
@@ -327,14 +340,15 @@ def _bars(
         caption,
         traces,
         {
-            "barmode": "group",
-            "xaxis": {"title": {"text": unit}, "rangemode": "tozero"},
+            "barmode": "stack" if is_stacked else "group",
+            "xaxis": xaxis,
             "yaxis": {"autorange": "reversed", "type": "category"},
             "showlegend": len(series) > 1,
             "hovermode": "closest",
+            "legend": {"traceorder": "normal"},
         },
         ("", *series),
         [(name, *(rate(column[i]) for column in columns)) for i, name in enumerate(names)],
-        height_px=110 + (26 if len(series) > 1 else 20) * len(names),
+        height_px=110 + (26 if len(series) > 1 and not is_stacked else 20) * len(names),
         is_wide=False,
     )

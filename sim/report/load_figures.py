@@ -48,7 +48,10 @@ def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> F
     idle, empty = np.maximum(0.0, used - held), np.maximum(0.0, held - live)
     traces = [line(x, numbers(live), "keys and values in use", "--blue", stackgroup="kv", fillcolor="--blue-soft")]
     if empty.any():
-        traces.append(line(x, numbers(empty), "held, but empty", "--red", stackgroup="kv", fillcolor="--red-soft"))
+        thin = {"width": 0.5}
+        traces.append(
+            line(x, numbers(empty), "held, but empty", "--red", line=thin, stackgroup="kv", fillcolor="--red-soft")
+        )
     if idle.any():
         traces.append(line(x, numbers(idle), "kept for reuse", "--teal", stackgroup="kv", fillcolor="--teal-soft"))
     traces.append(line(x, numbers(peak), "highest", "--grey", line={"width": 1, "dash": "dot"}))

@@ -62,6 +62,6 @@ def overlay(
         {"xaxis": xaxis, "yaxis": {"range": [0, 103], "ticksuffix": " %", "dtick": 25}, "hovermode": "closest"},
         (f"[{unit}]", "mean", *(f"p{q}" for q in QUANTILES)),
         rows,
-        height_px=300,
+        height_px=250 + 20 * len(traces) // (3 if is_wide else 1),
         is_wide=is_wide,
     )

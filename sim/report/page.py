@@ -12,38 +12,10 @@ from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
 from sim.report.terminal import KINDS, LATENCIES
 from sim.report.tier_figures import tiers_section
-from sim.report.words import class_words, count, duration, gibibytes, milliseconds, percent, rate, slo_words
+from sim.report.words import TERMS, class_words, count, duration, gibibytes, milliseconds, percent, rate, slo_words
 
 GOOD_FRAC, FAIR_FRAC = 0.99, 0.9  # share of requests within their objectives: MLPerf asks for 99 %
 MAX_LISTED = 8
-WORDS = (
-    ("request", "a prompt that a client sends, and the answer to it; both are counted in tokens, pieces of words"),
-    ("TTFT", "time to first token: from a request's arrival until its answer begins"),
-    ("TPOT", "time per output token: the mean gap between the tokens of one answer"),
-    ("ITL", "inter-token latency: every single gap between two tokens of an answer"),
-    ("E2EL", "end-to-end latency: from a request's arrival until its answer is complete"),
-    ("p99", "what 99 % of the requests do not exceed; p50 is the median"),
-    ("objective", "the longest that a client should wait; goodput counts only requests that met all their objectives"),
-    (
-        "iteration",
-        "one step of the engine: it computes prompts or pieces of them, and one token for each answer under way",
-    ),
-    ("batch size", "answers that get a token in the same iteration"),
-    (
-        "KV cache",
-        "keys and values that attention has computed for earlier tokens, kept so that they are not computed again",
-    ),
-    ("slot", "room for the keys and values of one token"),
-    ("prefix hit", "the start of a prompt was found in the cache, left there by an earlier request with the same text"),
-    ("kept for reuse", "left behind by finished requests for later ones to find; given up as soon as room is needed"),
-    ("evicted", "given up to make room"),
-    (
-        "preempted",
-        "a running request lost its memory to others; it is computed again, or brought back, and then goes on",
-    ),
-    ("replica", "one copy of the model with its own engine and cache, on one accelerator or several"),
-)
-"""Said on every page, for readers who have never seen one."""
 
 
 def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, Any]) -> str:
@@ -97,7 +69,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
                 "configuration", "Configuration", "Everything that was chosen.", tables=configuration(result.config)
             ),
             Section("provenance", "Provenance", "Where the numbers come from.", tables=provenance(result, ours)),
-            Section("words", "Words", "What the terms on this page mean.", tables=[Table(WORDS, style="facts")]),
+            Section("words", "Words", "What the terms on this page mean.", tables=[Table(TERMS, style="facts")]),
         ],
     )
     return render(page)

@@ -6,6 +6,35 @@ from collections.abc import Mapping
 from sim.units import GIB, MS_PER_S
 
 NOTHING = "–"
+TERMS = (
+    ("request", "a prompt that a client sends, and the answer to it; both are counted in tokens, pieces of words"),
+    ("TTFT", "time to first token: from a request's arrival until its answer begins"),
+    ("TPOT", "time per output token: the mean gap between the tokens of one answer"),
+    ("ITL", "inter-token latency: every single gap between two tokens of an answer"),
+    ("E2EL", "end-to-end latency: from a request's arrival until its answer is complete"),
+    ("p99", "what 99 % of the requests do not exceed; p50 is the median"),
+    ("objective", "the longest that a client should wait; goodput counts only requests that met all their objectives"),
+    (
+        "iteration",
+        "one step of the engine: it computes prompts or pieces of them, and one token for each answer under way",
+    ),
+    ("batch size", "answers that get a token in the same iteration"),
+    (
+        "KV cache",
+        "keys and values that attention has computed for earlier tokens, kept so that they are not computed again",
+    ),
+    ("slot", "room for the keys and values of one token"),
+    ("prefix hit", "the start of a prompt was found in the cache, left there by an earlier request with the same text"),
+    ("kept for reuse", "left behind by finished requests for later ones to find; given up as soon as room is needed"),
+    ("evicted", "given up to make room"),
+    (
+        "preempted",
+        "a running request lost its memory to others; it is computed again, or brought back, and then goes on",
+    ),
+    ("replica", "one copy of the model with its own engine and cache, on one accelerator or several"),
+)
+"""Said on every page, for readers who have never seen one."""
+
 SLO_NAMES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2EL"}
 
 
