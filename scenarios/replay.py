@@ -91,7 +91,7 @@ class Replay:
         """
         own_ids: bool | None = None
         classifier = Classifier() if self.classify else None
-        cap, slo_class = self.max_output_tokens, self.slo_class
+        cap, slo_class, asked_samples = self.max_output_tokens, self.slo_class, self.n_samples
         for number, row in enumerate(self.rows(seed)):
             (
                 arrival_ns,
@@ -115,20 +115,23 @@ class Replay:
                 raise TraceError(f"{self.path}:{line}: an id must be in every row or in none")
             if most is None or most < output:
                 most = output if cap is None or output > cap else cap
-            request = Request(
-                number if own_id is None else own_id,
-                arrival_ns,
-                prompt,
-                output,
-                most,
-                content,
-                output_id,
-                session_id,
-                turn,
-                row_class or slo_class,
-                priority,
-                self.n_samples or n_samples,
-                kind,
+            request = new_tuple(
+                Request,
+                (
+                    number if own_id is None else own_id,
+                    arrival_ns,
+                    prompt,
+                    output,
+                    most,
+                    content,
+                    output_id,
+                    session_id,
+                    turn,
+                    row_class or slo_class,
+                    priority,
+                    asked_samples or n_samples,
+                    kind,
+                ),
             )
             yield request if classifier is None else classifier.tagged(request)
 
@@ -188,16 +191,17 @@ class Replay:
         last_ns = 0
         end_ns = LAST_NS * min(self.rate_scale, 1.0)
         for row in read:
-            if row.arrival_ns > end_ns:
+            arrival_ns = row[0]
+            if not last_ns <= arrival_ns <= end_ns:
+                if arrival_ns > end_ns:
+                    raise TraceError(
+                        f"{self.path}:{row.line}: arrives {arrival_ns / NS_PER_S:.0f} s after the first row"
+                    )
                 raise TraceError(
-                    f"{self.path}:{row.line}: arrives {row.arrival_ns / NS_PER_S:.0f} s after the first row"
-                )
-            if row.arrival_ns < last_ns:
-                raise TraceError(
-                    f"{self.path}:{row.line}: arrives {(last_ns - row.arrival_ns) / NS_PER_S} s before the row "
+                    f"{self.path}:{row.line}: arrives {(last_ns - arrival_ns) / NS_PER_S} s before the row "
                     f"above it (scenario.sort=true brings rows into order)"
                 )
-            last_ns = row.arrival_ns
+            last_ns = arrival_ns
             yield row
 
     def _filled(self, read: Iterator[Row]) -> Iterator[Row]:
@@ -209,6 +213,9 @@ class Replay:
                     f"{self.path}:{row.line}: must have at least 1 token of prompt and of answer, got "
                     f"{row.prompt_tokens} and {row.output_tokens} (scenario.skip_empty=true leaves such rows out)"
                 )
+
+
+new_tuple = tuple.__new__  # makes a NamedTuple in less than half the time of calling its class
 
 
 def _within(read: Iterator[Row], start_ns: int, end_ns: int) -> Iterator[Row]:

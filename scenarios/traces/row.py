@@ -89,6 +89,28 @@ def _many_whole(cells: Sequence[str], most_digits: int = 18, high: int = MAX_ID)
     return values if max(values) < high else None
 
 
+def _many_seconds(cells: Sequence[str]) -> list[int] | None:
+    """Digits before the point, and nine behind it, are nanoseconds when written together."""
+    if {cell.count(".") for cell in cells} != {1}:
+        return _many_whole_seconds(cells)
+    digits = ".".join(cells).split(".")
+    before, after = digits[::2], digits[1::2]
+    joined = "".join(digits)
+    n_decimals = set(map(len, after))
+    if not (joined.isdigit() and joined.isascii()) or "" in before or max(map(len, before)) > 9 or max(n_decimals) > 9:
+        return None
+    if len(n_decimals) > 1:
+        after = [fraction.ljust(9, "0") for fraction in after]
+        n_decimals = {9}
+    scale = 10 ** (9 - n_decimals.pop())
+    return [int(whole + fraction) * scale for whole, fraction in zip(before, after, strict=True)]
+
+
+def _many_whole_seconds(cells: Sequence[str]) -> list[int] | None:
+    values = _many_whole(cells, 9)
+    return None if values is None else [value * NS_PER_S for value in values]
+
+
 def each(one: Callable[[str, str, Place], int]) -> Callable[[Sequence[str]], list[int] | None]:
     """Reads a block of cells one by one."""
     nowhere = Place("")
@@ -104,7 +126,7 @@ def each(one: Callable[[str, str, Place], int]) -> Callable[[Sequence[str]], lis
 
 TOKENS = Kind(tokens, _many_tokens)
 WHOLE = Kind(whole, _many_whole)
-SECONDS = Kind(seconds, each(seconds))
+SECONDS = Kind(seconds, _many_seconds)
 
 
 def json_whole(record: dict[str, Any], column: str, place: Place, low: int = 0, high: int = MAX_ID) -> int:

@@ -84,11 +84,11 @@ class Table:
         if self._n_rows + len(block) > self.caps.rows:
             return None
         n_cells = len(self._header)
-        cells = [line.split(",") for line in block]
-        if set(map(len, cells)) != {n_cells} or any('"' in line for line in block):
+        joined = ",".join(block)
+        if {line.count(",") for line in block} != {n_cells - 1} or '"' in joined or "" in block:
             return None
-        columns = list(zip(*cells, strict=True))
-        read = [kind.many(columns[i]) for kind, i in zip(kinds, self._where, strict=False)]
+        cells = joined.split(",")
+        read = [kind.many(cells[i::n_cells]) for kind, i in zip(kinds, self._where, strict=False)]
         return None if None in read else read  # type: ignore[return-value]
 
     def _cells(self, block: list[str]) -> Iterator[list[str]]:

@@ -11,6 +11,8 @@ import pytest
 
 from scenarios.replay import Replay
 from scenarios.traces.detect import READERS, detect, rows
+from scenarios.traces.row import SECONDS
+from scenarios.traces.text import Place
 from sim.errors import ConfigError, TraceError
 from sim.units import NS_PER_S
 
@@ -258,6 +260,31 @@ def test_settings_without_sense_are_refused_by_key(settings, said):
         Replay("trace.csv", **settings)
 
     assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["0.5", "12.25"],
+        ["7", "123456789"],
+        ["1.123456789", "2.5", "3."],
+        ["999999999.999999999"],
+        ["1", "2.5"],
+        ["1.5.5", "2"],
+        [".5"],
+        ["", "1"],
+        ["1234567890.5"],
+        ["1.0000000001"],
+        ["-1.5"],
+        ["1e3"],
+        ["１.5"],
+    ],
+)
+def test_a_block_of_times_is_read_as_one_by_one_or_left_to_that(cells):
+    many = SECONDS.many(cells)
+
+    assert many is None or many == [SECONDS.one(cell, "arrival_s", Place("")) for cell in cells]
+    assert many is not None or cells not in (["0.5", "12.25"], ["7", "123456789"], ["1.123456789", "2.5", "3."])
 
 
 @pytest.mark.parametrize(
