@@ -91,7 +91,8 @@ def choices(config: Mapping[str, Any]) -> str:
     """What was chosen for each part: the names of the files, else the classes in words."""
     chosen = config.get("choices", {})
     parts = []
-    for group in ("scenario", "cache", "eviction", "batching", "queue", "router"):
+    swaps = () if chosen.get("preemption", "recompute") == "recompute" else ("preemption", "tiers")
+    for group in ("scenario", "cache", *swaps, "eviction", "batching", "queue", "router"):
         target = config.get(group, {}).get("_target_") if isinstance(config.get(group), Mapping) else None
         if group in chosen:
             parts.append(f"{group} {chosen[group]}")
@@ -228,7 +229,10 @@ def provenance(result: Result, ours: Mapping[str, Any]) -> list[Table]:
         ("iterations", count(ours["iterations"])),
         ("sequences per decode iteration, mean", rate(ours["mean_decode_seqs"])),
     ]
-    counts += [(name.replace("_", " "), f"{value:,}") for name, value in ours["counts"].items()]
+    counts += [
+        (name.replace("_", " "), count(value) if value == int(value) else rate(value))
+        for name, value in ours["counts"].items()
+    ]
     tables.append(Table(counts, title="Counted along the way, all replicas", style="facts"))
     if result.refusals:
         refused = [
@@ -248,7 +252,7 @@ def _errors(errors: Mapping[str, Any]) -> list[Table]:
             count(found["n"]),
             percent(found["mape"]),
             percent(found["p90"]),
-            percent(found["bias"]),
+            f"{100 * found['bias']:+.1f} %",
         )
         for name, found in ((name, of.get("held_out")) for name, of in errors.items() if isinstance(of, Mapping))
         if found
@@ -267,4 +271,4 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             first = ", ".join(str(item) for item in value[:MAX_LISTED])
             yield name, f"{first}, … ({len(value)} values)"
         else:
-            yield name.replace("_target_", "class"), "none" if value is None else str(value)
+            yield name.replace("_target_", "class"), "none" if value is None or value in ([], {}) else str(value)

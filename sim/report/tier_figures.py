@@ -39,6 +39,9 @@ def tiers_section(result: Result, ours: Mapping[str, Any]) -> Section | None:
     tables = [_tiers_table(result, ours, names), _links_table(uses)]
     if len(result.preemptions):
         tables.append(_preempted_table(result, ours["counts"]))
+    if n_blocks := int(ours["counts"].get("prefetched_blocks", 0)):
+        words = "blocks brought up to the first tier while their request waited"
+        tables.append(Table([(words, count(n_blocks))], title="Prefetched", style="facts"))
     figures = [_found(found)]
     if any(use.n_transfers for use in uses):
         unit, unit_s = time_axis(edges_ns[-1] / NS_PER_S)
@@ -168,7 +171,8 @@ def _preempted_table(result: Result, counts: Mapping[str, int | float]) -> Table
         mine = (preemptions.column("is_swap") == is_swap) & (next_ns >= 0)
         mean_ms = float(away_ms[mine].mean()) if mine.any() else None
         rows.append((words, count(int(mine.sum())), duration(mean_ms), tokens))
-    return Table(rows, ("", "times", "away, mean", "tokens"), "Preempted sequences that came back", style="wide")
+    rows.append(("saved below when they gave way", count(counts["swapped_out"]), NOTHING, NOTHING))
+    return Table(rows, ("", "times", "away, mean", "tokens"), "Preempted sequences", style="wide")
 
 
 def _traffic(uses: Sequence[LinkUse], x: list[float | None], unit: str) -> Figure:

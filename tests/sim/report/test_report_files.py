@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from sim import simulate
 from sim.metrics import Slo, summary
 from sim.report import write
 from sim.report.files import config_hash, replacing
@@ -36,6 +37,58 @@ def test_a_run_leaves_its_six_files_and_nothing_else(folder):
 def test_the_summary_file_is_the_summary(folder, run):
     written = json.loads((folder / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary(run.result, SLO)))
+
+
+@pytest.mark.parametrize("cache", ["paged", "static"])
+def test_every_number_of_the_summary_follows_from_the_requests_file(cache, tmp_path):
+    """Recomputed from ``requests.parquet`` as vllm/benchmarks/serve.py does from its clients' notes."""
+    result = simulate(
+        "scenario=chatbot", "scenario.n_sessions=80", "scenario.rate=6", "replicas=2", "hardware.kv_blocks=18000",
+        f"cache={cache}", seed=5,
+    )  # fmt: skip
+    slo = Slo(ttft_ms=30, tpot_ms=5.6)
+    write(result, slo, tmp_path)
+    numbers = json.loads((tmp_path / "summary.json").read_text())
+    table = pq.read_table(tmp_path / "requests.parquet")
+    rows = {name: np.array(table.column(name).to_pylist(), dtype=float) for name in table.column_names[:10]}
+    arrival, first, finish = (rows[f"{name}_ns"] / 1e6 for name in ("arrival", "first_token", "finish"))
+    n_in, n_out = rows["prompt_tokens"], rows["output_tokens"]
+    several = n_out > 1
+    latencies = {
+        "ttft": first - arrival,
+        "tpot": (finish - first)[several] / (n_out - 1)[several],
+        "e2el": finish - arrival,
+    }
+    expected = {
+        "duration": (finish.max() - arrival.min()) / 1e3,
+        "completed": len(arrival),
+        "failed": 0,
+        "total_input_tokens": n_in.sum(),
+        "total_output_tokens": n_out.sum(),
+    }
+    meets = (first - arrival <= 30) & ((finish - first) / np.maximum(n_out - 1, 1) <= 5.6)
+    for name, amount in (
+        ("request_throughput", len(arrival)),
+        ("request_goodput", meets.sum()),
+        ("output_throughput", n_out.sum()),
+        ("total_token_throughput", (n_in + n_out).sum()),
+    ):
+        expected[name] = amount / expected["duration"]
+    for name, values in latencies.items():
+        kinds = {"mean": values.mean(), "std": values.std(), "median": np.median(values)}
+        kinds |= {f"p{q}": np.percentile(values, q) for q in (90, 95, 99)}
+        expected |= {f"{kind}_{name}_ms": value for kind, value in kinds.items()}
+    seconds = [
+        (int(a // 1e3), int(f // 1e3)) for a, f in zip(arrival - arrival.min(), finish - arrival.min(), strict=True)
+    ]
+    expected["max_concurrent_requests"] = max(
+        sum(a <= s <= f for a, f in seconds) for s in range(max(f for _, f in seconds) + 1)
+    )
+    expected["mean_itl_ms"] = (finish - first).sum() / (n_out - 1).sum()
+    assert 0 < meets.sum() < len(meets)
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    from_tokens = {f"{kind}_itl_ms" for kind in ("std", "median", "p90", "p95", "p99")} | {"max_output_tokens_per_s"}
+    assert numbers.keys() - expected.keys() == from_tokens | {"kvtwin"}
 
 
 def test_requests_are_read_back_as_they_were(folder, run):

@@ -64,13 +64,14 @@ def test_the_share_of_each_tier_and_what_was_computed_make_all_prompts(section):
 
 def test_the_tables_name_tiers_links_and_what_the_preempted_did(section):
     result, shown = section
-    tiers, links, preempted = shown.tables
+    tiers, links, preempted, prefetched = shown.tables
     assert [row[0] for row in tiers.rows] == ["device memory", "dram"]
     assert tiers.rows[1][1:4] == ("32,000", "3,200", "600")
     assert [row[:2] for row in links.rows] == [("to dram", "8"), ("from dram", "8")]
     is_swap = result.preemptions.column("is_swap")
     back = result.preemptions.column("next_token_ns") >= 0
-    assert [row[1] for row in preempted.rows] == [str((back & (is_swap == kind)).sum()) for kind in (1, 0)]
+    assert [row[1] for row in preempted.rows] == [*(str((back & (is_swap == kind)).sum()) for kind in (1, 0)), "12"]
+    assert prefetched.rows[0][1] == "18"
     assert "8,000 loaded" in preempted.rows[0][3]
 
 
