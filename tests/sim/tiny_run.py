@@ -27,6 +27,8 @@ TIERED = {
     "evicted_blocks_dram": 5,
     "kept_tokens_dram": 1_600,
     "room_tokens_dram": 16_000,
+    "swapped_out": 6,
+    "prefetched_blocks": 9,
     "reloaded_tokens": 4_000,
     "recomputed_tokens": 900,
 }
