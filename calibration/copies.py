@@ -71,6 +71,37 @@ def fit_link(rows: Any, block_rows: Any) -> Form:
     }
 
 
+def fit_beside(rows: Any, alone_rows: Any, decode_rows: Any) -> Form:
+    """By which factor transfers are slower while sequences decode, and decoding while transfers run.
+
+    A factor is the median over sizes against the same measured alone; the error is of each size, told by the others.
+    Simulated transfers and iterations do not slow one another down: the factors say what that leaves out.
+
+    Parameters
+    ----------
+    rows, alone_rows, decode_rows : DataFrame
+        Of ``transfer_beside_decode``, ``transfer`` and ``decode_beside_transfer``.
+    """
+    told, measured = [np.zeros(0)], [np.zeros(0)]
+    transfers: Form = {}
+    both = rows.merge(alone_rows, on=["detail", "bytes"], suffixes=("", "_alone"))
+    for detail, group in both.groupby("detail", sort=True):
+        alone, seconds = (group[column].to_numpy(dtype=np.float64) for column in ("seconds_alone", "seconds"))
+        factors = seconds / alone
+        transfers[detail] = round(float(np.median(factors)), 4)
+        if len(group) > 1:
+            told.append(np.array([alone[i] * np.median(np.delete(factors, i)) for i in range(len(group))]))
+            measured.append(seconds)
+    times = decode_rows.groupby("detail")["seconds"].median()
+    beside = times.drop("none", errors="ignore")
+    decoding = {str(way): round(float(s / times["none"]), 4) for way, s in beside.items()} if "none" in times else {}
+    return {
+        "transfer_slower_by_not_served": transfers,
+        "decode_slower_by_not_served": decoding,
+        "error": {"held_out": score(np.concatenate(told), np.concatenate(measured))},
+    }
+
+
 def path_json(line: SoftRoofline) -> Form:
     """Bandwidth, latency and fixed cost per piece of a path."""
     form = {

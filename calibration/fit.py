@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.attention import N_POINTS, fit_attention, fit_decode_skew, fit_mixed_skew
-from calibration.copies import COPIES, fit_copy, fit_link
+from calibration.copies import COPIES, fit_beside, fit_copy, fit_link
 from calibration.gemms import fit_all_reduce, fit_gemm, shipped_shapes
 from calibration.layers import fit_layers
 from calibration.measurements import KV_BYTES, Measurements, formats, replace
@@ -99,6 +99,10 @@ def fit_profile(
     if "transfer" in present:
         operations["link"] = fit_link(measured.of("transfer"), measured.of("block_transfer"))
         say(f"link: {operations['link']['error']['held_out']}")
+    if "transfer_beside_decode" in present:
+        names = ("transfer_beside_decode", "transfer", "decode_beside_transfer")
+        operations["beside"] = fit_beside(*(measured.of(name) for name in names))
+        say(f"beside: {operations['beside']}")
     if not operations:
         raise ProfileError(f"nothing to fit: the measurements hold {', '.join(sorted(present)) or 'no rows'}")
     content = {

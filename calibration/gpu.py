@@ -19,7 +19,7 @@ from calibration.bench import time_points
 from calibration.gpu_launches import BF16, Launched, Launches
 from calibration.points import Point
 from calibration.points_gpu import GPU, TINY, gpu_points
-from kernels import correctness
+from kernels import correctness, reference
 from kernels.operations import operations
 from kernels.timing import COLD_BYTES, N_REPLAYS, host_us, measure_us
 
@@ -33,14 +33,15 @@ class GpuBench:
     ----------
     device : torch.device
     ops : object, optional
-        The kernels by name; None: the repository's own.
+        The kernels by name; None: the repository's own on a GPU, on a CPU their references, since an interpreted
+        kernel in bf16 is neither right nor quick.
     """
 
     source = "kvtwin"
 
     def __init__(self, device: torch.device, ops: Any = None) -> None:
-        self._device, self._ops = device, ops or operations(device)
         self._is_real = device.type == "cuda"
+        self._device, self._ops = device, ops or (operations(device) if self._is_real else reference)
         self._launches = Launches(self._ops, device)
         self._proven: dict[str, str] = {}  # variant -> what is wrong with it, empty if nothing
         self.subject: dict[str, Any] = {}
@@ -84,18 +85,28 @@ class GpuBench:
         if launched.is_capturable:
             return measure_us(launched.run, self._device, n_variants=launched.n_variants)[0] / 1e6
         if not self._is_real:
+            if launched.beside is not None:
+                launched.beside()
             return host_us(launched.run) / 1e6
         flush = torch.empty(COLD_BYTES, dtype=torch.int8, device=self._device)
+        side = torch.cuda.Stream()
         times = []
         for _ in range(N_REPLAYS + 1):  # the first one is slower and not counted
             flush.random_(-128, 127)
             torch.cuda.synchronize()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+            start, end, over = (torch.cuda.Event(enable_timing=True) for _ in "seo")
+            if launched.beside is not None:
+                with torch.cuda.stream(side):
+                    launched.beside()
+                    over.record()
             start.record()
             launched.run(0)
             end.record()
             end.synchronize()
+            if launched.beside is not None and over.query():
+                raise RuntimeError("what was to run beside it ended first")
             times.append(start.elapsed_time(end) / 1e3)
+        torch.cuda.synchronize()
         return float(median(times[1:]))
 
     def prove(self, at: Point) -> None:

@@ -18,14 +18,19 @@ from sim.step import Chunk
 
 BF16 = torch.bfloat16
 RESERVE_BYTES = 4 * 2**30  # left free on the device
+SLOWEST_LINK_BYTES_PER_S, SHORTEST_DECODE_S = 10e9, 5e-4  # work beside a transfer is made to outlast it with these
 
 
 class Launched(NamedTuple):
-    """A launch, how many variants of its data there are, and whether a CUDA graph can hold it."""
+    """A launch, how many variants of its data there are, and whether a CUDA graph can hold it.
+
+    ``beside`` is launched before it on another stream, and is to last longer.
+    """
 
     run: Callable[[int], Any]
     n_variants: int
     is_capturable: bool = True
+    beside: Callable[[], Any] | None = None
 
 
 class Launches:
@@ -130,6 +135,30 @@ class Launches:
             torch.cuda.current_stream().wait_stream(side)
 
         return Launched(run, 1, False)
+
+    def transfer_beside_decode(self, at: Point) -> Launched:
+        """Copies between pinned memory and the device while sequences decode."""
+        decodes = self.decode_attention(at)
+        n_launches = 8 + int(at["bytes"] / SLOWEST_LINK_BYTES_PER_S / SHORTEST_DECODE_S)
+
+        def decode() -> None:
+            for i in range(n_launches):
+                decodes.run(i % decodes.n_variants)
+
+        return self.transfer(at)._replace(beside=decode)
+
+    def decode_beside_transfer(self, at: Point) -> Launched:
+        """Decoding sequences while copies between pinned memory and the device run, or none."""
+        decodes = self.decode_attention(at)
+        if at["detail"] == "none":
+            return Launched(decodes.run, 1, False)
+        copies = self.transfer(at)
+
+        def copy() -> None:
+            for _ in range(8):  # of a quarter of a gigabyte: tens of milliseconds, against one or two
+                copies.run(0)
+
+        return Launched(decodes.run, 1, False, copy)
 
     def block_transfer(self, at: Point) -> Launched:
         """Scattered pieces to or from pinned memory: a copy each, one kernel over the link, or gathered and copied.

@@ -40,7 +40,9 @@ class Grid(NamedTuple):
     transfer_bytes: tuple[int, ...]
     most_kv_heads_tokens: int  # of a decode batch: 34 GB at head_dim 128
     most_pairs: int  # of a prefill: a few hundred milliseconds at 32 heads
-    n_ragged: int  # per head shape, of each kind of unequal batch
+    n_ragged: int  # per head shape: decode batches of unequal contexts,
+    n_varlen: int  # prompt chunks of unequal lengths,
+    n_mixed: int  # and both side by side
 
 
 GPU = Grid(
@@ -55,7 +57,9 @@ GPU = Grid(
     transfer_bytes=tuple(1 << power for power in range(12, 31, 2)),
     most_kv_heads_tokens=1 << 26,
     most_pairs=1 << 31,
-    n_ragged=12,
+    n_ragged=60,
+    n_varlen=40,
+    n_mixed=40,
 )
 TINY = Grid(  # rehearses on a CPU, in seconds
     heads=({"n_heads": 4, "n_kv_heads": 2, "head_dim": 64},),
@@ -70,6 +74,8 @@ TINY = Grid(  # rehearses on a CPU, in seconds
     most_kv_heads_tokens=1 << 20,
     most_pairs=1 << 20,
     n_ragged=12,
+    n_varlen=12,
+    n_mixed=12,
 )
 
 
@@ -110,6 +116,7 @@ def gpu_points(grid: Grid = GPU) -> list[Point]:
         point("transfer", detail=f"{way} {memory}", n=1, bytes=size)
         for way, memory, size in product(("h2d", "d2h", "both"), ("pinned", "pageable"), grid.transfer_bytes)
     ]
+    points += beside(grid, first)
     points += [
         point("block_transfer", detail=f"{way} {how}", n=n, m=joined, bytes=block_bytes * joined * n, **first)
         for way, how, n, joined in product(("h2d", "d2h"), ("each", "batched", "gathered"), grid.blocks[:-1], (1, 16))
@@ -136,10 +143,27 @@ def unequal(rng: np.random.Generator, heads: dict[str, int], grid: Grid) -> list
 
     for _ in range(grid.n_ragged):
         points.append(batch("ragged_decode_attention", [], lens(int(rng.choice(grid.batches[1:-1]))), heads))
+    for _ in range(grid.n_varlen):
         points.append(batch("varlen_prefill_attention", chunks(int(rng.integers(2, 9))), [], heads))
+    for _ in range(grid.n_mixed):
         decoding = lens(int(rng.choice(grid.batches[:-1])))
         points.append(batch("mixed_launches", chunks(int(rng.integers(1, 4))), decoding, heads))
     return points
+
+
+def beside(grid: Grid, heads: dict[str, int]) -> list[Point]:
+    """Transfers while sequences decode, and decoding while transfers run: what the two do to one another.
+
+    ``detail`` names the transfers, from pinned memory; decoding beside none of them is what it is compared with.
+    """
+    decoding = dict(decode(grid.batches[-4], grid.contexts[-3], **heads).columns)
+    sizes = grid.transfer_bytes[-4:-1]
+    points = [
+        point("transfer_beside_decode", detail=f"{way} pinned", n=1, bytes=size, **decoding)
+        for way, size in product(("h2d", "d2h", "both"), sizes)
+    ]
+    ways = ("none", "h2d pinned", "d2h pinned", "both pinned")
+    return points + [point("decode_beside_transfer", detail=way, bytes=sizes[-1], **decoding) for way in ways]
 
 
 def batch(operation: str, chunks: list[Chunk], decoding: list[int], heads: dict[str, int]) -> Point:
