@@ -372,8 +372,9 @@ class HierarchicalCache(PagedCache):
             else:
                 self._bring_up(level, blocks, arrived)
 
-    def _has_come(self, key: tuple[Sequence, int], _: object) -> None:
-        del self._coming[key]
+    def _has_come(self, key: tuple[Sequence, int], come: object) -> None:
+        if self._coming.get(key, (0, None))[1] is come:  # and not a later prefetch of the same
+            del self._coming[key]
 
     def _go_on(self, blocks: list[BlockRange], arrived: Callable[[], None], _: object) -> None:
         """Blocks that were prefetched to the first tier go on to the device."""

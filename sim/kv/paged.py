@@ -167,6 +167,7 @@ class PagedCache:
         if window is None or sequence.resident_tokens <= window:
             return
         sequence.dropped_tokens = sequence.computed_tokens - window
+        self._texts.pop(sequence, None)  # blocks that follow get no identity: it begins with the first
         table: BlockTable = sequence.holding
         n_freed = table.n_blocks - -(-window // self.block_tokens)
         if n_freed <= 0:
@@ -174,7 +175,6 @@ class PagedCache:
         if self._n_owed:
             self._settle()
         self._found = (None, [])
-        self._texts.pop(sequence, None)  # blocks that follow get no identity: it begins with the first
         left = self._index.take_front(table, n_freed)
         n_blank = n_freed - sum(run.n_blocks for run in left)
         self._let_go(table, left)

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from inspect import signature
 from typing import Any
 
 from sim.batching import Chunked, Fcfs
 from sim.batching.plan import Batch
 from sim.engine import Clock, Replica
-from sim.kv.by_class import CacheByClass
 from sim.kv.eviction import Lru
-from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.paged import PagedCache
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
@@ -135,10 +133,8 @@ class House:
 
 
 def built(kv: Callable[..., Any], env: Clock, recorder: Recorder) -> Any:
-    """A cache; one with links gets the run's clock and recorder."""
-    if isinstance(kv, partial) and kv.func in (HierarchicalCache, CacheByClass):
-        return kv(env=env, recorder=recorder)
-    return kv()
+    """A cache; one that asks for them gets the run's clock and recorder."""
+    return kv(env=env, recorder=recorder) if "env" in signature(kv).parameters else kv()
 
 
 def serve(

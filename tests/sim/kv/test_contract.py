@@ -6,6 +6,7 @@ behind is looked at (`watch`).
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import pytest
 from hypothesis import settings
@@ -22,10 +23,12 @@ from sim.request import Finished, Request, Segment
 from sim.sequence import Sequence
 from tests.sim.kv.audit import audit
 from tests.sim.kv.variants import COST, MAX_LEN, VARIANTS, made, names_of_files
+from tests.sim.serving import Listed, asked, serve
 
 SCHEDULERS = {
     "chunked": partial(Chunked, 24, 6),
     "planned ahead": partial(Chunked, 24, 6, True),
+    "in small pieces": partial(Chunked, 4, 3),
     "continuous": partial(Continuous, 60, 6),
 }
 
@@ -166,8 +169,13 @@ def test_every_cache_there_is_takes_part():
     assert names_of_files() - COMPOSED == chosen, "give it a variant in tests/sim/kv/variants.py"
 
 
-@pytest.mark.parametrize("scheduler", ["planned ahead", "continuous"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("variant", "scheduler"),
+    [
+        *product(VARIANTS, ["planned ahead", "continuous"]),
+        *product([name for name in VARIANTS if "windowed" in name], ["in small pieces"]),
+    ],
+)
 def test_a_crowd_that_does_not_fit_is_served_and_every_slot_comes_back(variant, scheduler):
     stage = Stage(variant, scheduler)
     for i in range(8):
@@ -183,6 +191,27 @@ def test_a_crowd_that_does_not_fit_is_served_and_every_slot_comes_back(variant, 
     stage.close()
     assert not len(stage.recorder.refused)
     assert stage.recorder.iterations.column("waiting_seqs").max() > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_jumps_equal_single_steps(variant):
+    listed = [
+        asked(
+            i,
+            97_000 * i,
+            9 + 5 * (i % 4),
+            16 + 3 * i,
+            content=((i % 2, 8), (50 + i, 1 + 5 * (i % 4))),
+            output_id=-i - 1,
+        )
+        for i in range(12)
+    ]
+    listed = [one._replace(session_id=i if i % 3 else None, n_samples=1 + (i == 5)) for i, one in enumerate(listed)]
+    turns = {i: [(50_000, 4, 6 + i)] for i in range(12)}
+    how = {"kv": partial(made, variant), "scheduler": SCHEDULERS["chunked"], "cost": lambda: COST, "max_len": MAX_LEN}
+    fast, slow = serve(Listed(listed, turns), **how), serve(Listed(listed, turns), **how, max_steps=1)
+    assert fast.facts() == slow.facts()
+    assert len(fast.recorder.iterations) < len(slow.recorder.iterations)
 
 
 EXACT = ("static pow2", "static oracle first_fit")  # an extent of one turn's length has no room for the next

@@ -1,7 +1,5 @@
 """Every cache of conf/cache/, and what can be set about it: small enough that a dozen requests fill it."""
 
-from functools import partial
-
 from sim.config import conf_dir
 from sim.engine import Clock
 from sim.kv.cache import KVCache
@@ -12,6 +10,7 @@ from tests.sim.serving import LinearCost
 
 MAX_LEN = 96  # of one sequence [tokens]
 SLOTS = 320  # for extents, of which a buddy has 128 slots each
+WINDOW = 22  # of models that have one: it ends inside a block [tokens]
 POOL_SLOTS = 160  # for blocks
 COST = LinearCost(5_003, 1_009, 101, 53)
 EXTENT = {"model__max_len": MAX_LEN, "hardware__kv_blocks": SLOTS // 16, "cache__reservation__max_len": MAX_LEN}
@@ -46,7 +45,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "paged by token": (("cache=paged",), {**BLOCKS, "hardware__kv_blocks": POOL_SLOTS, "cache__block_tokens": 1}),
     "paged forgetful": (("cache=paged",), {**BLOCKS, "cache__prefix_caching": False}),
     "paged watermark": (("cache=paged",), {**BLOCKS, "cache__watermark": 0.05}),
-    "paged windowed": (("cache=paged",), {**BLOCKS, "model__window": 24}),
+    "paged windowed": (("cache=paged",), {**BLOCKS, "model__window": WINDOW}),
     "paged lfu": (("cache=paged", "eviction=lfu"), BLOCKS),
     "paged fifo": (("cache=paged", "eviction=fifo"), BLOCKS),
     "paged s3fifo": (("cache=paged", "eviction=s3fifo"), BLOCKS),
@@ -58,14 +57,14 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
         ("cache=streaming",),
         {**RING, "cache__retention__overlap": 8, "cache__retention__dynamic": True},
     ),
-    "streaming windowed": (("cache=streaming",), {**RING, "model__window": 24}),
+    "streaming windowed": (("cache=streaming",), {**RING, "model__window": WINDOW}),
     "compressed": (("cache=compressed",), SHARE),
     "compressed 4 bits": (("cache=compressed",), {**SHARE, "cache__retention__bits": 4}),
     "compressed 2 bits of all": (
         ("cache=compressed", "eviction=fifo"),
         {**SHARE, "cache__retention__bits": 2, "cache__retention__keep_ratio": 1.0},
     ),
-    "compressed windowed": (("cache=compressed",), {**SHARE, "model__window": 24}),
+    "compressed windowed": (("cache=compressed",), {**SHARE, "model__window": WINDOW}),
     "hierarchical": (("cache=hierarchical",), TIERED),
     "hierarchical back": (("cache=hierarchical",), {**TIERED, "cache__write": "back"}),
     "hierarchical preempted": (("cache=hierarchical", "preemption=auto"), {**TIERED, "cache__write": "preempted"}),
@@ -75,7 +74,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
         {**TIERED, "tiers__levels__0__capacity_gib": 40 * GIB_PER_SLOT},  # less than a text may have
     ),
     "hierarchical lfu": (("cache=hierarchical", "eviction=lfu"), TIERED),
-    "hierarchical windowed": (("cache=hierarchical",), {**TIERED, "model__window": 24}),
+    "hierarchical windowed": (("cache=hierarchical",), {**TIERED, "model__window": WINDOW}),
     "hierarchical failing": (("cache=hierarchical",), {**TIERED, "tiers__levels__0__fails_at_s": 1e-6}),
 }
 
@@ -85,11 +84,6 @@ def made(variant: str, env: Clock, recorder: Recorder) -> KVCache:
     choices, settings = VARIANTS[variant]
     builder = Builder(configured(*choices, **settings))
     return builder.cache(builder.capacity(), env, COST, recorder, 0)
-
-
-def maker(variant: str) -> "partial[KVCache]":
-    """To be called with the run's clock and recorder."""
-    return partial(made, variant)
 
 
 def names_of_files() -> set[str]:
