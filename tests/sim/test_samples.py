@@ -296,8 +296,15 @@ def test_totals_count_all_answers_and_paces_one():
     assert numbers["mean_tpot_ms"] == pytest.approx(np.mean(paces))
 
 
-def test_tokens_of_each_second_add_up_to_all_answers():
-    result = simulate("scenario=synthetic", "scenario.n_requests=20", "scenario.n_samples=3", "scenario.rate=2")
+@pytest.mark.parametrize("batching", ["chunked", "continuous"])
+def test_gaps_are_those_of_all_answers_however_often_each_is_preempted(batching):
+    result = simulate(
+        "scenario=synthetic", "scenario.n_requests=60", "scenario.rate=20", "scenario.n_samples=3",
+        f"batching={batching}", "hardware.kv_blocks=400",
+    )  # fmt: skip
+    assert len(result.preemptions) > 20
+    assert len(result.requests) == 60
+    assert token_gaps(result).size == (result.requests.column("output_tokens") - 3).sum()
     assert load(result).output_tokens_in_second.sum() == result.requests.column("output_tokens").sum()
 
 
