@@ -1,9 +1,9 @@
 """Each class of traffic with the cache that suits it, and conversations that move when their class changes.
 
-    short chat      predictive     |  0.30 of the slots  |          a turn of another class than the last:
-    long document   hierarchical   |  0.35               |─┐
-    code            dynamic        |  0.15               |◀┘  its KV is copied over, in the iteration that admits it;
-    creative        compressed     |  0.20               |    what lies in memory below comes over the link
+    short chat      predictive     |  0.25 of the slots  |
+    long document   hierarchical   |  0.30               |──▶ memory below
+    code            dynamic        |  0.20               |
+    creative        compressed     |  0.25               |
 
 The device's slots are divided in fixed shares. Extents must lie in one piece and blocks in a table of a pool: memory
 that changed sides would have to be cleared of extents first, and whoever waits for that waits for another class's
@@ -13,14 +13,13 @@ conversations to end. So one class that runs full does not take from the others,
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sim.errors import ConfigError
-from sim.kv.cache import KVCache, Prefetcher
+from sim.kv.cache import Prefetcher
 from sim.kv.eviction import Evictor
-from sim.kv.hierarchical import HierarchicalCache
-from sim.kv.paged import PagedCache
-from sim.kv.part import PartLedger
+from sim.kv.move import Conversations
+from sim.kv.part import Part, PartCache, PartLedger
 from sim.kv.preemption import Preemption
 from sim.kv.tiers import Tiers
 from sim.ledger import DecodeLedger
@@ -31,14 +30,6 @@ from sim.step import CostModel
 
 if TYPE_CHECKING:
     import simpy
-
-
-class ClassCache(KVCache, Protocol):
-    """A cache that can serve one class among others."""
-
-    def forget(self, sequence: Sequence) -> None:
-        """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,45 +45,15 @@ class ClassShare:
     """
 
     share: float
-    cache: Callable[..., ClassCache]
+    cache: Callable[..., PartCache]
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
             raise ConfigError(f"cache.classes: share must be > 0 and <= 1, got {self.share!r}")
 
 
-class Part(NamedTuple):
-    """A class's cache, and those of the batch whom it serves."""
-
-    cache: ClassCache
-    ledger: PartLedger
-    bytes_per_token: float
-
-
-class Left(NamedTuple):
-    """What a conversation left behind when its last turn ended."""
-
-    kind: str
-    dropped_tokens: int  # of its text, those that its KV lacks
-
-
-class Move(NamedTuple):
-    """KV of a conversation whose class has changed."""
-
-    source: Part
-    n_tokens: int  # of its text that it stands for
-    n_device_tokens: int  # of these, in device memory
-    n_dropped_tokens: int  # of these, dropped
-
-
 class CacheByClass:
-    """Caches side by side, each for one class of requests (`Request.kind`).
-
-    What moves: a conversation's KV that its last turn left in another class's cache, if it reaches further than what
-    its new cache finds. It is copied (charged to the iteration that admits it, reads at the width of one cache and
-    writes at that of the other) and given up where it was, but for blocks that others may share. From memory below it
-    is loaded over the link, into a cache that keeps conversations apart. Caches with prefix reuse hold whole text:
-    KV that lacks some of it (compressed, or slid out of the model's window) is computed anew there.
+    """Caches side by side, each for one class of requests (`Request.kind`); `sim.kv.move` says what moves between them.
 
     Parameters
     ----------
@@ -158,12 +119,8 @@ host_bytes_per_s, replica
         self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
         self.is_endless = all(cache.is_endless for cache in self._caches)
         self.prefetch_requests = max(getattr(cache, "prefetch_requests", 0) for cache in self._caches)
-        self._left: dict[int, Left] = {}  # by session
-        self._fetching: dict[Sequence, HierarchicalCache] = {}  # who waits for KV from another class's tiers
+        self._conversations = Conversations(self._parts)
         self._n_requests = dict.fromkeys(self._parts, 0)
-        self._counts: dict[str, int | float] = dict.fromkeys(
-            ("class_changes", "moved_sessions", "moved_tokens", "moved_bytes", "fetched_tokens"), 0
-        )
 
     @property
     def held_tokens(self) -> int:
@@ -218,9 +175,8 @@ host_bytes_per_s, replica
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that its class's cache has, or that move there."""
-        n_found = self._part(sequence).cache.match(sequence)
-        move = self._move(sequence, n_found)
-        return n_found if move is None else move.n_tokens
+        move = self._conversations.move(sequence)
+        return self._part(sequence).cache.match(sequence) if move is None else move.n_tokens
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take room in the class's cache; a conversation that comes from another class brings its KV."""
@@ -230,10 +186,14 @@ host_bytes_per_s, replica
         if sequence.holding is not None:
             is_taken = cache.extend(sequence, n_tokens, part)
         else:
-            move = self._move(sequence, cache.match(sequence))
-            is_taken = cache.extend(sequence, n_tokens, part) if move is None else self._take(sequence, n_tokens, move)
+            move = self._conversations.move(sequence)
+            if move is None:
+                is_taken = cache.extend(sequence, n_tokens, part)
+            else:
+                is_taken = self._conversations.take(sequence, n_tokens, move)
             if is_taken:
-                self._settle(sequence)
+                self._conversations.arrive(sequence)
+                self._n_requests[sequence.request.kind] += not sequence.n_preemptions
         if is_taken and is_prompt:
             part.planned_tokens[sequence] = sequence.resident_tokens + n_tokens
         return is_taken
@@ -280,15 +240,10 @@ host_bytes_per_s, replica
     def release(self, sequence: Sequence, now_ns: int) -> None:
         """Take back what a sequence holds; its class's cache keeps its conversation, until the class changes."""
         cache, part, _ = self._part(sequence)
-        tiers = self._fetching.pop(sequence, None)
-        if tiers is not None:
-            tiers.abandon(sequence)
+        self._conversations.abandon(sequence)
         part.let_go(sequence)
         cache.release(sequence, now_ns)
-        request = sequence.request
-        if request.session_id is not None and request.content is not None:
-            dropped = 0 if isinstance(cache, PagedCache) else sequence.dropped_tokens  # prefixes lack nothing
-            self._left[request.session_id] = Left(request.kind, dropped)
+        self._conversations.leave(sequence)
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -314,7 +269,7 @@ host_bytes_per_s, replica
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run: what changed class, and of each class how many requests and what its cache counted."""
-        counts = dict(self._counts)
+        counts = dict(self._conversations.counts)
         for name, part in self._parts.items():
             counts[f"{name}_requests"] = self._n_requests[name]
             counts |= {f"{name}_{key}": value for key, value in part.cache.counts().items()}
@@ -333,62 +288,8 @@ host_bytes_per_s, replica
             for part in self._parts.values():
                 part.ledger.forsake()
 
-    def _elsewhere(self, sequence: Sequence) -> Left | None:
-        """What a waiting sequence's conversation left in another class's cache."""
-        request = sequence.request
-        left = self._left.get(request.session_id) if request.session_id is not None else None
-        return None if left is None or left.kind == request.kind or request.content is None else left
 
-    def _move(self, sequence: Sequence, n_found: int) -> Move | None:
-        """What a waiting sequence's conversation brings from another class, if that is more than what it found."""
-        left = self._elsewhere(sequence)
-        if left is None:
-            return None
-        source, keeps_whole_text = self._parts[left.kind], isinstance(self._part(sequence).cache, PagedCache)
-        if left.dropped_tokens and keeps_whole_text:
-            return None
-        n_tokens = n_device = source.cache.match(sequence)
-        if isinstance(source.cache, HierarchicalCache):
-            n_device = PagedCache.match(source.cache, sequence)
-            if keeps_whole_text:
-                n_tokens = n_device
-        n_dropped = left.dropped_tokens
-        if self.window_tokens is not None and not keeps_whole_text:
-            n_dropped = max(n_dropped, n_tokens - self.window_tokens)
-        return Move(source, n_tokens, n_device, n_dropped) if n_tokens > n_found else None
-
-    def _take(self, sequence: Sequence, n_tokens: int, move: Move) -> bool:
-        """Admit a sequence together with the KV that moves."""
-        cache, part, bytes_per_token = self._part(sequence)
-        source, n_moved, n_device, n_dropped = move
-        cache.forget(sequence)  # what an earlier turn of its class left does not reach so far
-        n_found = cache.match(sequence)
-        if not cache.extend(sequence, n_moved - n_dropped - n_found + n_tokens, part):
-            return False
-        sequence.computed_tokens, sequence.dropped_tokens = n_moved, n_dropped
-        n_copied = max(0, n_device - n_dropped - n_found)
-        n_bytes = n_copied * (source.bytes_per_token + bytes_per_token) / 2.0
-        cache.moved_bytes += n_bytes
-        counts = self._counts
-        counts["moved_sessions"] += 1
-        counts["moved_tokens"] += n_copied
-        counts["moved_bytes"] += n_bytes
-        if n_moved > n_device and isinstance(source.cache, HierarchicalCache):
-            counts["fetched_tokens"] += source.cache.fetch(sequence)
-            self._fetching[sequence] = source.cache
-        return True
-
-    def _settle(self, sequence: Sequence) -> None:
-        """A sequence is admitted: its conversation is in its class's cache now, and nowhere else."""
-        left = self._elsewhere(sequence)
-        if left is not None:
-            self._parts[left.kind].cache.forget(sequence)
-            self._counts["class_changes"] += 1
-        if not sequence.n_preemptions:
-            self._n_requests[sequence.request.kind] += 1
-
-
-def _built(cache: Callable[..., ClassCache], given: dict[str, Any]) -> ClassCache:
+def _built(cache: Callable[..., PartCache], given: dict[str, Any]) -> PartCache:
     """A class's cache, from what it asks for and was not given by the configuration."""
     asked = inspect.signature(cache).parameters
     fixed = getattr(cache, "keywords", {})

@@ -1,7 +1,9 @@
-"""Some of a batch's decoding sequences, as the cache that serves them sees the ledger."""
+"""Part of a device's memory: a cache of its own, and those of the batch whom it serves."""
 
 from heapq import heappop, heappush
+from typing import NamedTuple, Protocol
 
+from sim.kv.cache import KVCache
 from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
 
@@ -124,3 +126,19 @@ class PartLedger(DecodeLedger):
         """So many more grow, or fewer."""
         self.n_growing += n
         self._phases[offset % self.block_tokens] += n
+
+
+class PartCache(KVCache, Protocol):
+    """A cache that can serve part of the traffic, beside others."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
+        ...
+
+
+class Part(NamedTuple):
+    """A cache, and those of the batch whom it serves."""
+
+    cache: PartCache
+    ledger: PartLedger
+    bytes_per_token: float
