@@ -409,9 +409,30 @@ class HierarchicalCache(PagedCache):
 
     def _arrive(self, level: int, blocks: list[BlockRange]) -> None:
         """Blocks have come to a tier; what gives way goes further down."""
-        for evicted in self._tiers[level].put(blocks):
-            if level + 1 < len(self._tiers):
-                self._save(level + 1, [evicted])
+        evicted = self._tiers[level].put(blocks)
+        if evicted and level + 1 < len(self._tiers):
+            self._spill(level + 1, evicted)
+
+    def _spill(self, level: int, evicted: list[BlockRange]) -> None:
+        """Send what was evicted together down to a tier in one transfer, as far as it is not there."""
+        tier, size = self._tiers[level], self.block_tokens
+        if tier.is_gone:
+            return
+        missing: list[BlockRange] = []
+        for blocks in merged(evicted, size):
+            rest = after([blocks], tier.match([blocks]), size)
+            missing += rest
+            if not rest:
+                tier.put([blocks])  # used again
+        if missing:
+            if not level:
+                self._stall(tier.down, sum(n for _, _, n in missing))
+            self._send(tier.down, missing, partial(self._arrive_each, level, missing))
+
+    def _arrive_each(self, level: int, ranges: list[BlockRange]) -> None:
+        """Blocks that do not follow one another have come to a tier."""
+        for blocks in ranges:
+            self._arrive(level, [blocks])
 
     def _stall(self, link: Link, n_blocks: int) -> None:
         """The next iteration waits for a copy that starts now: as many bytes as would take so long on the host link."""
@@ -430,9 +451,8 @@ class HierarchicalCache(PagedCache):
     def _write_back(self) -> None:
         """Blocks evicted since a sequence last joined or left go down."""
         if self._staged:
-            staged, self._staged = merged(self._staged, self.block_tokens), []
-            for blocks in staged:
-                self._save(0, [blocks])
+            staged, self._staged = self._staged, []
+            self._spill(0, staged)
 
     def _forget(self, unit: Unit) -> None:
         if self._write == "back":
