@@ -383,7 +383,10 @@ def help_text() -> str:
 def main() -> None:
     """The command line: Hydra's overrides and multirun; whatever the user got wrong is one line and exit code 2."""
     if "--help" in sys.argv or "-h" in sys.argv:
-        print(help_text())
+        try:
+            print(help_text(), flush=True)
+        except BrokenPipeError:  # `| head` has seen enough; what is left to flush goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     arguments = sys.argv[1:]
     try:

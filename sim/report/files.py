@@ -33,8 +33,8 @@ def write(result: Result, slo: Slo, out_dir: str | os.PathLike[str], measures: M
     manifest.json         configuration, seed, versions and the hashes of the others; written last
     ===================== ==============================================================================
 
-    Every file appears under its name only when complete. The same run gives the same bytes, except that the report
-    and the manifest name the versions that made them.
+    Every file appears under its name only when complete, and all go again if one cannot be written. The same run gives
+    the same bytes, except that the report and the manifest name the versions that made them.
 
     Returns
     -------
@@ -56,12 +56,19 @@ def write(result: Result, slo: Slo, out_dir: str | os.PathLike[str], measures: M
         "trace.json.gz": lambda path: _bytes(path, trace_json(result)),
         "report.html": lambda path: _text(path, report_page(result, slo, measures, numbers)),
     }
-    for name, writer in writers.items():
-        with replacing(out / name) as path:
-            writer(path)
-    hashes = {name: sha256((out / name).read_bytes()).hexdigest() for name in sorted(writers)}
-    with replacing(out / "manifest.json") as path:
-        _text(path, json.dumps(manifest(result, hashes), sort_keys=True, indent=2, default=str) + "\n")
+    written: list[Path] = []
+    try:
+        for name, writer in writers.items():
+            with replacing(out / name) as path:
+                writer(path)
+            written.append(out / name)
+        hashes = {path.name: sha256(path.read_bytes()).hexdigest() for path in written}
+        with replacing(out / "manifest.json") as path:
+            _text(path, json.dumps(manifest(result, hashes), sort_keys=True, indent=2, default=str) + "\n")
+    except BaseException:  # a full disk, an interrupt: what is left of a run must not look like one
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
     return out
 
 
@@ -95,6 +102,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

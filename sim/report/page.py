@@ -133,7 +133,7 @@ def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
     shown = []
     if numbers["request_goodput"] is not None:
         met = f"{percent(ours['slo_attainment_frac'])} of requests, {rate(numbers['request_throughput'])} req/s served"
-        shown.append(Tile("Goodput", rate(numbers["request_goodput"]), "req/s", met))
+        shown.append(Tile("Goodput: answers in time", rate(numbers["request_goodput"]), "req/s", met))
     else:
         shown.append(Tile("Requests served", rate(numbers["request_throughput"]), "req/s", "no objective set"))
     for name, (key, words) in LATENCIES.items():
@@ -143,22 +143,27 @@ def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
     per_device = f", {rate(ours['total_token_throughput_per_device'])} per accelerator" if ours["n_devices"] > 1 else ""
     shown += [
         Tile(
-            "Output throughput",
+            "Output: tokens generated",
             rate(numbers["output_throughput"]),
             "tok/s",
             f"{rate(numbers['total_token_throughput'])} with prompts{per_device}",
         ),
         Tile(
-            "KV cache held, at most",
+            "KV cache held by requests, at most",
             *_split(percent(kv["peak_held_frac"])),
             f"{percent(kv['held_frac'])} on average of {gibibytes(kv['capacity_tokens'] * kv['bytes_per_token'])}",
         ),
         Tile(
-            "Prefix hit rate",
+            "Prefix hit rate: prompts found in cache",
             *_split(percent(ours["prefix_hit_frac"])),
             f"{count(ours['cached_tokens'])} prompt tokens not computed",
         ),
-        Tile("Preemptions", count(ours["preemptions"]), "", f"of {count(ours['preempted_requests'])} requests"),
+        Tile(
+            "Preemptions: requests put back",
+            count(ours["preemptions"]),
+            "",
+            f"of {count(ours['preempted_requests'])} requests",
+        ),
     ]
     return shown
 

@@ -1,5 +1,6 @@
 """The composition root: what a configuration builds, and what a user sees who gets it wrong."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,20 @@ def test_a_sweep_goes_on_after_a_point_that_cannot_be_and_compares_the_others(
     assert code == 2
     assert "job 0: cache.block_tokens must be a power of two" in capfd.readouterr().err
     assert {path.name for path in sweep.iterdir()} == {"1", "2", "compare.html", "compare.json", "multirun.yaml"}
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    def allow_small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # the report alone takes 5 MB
+
+    done = subprocess.run(
+        [sys.executable, "-m", "sim", *SMALL, f"hydra.run.dir={tmp_path / 'run'}"],
+        capture_output=True, text=True, preexec_fn=allow_small_files,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert done.stderr == f"kvtwin: {tmp_path / 'run' / 'report.html'}: File too large\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_malformed_row_is_named_by_file_and_line(
