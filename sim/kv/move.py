@@ -49,7 +49,7 @@ class Conversations:
         self._left: dict[int, Left] = {}  # by session
         self._fetching: dict[Sequence, HierarchicalCache] = {}  # who waits for KV from another cache's tiers
         self.counts: dict[str, int | float] = dict.fromkeys(
-            ("class_changes", "moved_sessions", "moved_tokens", "moved_bytes", "fetched_tokens"), 0
+            ("class_changes", "class_moves", "class_moved_tokens", "class_moved_bytes", "class_loaded_tokens"), 0
         )
 
     def move(self, sequence: Sequence) -> Move | None:
@@ -84,11 +84,11 @@ class Conversations:
         n_bytes = n_copied * (source.bytes_per_token + bytes_per_token) / 2.0
         cache.moved_bytes += n_bytes
         counts = self.counts
-        counts["moved_sessions"] += 1
-        counts["moved_tokens"] += n_copied
-        counts["moved_bytes"] += n_bytes
+        counts["class_moves"] += 1
+        counts["class_moved_tokens"] += n_copied
+        counts["class_moved_bytes"] += n_bytes
         if n_moved > n_device and isinstance(source.cache, HierarchicalCache):
-            counts["fetched_tokens"] += source.cache.fetch(sequence)
+            counts["class_loaded_tokens"] += source.cache.fetch(sequence)
             self._fetching[sequence] = source.cache
         return True
 

@@ -46,11 +46,27 @@ FACTS = {
         percent,
         "of the tokens a finished sequence had seen, those it could still look at",
     ),
+    "class_changes": ("conversations that changed class", count, "a turn looked like another class than the last"),
+    "class_moves": ("of these with KV that moved", count, "others had none left, or none that the new cache can hold"),
+    "class_moved_bytes": (
+        "copied to the new class's cache",
+        gibibytes,
+        "at the cost of the iteration that took them up",
+    ),
+    "class_loaded_tokens": ("tokens loaded into it from below", count, "over the link, while others ran"),
     "bits_per_element": ("bits per element", rate, "of keys and values as they are stored, scales included"),
 }
 """Counts of the caches that a reader wants explained: (name, how to write it, what it means)."""
 
-UNSAID = {"resizes", "resizes_ahead", "copied_bytes", "avoided_resizes", "predictions", "prediction_error_frac"}
+UNSAID = {
+    "class_loaded_tokens",
+    "resizes",
+    "resizes_ahead",
+    "copied_bytes",
+    "avoided_resizes",
+    "predictions",
+    "prediction_error_frac",
+}
 """Not worth a line where it is none."""
 
 STREAMING_LLM = "Xiao et al., Efficient Streaming Language Models with Attention Sinks, ICLR 2024, table 1"

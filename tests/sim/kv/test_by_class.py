@@ -15,6 +15,7 @@ from sim.kv.pruned import PrunedCache
 from sim.kv.reservation import Growing
 from sim.kv.retention import Share, Window
 from sim.kv.tiers import Tiers, TierSpec
+from sim.report.cache_facts import cache_tables
 from sim.run import simulate
 from sim.step import Pace, StepShape
 from tests.sim.serving import LinearCost, Listed, asked, serve
@@ -65,11 +66,13 @@ def test_a_conversation_moves_to_its_new_classs_cache_for_the_time_that_copying_
     assert second["first_token_ns"] - second["scheduled_ns"] == 10 + 120 * 10
     assert second["finish_ns"] - second["first_token_ns"] == 2 * 10
     counts = house.replicas[0].kv.counts()
-    assert {key: counts[key] for key in ("class_changes", "moved_sessions", "moved_tokens", "moved_bytes")} == {
+    assert {
+        key: counts[key] for key in ("class_changes", "class_moves", "class_moved_tokens", "class_moved_bytes")
+    } == {
         "class_changes": 1,
-        "moved_sessions": 1,
-        "moved_tokens": 120,
-        "moved_bytes": 1200.0,
+        "class_moves": 1,
+        "class_moved_tokens": 120,
+        "class_moved_bytes": 1200.0,
     }
     assert (counts["chat_requests"], counts["document_requests"]) == (1, 1)
 
@@ -86,7 +89,7 @@ def test_what_has_moved_is_gone_where_it_was_and_held_where_it_is():
 def test_a_conversation_that_keeps_its_class_moves_nothing():
     counts = run(two_turns(then="chat"), by_class()).replicas[0].kv.counts()
 
-    assert (counts["class_changes"], counts["moved_tokens"], counts["chat_requests"]) == (0, 0, 2)
+    assert (counts["class_changes"], counts["class_moved_tokens"], counts["chat_requests"]) == (0, 0, 2)
 
 
 def test_what_another_class_finds_already_is_not_copied_again():
@@ -95,7 +98,7 @@ def test_what_another_class_finds_already_is_not_copied_again():
     house = run(two_turns(others=[other]), by_class())
 
     assert house.requests()[-1]["cached_tokens"] == 120
-    assert house.replicas[0].kv.counts()["moved_tokens"] == 20
+    assert house.replicas[0].kv.counts()["class_moved_tokens"] == 20
 
 
 def test_compressed_kv_moves_as_far_as_it_goes_but_not_into_a_cache_of_whole_texts():
@@ -103,9 +106,9 @@ def test_compressed_kv_moves_as_far_as_it_goes_but_not_into_a_cache_of_whole_tex
     moved = run(two_turns(), by_class(chat=PRUNED, document=EXTENTS))
     computed = run(two_turns(), by_class(chat=PRUNED, document=PAGED))
 
-    assert moved.replicas[0].kv.counts()["moved_tokens"] == 70
+    assert moved.replicas[0].kv.counts()["class_moved_tokens"] == 70
     assert moved.requests()[-1]["cached_tokens"] == 120
-    assert computed.replicas[0].kv.counts()["moved_tokens"] == 0
+    assert computed.replicas[0].kv.counts()["class_moved_tokens"] == 0
     assert computed.requests()[-1]["cached_tokens"] == 0
     assert computed.replicas[0].kv.counts()["class_changes"] == 1
 
@@ -115,7 +118,7 @@ def test_fewer_bits_make_a_copy_cheaper():
     four_bits = partial(PrunedCache, retention=Share(1.0, bits=4), block_tokens=4)
     counts = run(two_turns(), by_class(document=four_bits)).replicas[0].kv.counts()
 
-    assert counts["moved_bytes"] == 120 * (10.0 + 10.0 * 5 / 16) / 2
+    assert counts["class_moved_bytes"] == 120 * (10.0 + 10.0 * 5 / 16) / 2
 
 
 def test_what_lies_below_comes_over_the_link():
@@ -128,7 +131,7 @@ def test_what_lies_below_comes_over_the_link():
     up = [row for row in house.recorder.transfers.rows().tolist() if names[row[1]] == "from dram"]
     second = house.requests()[-1]
     assert second["cached_tokens"] == 120
-    assert (counts["moved_tokens"], counts["fetched_tokens"]) == (3 * 4, 27 * 4)
+    assert (counts["class_moved_tokens"], counts["class_loaded_tokens"]) == (3 * 4, 27 * 4)
     assert [row[3] - row[2] for row in up] == [27 * 4 * 10]
     assert second["first_token_ns"] - second["scheduled_ns"] == 27 * 4 * 10 + 1000
 
@@ -188,6 +191,9 @@ def test_the_four_classes_of_the_configuration_are_served_and_conversations_move
 
     classes = ("short_chat", "long_document", "code", "creative")
     assert min(counts[f"{name}_requests"] for name in classes) > 0
-    assert counts["moved_sessions"] > 0
-    assert counts["moved_bytes"] == counts["moved_tokens"] * 131_072
-    assert counts["class_changes"] >= counts["moved_sessions"]
+    assert counts["class_moves"] > 0
+    assert counts["class_moved_bytes"] == counts["class_moved_tokens"] * 131_072
+    assert counts["class_changes"] >= counts["class_moves"]
+    facts = {row[0]: row[1] for row in cache_tables({"counts": counts}, {})[0].rows}
+    assert facts["conversations that changed class"] == f"{counts['class_changes']}"
+    assert facts["copied to the new class's cache"] == f"{counts['class_moved_bytes'] / 2**30:.1f} GiB"
