@@ -12,6 +12,7 @@ from scenarios.replay import Replay
 from scenarios.walk import idle_server, recorded_server, walk
 from sim.config import compose, make
 from sim.errors import ConfigError
+from sim.record import iteration_ends_ns
 from sim.run import run
 
 NAMES = ["chatbot", "mixed", "benchmark", "rag", "long_document", "growth_random"]
@@ -68,6 +69,23 @@ def test_the_replay_of_an_export_equals_the_run_it_came_from(overrides, tmp_path
         again = run(config, scenario=Replay(str(tmp_path / name)))
         for table in TABLES:
             assert getattr(again, table).rows().tobytes() == getattr(first, table).rows().tobytes(), (name, table)
+
+
+def test_the_replay_of_classified_traffic_moves_the_same_conversations(tmp_path):
+    overrides = ("scenario=mixed_sessions", "scenario.n_requests=40", "classify=true", "cache=by_class")
+    config = compose(list(overrides))
+    first = run(config)
+    columns = ("id", "scheduled_ns", "finish_ns")
+    rows = list(zip(*(first.requests.column(name).tolist() for name in columns), strict=True))
+    server = recorded_server({row[0]: row[1] for row in rows}, {row[0]: row[2] for row in rows})
+
+    export(scenario_of(*overrides), tmp_path / "traffic.csv", config["seed"], "csv", server)
+    again = run(config, scenario=Replay(str(tmp_path / "traffic.csv")))
+
+    assert first.counts[0]["class_moves"] > 5
+    assert again.counts == first.counts
+    assert again.requests.rows().tobytes() == first.requests.rows().tobytes()
+    assert (iteration_ends_ns(again.iterations) == iteration_ends_ns(first.iterations)).all()
 
 
 def test_mooncake_files_number_shared_blocks_alike(tmp_path):
