@@ -241,7 +241,7 @@ class Builder:
             )
         if kind == "sim.kv.hierarchical.HierarchicalCache":
             return node
-        saving = {"write": "preempted", "overlap": False, "prefetch": 0}
+        saving = {"write": "preempted", "load": "never", "overlap": False, "prefetch": 0}
         return {**node, "_target_": "sim.kv.hierarchical.HierarchicalCache", **saving}
 
     def provenance(self, env: "Clock", cost: "CostModel") -> dict[str, Any]:

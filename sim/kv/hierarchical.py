@@ -38,7 +38,7 @@ from sim.units import NS_PER_S, PS_PER_NS
 if TYPE_CHECKING:
     import simpy
 
-LOADS = ("always", "cheaper")
+LOADS = ("always", "cheaper", "never")
 WRITES = ("through", "back", "preempted")
 CHEAPER = Cheaper()
 
@@ -64,8 +64,9 @@ class HierarchicalCache(PagedCache):
     overlap : bool
         Whether transfers run beside the computation; else what is loaded, and what is saved, delays the iteration.
     write : {"through", "back", "preempted"}
-    load : {"always", "cheaper"}
-        What a request that was not preempted does about KV below: takes what it finds, or what beats computing it.
+    load : {"always", "cheaper", "never"}
+        What a request that was not preempted does about KV below: takes what it finds, what beats computing it, or
+        nothing, as where the memory below is for the preempted alone.
     prefetch : int
         So many at the head of the queue have their blocks brought up to the first tier; none without ``overlap``.
     chunk_tokens : int
@@ -303,7 +304,7 @@ class HierarchicalCache(PagedCache):
         if sequence.n_preemptions:
             loads = self._preemption.loads(estimate)
         else:
-            loads = self._load_if == "always" or CHEAPER.loads(estimate)
+            loads = self._load_if == "always" or (self._load_if == "cheaper" and CHEAPER.loads(estimate))
         return found if loads else [0] * len(found)
 
     def _goes_down(self, sequence: Sequence, blocks: list[BlockRange]) -> bool:

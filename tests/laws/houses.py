@@ -123,7 +123,7 @@ hierarchical = st.builds(
     overlap=st.sampled_from([True, True, False]),
     write=st.sampled_from(["through", "back", "preempted"]),
     preemption=st.sampled_from([Recompute(), Swap(), Cheaper()]),
-    load=st.sampled_from(["always", "cheaper"]),
+    load=st.sampled_from(["always", "cheaper", "never"]),
     prefetch=st.integers(0, 3),
     chunk_tokens=st.just(8),
 )

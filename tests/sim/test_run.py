@@ -261,6 +261,7 @@ def test_preemption_does_what_it_is_called(cache: str) -> None:
         result = sim.simulate(*TIGHT, f"cache={cache}", f"preemption={preemption}", "cache.prefix_caching=false")
         assert len(result.preemptions) > 0
         swaps[preemption] = result.preemptions.column("is_swap").tolist()
+        assert result.counts[0].get("hit_tokens_dram", 0) == 0, "text that nobody shares"
     assert not any(swaps["recompute"])
     assert all(swaps["swap"])
     assert any(swaps["auto"]), "640 tokens over 50 GB/s take less than computing them"

@@ -55,6 +55,16 @@ def test_what_was_evicted_comes_back_over_the_link():
     assert ("from dram", counts["hit_tokens_dram"] * 10, counts["hit_tokens_dram"] * 10) in sent, "at 1 byte per ns"
 
 
+@pytest.mark.parametrize(
+    ("load", "rate", "is_loaded"),
+    [("always", 1e7, True), ("cheaper", 1e9, True), ("cheaper", 1e7, False), ("never", 1e9, False)],
+)
+def test_what_others_left_is_loaded_as_asked(load, rate, is_loaded):
+    """Per token: 10 ns at 1 GB/s and 1,000 ns at 10 MB/s, against 50 ns of computing."""
+    run = house(**conversation_and_crowd(), levels=(tier(rate=rate, write_rate=1e9),), load=load)
+    assert (run.replicas[0].kv.counts()["hit_tokens_dram"] > 0) == is_loaded
+
+
 def test_who_waits_for_a_transfer_does_not_hold_up_others():
     slow = tier(rate=1e6, write_rate=1e9)  # 1 byte per us: a load takes up to 440 us
     script = conversation_and_crowd()
@@ -227,7 +237,7 @@ def test_swap_space_by_hand(preemption, rate, next_ns, is_swap):
         (lambda: Tiers((tier(rate=1e8), tier("x"))), "tiers.levels must go from fast to slow: x reads 1e"),
         (lambda: tier(n_bytes=0), r"tiers.dram.capacity_gib must be > 0 and finite, got 0"),
         (lambda: house([], write="up"), "cache.write must be one of through, back, preempted, got 'up'"),
-        (lambda: house([], load="no"), "cache.load must be one of always, cheaper, got 'no'"),
+        (lambda: house([], load="no"), "cache.load must be one of always, cheaper, never, got 'no'"),
         (lambda: house([], prefetch=-1), r"cache.prefetch must be >= 0 \[requests\], got -1"),
         (lambda: house([], levels=(tier(n_bytes=8),)), r"tiers.dram.capacity_gib must hold one block of 40 bytes"),
     ],
