@@ -14,6 +14,7 @@ from sim.metrics.load import Load, load, requests_in_second
 from sim.metrics.population import Population
 from sim.metrics.slo import LIMITS, Slo
 from sim.record import Result
+from sim.spec import DTYPE_BYTES
 from sim.units import MS_PER_S, NS_PER_S, PS_PER_S
 
 PERCENTILES = (90, 95, 99)
@@ -111,7 +112,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "n_token_gaps": measures.itl_ps.size,
         "kv": {
             "capacity_tokens": result.capacity_tokens,
-            "bytes_per_token": result.kv_bytes_per_token,
+            "bytes_per_token": slot_bytes(result, counts),
             "held_frac": load.mean_held_tokens / capacity,
             "live_frac": load.mean_live_tokens / capacity,  # held = live + reserved + internal
             "reserved_frac": load.mean_reserved_tokens / capacity,
@@ -122,8 +123,8 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
             "idle_frac": load.mean_idle_tokens / capacity,
             "peak_held_frac": load.peak_held_tokens / capacity,
             "peak_used_frac": load.peak_used_tokens / capacity,
-            "held_bytes": load.mean_held_tokens * result.kv_bytes_per_token,
-            "live_bytes": load.mean_live_tokens * result.kv_bytes_per_token,
+            "held_bytes": load.mean_held_tokens * slot_bytes(result, counts),
+            "live_bytes": load.mean_live_tokens * slot_bytes(result, counts),
             "waste_frac": waste_frac(load),
         },
         "prefix_hit_frac": int(requests.column("cached_tokens").sum()) / n_input if n_input else None,
@@ -170,11 +171,34 @@ def total_counts(result: Result) -> dict[str, int | float]:
     total: dict[str, int | float] = {}
     for counts in result.counts:
         for name, value in counts.items():
-            total[name] = total.get(name, 0) + value * counts.get(AVERAGED.get(name, ""), 1)
-    for name in AVERAGED.keys() & total.keys():
-        weight = total.get(AVERAGED[name], 0)
-        total[name] = total[name] / weight if weight else result.counts[0][name]
+            total[name] = total.get(name, 0) + value * counts.get(_averaged_over(name), 1)
+    for name in list(total):
+        if _averaged_over(name):
+            weight = total.get(_averaged_over(name), 0)
+            total[name] = total[name] / weight if weight else result.counts[0][name]
     return total
+
+
+def _averaged_over(name: str) -> str:
+    """The count that a count is an average over, whole or of one class of requests (``code_attended_frac``)."""
+    for suffix, weight in AVERAGED.items():
+        if name == suffix or name.endswith(f"_{suffix}"):
+            return name.removesuffix(suffix) + weight
+    return ""
+
+
+def slot_bytes(result: Result, counts: Mapping[str, int | float]) -> float:
+    """Bytes of a KV slot, on all the accelerators of a replica: fewer than a token's where a cache narrows elements.
+
+    Parameters
+    ----------
+    counts : mapping
+        From `total_counts`.
+    """
+    bits = counts.get("bits_per_element")
+    if bits is None:
+        return result.kv_bytes_per_token
+    return result.kv_bytes_per_token * bits / (8 * DTYPE_BYTES[result.config["model"]["kv_dtype"]])
 
 
 def warnings(

@@ -103,10 +103,12 @@ def cache_tables(ours: Mapping[str, Any], config: Mapping[str, Any]) -> list[Tab
         The run's configuration.
     """
     counts = ours["counts"]
+    classes = ["", *(key.removesuffix("requests") for key in counts if key.endswith("_requests"))]
     rows = [
-        (name, words(counts[key]), meaning)
+        (f"{of.replace('_', ' ').strip()}: {name}".removeprefix(": "), words(counts[of + key]), meaning)
+        for of in classes
         for key, (name, words, meaning) in FACTS.items()
-        if counts.get(key) or (key in counts and key not in UNSAID)
+        if counts.get(of + key) or (of + key in counts and key not in UNSAID)
     ]
     tables = [Table(rows, title="What the cache did", style="facts")] if rows else []
     quotes = [quote for retention in sorted(set(_retentions(config.get("cache")))) for quote in PUBLISHED[retention]]

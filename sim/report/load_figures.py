@@ -3,7 +3,7 @@
 import numpy as np
 
 from sim.metrics import Measures
-from sim.metrics.summary import waste_frac
+from sim.metrics.summary import slot_bytes, total_counts, waste_frac
 from sim.record import Result
 from sim.report.figure import MAX_TABLE_ROWS, Figure, Json, band, line, numbers, time_axis
 from sim.report.timeline import Floats, Timelines, timelines
@@ -189,7 +189,7 @@ def capacity(result: Result) -> Figure | None:
         sizes.insert(-1, -unused)
     measures = ["absolute", *["relative"] * (len(sizes) - 2), "total"]
     tokens = count(result.capacity_tokens)
-    share_bytes = result.kv_bytes_per_token * result.n_replicas / max(1, result.n_devices)
+    share_bytes = slot_bytes(result, total_counts(result)) * result.n_replicas / max(1, result.n_devices)
     return Figure(
         "capacity",
         "Where the KV cache's size comes from",
@@ -232,6 +232,7 @@ def memory_split(result: Result, measures: Measures) -> Figure:
     reserved, internal = load.mean_reserved_tokens / size, load.mean_internal_tokens / size
     shared, external = load.mean_shared_tokens / size, load.mean_external_tokens / size
     free = max(0.0, 1 - held - idle)
+    gib = size * slot_bytes(result, total_counts(result)) / GIB
     parts = [
         ("keys and values in use", live, "--blue"),
         ("reserved for tokens to come", reserved, "--orange"),
@@ -274,10 +275,7 @@ def memory_split(result: Result, measures: Measures) -> Figure:
             "legend": {"traceorder": "normal"},
         },
         ("slots", "share of capacity", "GiB"),
-        [
-            (name, percent(share), f"{share * size * result.kv_bytes_per_token / GIB:.2f}")
-            for name, share, _ in [*parts, ("saved by sharing", shared, "")]
-        ],
+        [(name, percent(share), f"{share * gib:.2f}") for name, share, _ in [*parts, ("saved by sharing", shared, "")]],
         height_px=190,
     )
 

@@ -14,6 +14,7 @@ from sim.metrics import Slo, measure, summary, to_json
 from sim.metrics.gaps import token_gaps
 from sim.metrics.load import load, requests_in_second
 from sim.metrics.population import Population, Series
+from sim.metrics.summary import total_counts
 from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, Result
 from tests.sim.tiny_run import table, tiny_run
 
@@ -265,6 +266,29 @@ def test_load_averages_over_engine_time():
     found = load(replace(tiny_run().result, iterations=table(ITERATION_COLUMNS, rows)))
     assert (found.busy_s, found.mean_held_tokens, found.mean_live_tokens) == (4e-6, 20.0, 3.0)
     assert (found.peak_held_tokens, found.peak_used_tokens, found.peak_waiting_seqs) == (50, 58, 3)
+
+
+def test_counts_that_are_averages_are_averaged_over_the_replicas():
+    one = {"evicted_blocks": 3, "attended_frac": 0.5, "seen_tokens": 300, "bits_per_element": 5.0, "kv_blocks": 10}
+    two = {"evicted_blocks": 4, "attended_frac": 0.9, "seen_tokens": 100, "bits_per_element": 5.0, "kv_blocks": 10}
+    of_class = {"code_attended_frac": 0.25, "code_seen_tokens": 0}
+    found = total_counts(tiny_run(counts=(one | of_class, two | of_class)).result)
+    assert found["evicted_blocks"] == 7
+    assert found["attended_frac"] == pytest.approx((0.5 * 300 + 0.9 * 100) / 400)
+    assert found["bits_per_element"] == 5.0
+    assert found["code_attended_frac"] == 0.25
+
+
+def test_a_slot_of_narrow_elements_takes_fewer_bytes():
+    """Four bits and 32 more for every 32 elements are five: the cache has 3.2 times the slots in the same memory."""
+    wide, narrow = (
+        summary(simulate("scenario=chatbot", "scenario.n_sessions=4", *more), SLO)["kvtwin"]["kv"]
+        for more in ([], ["cache=compressed", "cache.retention.bits=4"])
+    )
+    assert narrow["capacity_tokens"] == pytest.approx(3.2 * wide["capacity_tokens"], rel=1e-4)
+    assert narrow["bytes_per_token"] == wide["bytes_per_token"] * 5 / 16
+    held = narrow["held_frac"] * narrow["capacity_tokens"] * narrow["bytes_per_token"]
+    assert narrow["held_bytes"] == pytest.approx(held)
 
 
 def test_the_same_run_gives_the_same_bytes_and_another_seed_does_not():
