@@ -1,6 +1,7 @@
 """Swap or recompute: a point of the map from its three runs, and the sum on paper."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sim.config import compose
 from sim.crossover import SwapOrRecompute
 from sim.errors import ConfigError
 from sim.report.crossover import FILE, read_crossings
+from sim.run import main
 
 POINT = [
     "experiment=swap_or_recompute",
@@ -83,3 +85,12 @@ def test_the_same_seed_gives_the_same_point(fast, tmp_path):
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         SwapOrRecompute(*settings)
+
+
+def test_a_sweep_of_points_ends_with_the_map(tmp_path, monkeypatch, capsys):
+    sweep = ["task.context_tokens=512,1024", "hardware.device.host_link_bytes_per_s=1e9", f"hydra.sweep.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["sim", "-m", *POINT[:-1], *sweep])
+    main()
+    assert [point.context_tokens for point in read_crossings(tmp_path)] == [512, 1_024]
+    assert "Swap or recompute?" in (tmp_path / "swap_or_recompute.html").read_text()
+    assert "equal at" in capsys.readouterr().out
