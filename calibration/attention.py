@@ -10,6 +10,7 @@ from calibration.score import score
 from calibration.split import held_out
 from calibration.surfaces import (
     Plan,
+    condensed,
     fit_residual,
     fit_roofline,
     plain_roofline,
@@ -17,10 +18,12 @@ from calibration.surfaces import (
     standard_error,
 )
 from sim.cost.attention import SERVED, SKEW_AXES, Heads, skew_table, tabulate
+from sim.cost.surface import surface_from
 from sim.cost.table import Table
 from sim.cost.work import attention_work
 
 Array = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 Form = dict[str, Any]
 
 HEADS = ("n_heads", "n_kv_heads", "head_dim")
@@ -66,7 +69,7 @@ def work_of(rows: Any, kv_bytes: float) -> dict[str, Array]:
 
 
 def fit_attention(name: str, rows: Any, kv_bytes: float, seed: int, compare: bool, n_points: int) -> Form:
-    """Fit one operation over all its rows and score it, as served, on those held out.
+    """Fit one operation without the rows held out, score it on them as served, and tell it from all rows then.
 
     Parameters
     ----------
@@ -112,7 +115,22 @@ def fit_attention(name: str, rows: Any, kv_bytes: float, seed: int, compare: boo
     }
     if compare:
         form["error"]["compared"] = compared(shape, work, seconds, test, kinds, soft)
+    form["residual"] = condensed(learnt, shape, logs)
     return form
+
+
+def without(form: Mapping[str, Any], shape: Mapping[str, Array], base: Array, seconds: Array, test: Flags) -> Form:
+    """A fitted operation told from all rows but those kept out; ``base`` are times without its residual [s]."""
+    kept = {axis: x[~test] for axis, x in shape.items()}
+    return {**form, "residual": condensed(form["residual"], kept, np.log(seconds / base)[~test])}
+
+
+def attention_without(form: Mapping[str, Any], rows: Any, kv_bytes: float, test: Flags) -> Form:
+    """`without` for an operation that `fit_attention` made."""
+    line = surface_from(form).roofline
+    assert line is not None, "attention has a roofline"
+    base = line.seconds(work_of(rows, kv_bytes))
+    return without(form, shape_of(rows, tuple(form["residual"]["axes"])), base, rows["seconds"].to_numpy(), test)
 
 
 def serve(name: str, form: Mapping[str, Any], rows: Any, kv_bytes: float) -> Array:
@@ -164,12 +182,9 @@ def fit_decode_skew(rows: Any, seed: int) -> Form:
     seconds, uniform = rows["seconds"].to_numpy(), rows["uniform_s"].to_numpy()
     test = held_out("decode_skew", shape, seed)
     sizes = np.unique(n)
-    slopes = []
-    for size in sizes:
-        at = (n == size) & ~test
-        x, y = gap[at] / seconds[at], (seconds[at] - uniform[at]) / seconds[at]
-        slopes.append(max(0.0, float(x @ y / (x @ x))))
+    slopes = decode_slopes(n, gap, seconds, uniform, test)
     predicted = uniform + np.interp(np.log2(n), np.log2(sizes), slopes) * gap
+    slopes = decode_slopes(n, gap, seconds, uniform, np.zeros_like(test))
     return {
         "decode_seqs": [int(size) for size in sizes],
         "seconds_per_token": [float(f"{slope:.4g}") for slope in slopes],
@@ -178,6 +193,16 @@ def fit_decode_skew(rows: Any, seed: int) -> Form:
             "compared": {"no_skew": score(uniform[test], seconds[test])},
         },
     }
+
+
+def decode_slopes(n: Array, gap: Array, seconds: Array, uniform: Array, test: Flags) -> list[float]:
+    """Relative least squares of the excess over equal contexts, by batch size, from rows not kept out [s/token]."""
+    slopes = []
+    for size in np.unique(n):
+        at = (n == size) & ~test
+        x, y = gap[at] / seconds[at], (seconds[at] - uniform[at]) / seconds[at]
+        slopes.append(max(0.0, float(x @ y / (x @ x))))
+    return slopes
 
 
 def fit_mixed_skew(rows: Any, uniform_rows: Any, mixed: Mapping[str, Any], kv_bytes: float, seed: int) -> Form:
@@ -190,18 +215,15 @@ def fit_mixed_skew(rows: Any, uniform_rows: Any, mixed: Mapping[str, Any], kv_by
     table = tabulate("mixed_attention", mixed, heads_of(rows, kv_bytes), 0.0)
     test = held_out("mixed_skew", shape_of(rows, (*axes, "decode_longest_tokens")), seed)
     shape, base = skew_shape(rows, table)
-    logs = np.log(rows["seconds"].to_numpy() / base)
     rng = np.random.default_rng([seed, 2])
-    n_uniform = min(len(uniform_rows), len(rows) // 4)
-    some = uniform_rows.iloc[rng.permutation(len(uniform_rows))[:n_uniform]].reset_index(drop=True)
-    equal, _ = skew_shape(some, table)
-    train = {axis: np.concatenate([shape[axis][~test], equal[axis]]) for axis in SKEW_AXES}
+    joined, logs, is_kept = with_uniform(rows, uniform_rows, table, test, seed)
     plan = Plan(SKEW_AXES, (0.0,) * len(SKEW_AXES), (), 700)
+    learnt = fit_residual(plan, {axis: x[is_kept] for axis, x in joined.items()}, logs[is_kept], rng)
     form: Form = {
         "roofline": None,
-        "residual": fit_residual(plan, train, np.concatenate([logs[~test], np.zeros(len(some))]), rng),
+        "residual": learnt,
         "standard_error": {"knots_s": [1e-6], "log_sd": [0.0]},
-        "range": {axis: [float(x.min()), float(x.max())] for axis, x in train.items()},
+        "range": {axis: [float(x.min()), float(x.max())] for axis, x in joined.items()},
     }
     factor = skew_table(form)
     predicted = base * np.array([factor(*point) for point in np.stack(list(shape.values()), axis=1).tolist()])
@@ -211,7 +233,21 @@ def fit_mixed_skew(rows: Any, uniform_rows: Any, mixed: Mapping[str, Any], kv_by
         "held_out": score(predicted[test], seconds[test]),
         "compared": {"no_skew": score(base[test], seconds[test])},
     }
+    form["residual"] = condensed(learnt, joined, logs)
     return form
+
+
+def with_uniform(
+    rows: Any, uniform_rows: Any, table: Table, test: Flags, seed: int
+) -> tuple[dict[str, Array], Array, Flags]:
+    """Skewed batches and, with a factor of 1, some uniform ones: shapes, logs, which are not kept out."""
+    shape, base = skew_shape(rows, table)
+    n_uniform = min(len(uniform_rows), len(rows) // 4)
+    order = np.random.default_rng([seed, 5]).permutation(len(uniform_rows))[:n_uniform]
+    equal, _ = skew_shape(uniform_rows.iloc[order].reset_index(drop=True), table)
+    joined = {axis: np.concatenate([shape[axis], equal[axis]]) for axis in SKEW_AXES}
+    logs = np.concatenate([np.log(rows["seconds"].to_numpy() / base), np.zeros(n_uniform)])
+    return joined, logs, np.concatenate([~test, np.ones(n_uniform, dtype=np.bool_)])
 
 
 def skew_shape(rows: Any, table: Table) -> tuple[dict[str, Array], Array]:

@@ -118,6 +118,7 @@ def fit_profile(
             "measurements_sha256": measured.sha256,
             "n_rows": len(measured.rows),
             "held_out_seed": seed,
+            "fitted_to": "all rows; errors are those of the same formulas without the rows held out",
             "fitted": date.today().isoformat(),
             "commit": commit(),
         },

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from calibration.score import score
 from calibration.split import held_out
-from calibration.surfaces import Plan, fit_residual, fit_roofline, roofline_json, standard_error
+from calibration.surfaces import Plan, condensed, fit_residual, fit_roofline, roofline_json, standard_error
 from sim.cost.dense import Curve, gemm_seconds
 from sim.cost.surface import surface_from
 from sim.cost.work import gemm_work
@@ -63,7 +63,8 @@ def isotonic(values: Array) -> Array:
 def fit_gemm(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points: int, compare: bool) -> Form:
     """Surface and curves of one number format.
 
-    Whole (n, k) shapes are held out for the surface, never one of ``shapes``: theirs are the curves. A curve keeps all
+    Whole (n, k) shapes are held out for the surface, never one of ``shapes``: theirs are the curves. Scored without
+    them, the surface is then told from all. A curve keeps all
     token counts of its shape, made monotone; how well such a curve tells a token count it has not seen is scored by
     leaving some out and fitting again.
     """
@@ -79,11 +80,12 @@ def fit_gemm(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points
     plan = Plan(AXES, (0.0, 0.0, 0.0), KINDS, n_points)
     rng = np.random.default_rng([seed, 3])
     logs = np.log(seconds / soft)
+    shape = dict(zip(AXES, (m, n, k), strict=True))
     form: Form = {
         "roofline": roofline_json(line),
-        "residual": fit_residual(plan, {"m": m[train], "n": n[train], "k": k[train]}, logs[train], rng),
+        "residual": fit_residual(plan, {axis: x[train] for axis, x in shape.items()}, logs[train], rng),
         "standard_error": {"knots_s": [1e-6], "log_sd": [0.0]},
-        "range": {axis: [float(x.min()), float(x.max())] for axis, x in zip(AXES, (m, n, k), strict=True)},
+        "range": {axis: [float(x.min()), float(x.max())] for axis, x in shape.items()},
     }
     predicted = gemm_seconds(surface_from(form), m, n, k, element_bytes)
     at = test if test.any() else train  # so few shapes that none was drawn
@@ -99,8 +101,8 @@ def fit_gemm(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points
     if compare:
         from calibration.attention import compared
 
-        shape = dict(zip(AXES, (m, n, k), strict=True))
         form["error"]["compared"] = compared(shape, work, seconds, test, KINDS, soft)
+    form["residual"] = condensed(form["residual"], shape, logs)
     return form
 
 

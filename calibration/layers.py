@@ -15,23 +15,26 @@ Form = dict[str, Any]
 
 
 def fit_curve(counts: Array, seconds: Array, seed: int) -> tuple[Form, npt.NDArray[np.bool_], Array]:
-    """A monotone curve through the training counts; also which rows were held out, and all predictions.
+    """A monotone curve through all counts; also which were held out on trial, and what a curve without them tells.
 
     All curves of the same counts hold out the same ones, so that sums over layers are held out too.
     """
     order = np.argsort(counts)
     counts, seconds = counts[order], seconds[order]
     test = held_out("layers", {"count": counts}, seed)
-    fitted = monotone(seconds[~test])
-    knots = [int(x) for x in counts[~test]]
-    curve = Curve(knots, [float(f"{y:.5g}") for y in fitted])
-    predicted = np.array([curve(x) for x in counts])
+    told = monotone_curve(counts[~test], seconds[~test]).at(counts)
+    curve = monotone_curve(counts, seconds)
     form = {
         "knots": list(curve.knots),
         "seconds": list(curve.seconds),
-        "error": {"held_out": score(predicted[test], seconds[test])},
+        "error": {"held_out": score(told[test], seconds[test])},
     }
-    return form, test, predicted
+    return form, test, told
+
+
+def monotone_curve(counts: Array, seconds: Array) -> Curve:
+    """A curve through ascending counts."""
+    return Curve([int(x) for x in counts], [float(f"{y:.5g}") for y in monotone(seconds)])
 
 
 def fit_layers(rows: Any, sequence_rows: Any, seed: int) -> Form:

@@ -10,12 +10,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibration.attention import HEADS, heads_of, serve, shape_of, skew_shape, work_of
+from calibration.attention import (
+    HEADS,
+    attention_without,
+    decode_slopes,
+    heads_of,
+    serve,
+    shape_of,
+    skew_shape,
+    with_uniform,
+    without,
+    work_of,
+)
 from calibration.gemms import ELEMENT_BYTES
+from calibration.layers import fit_curve
 from calibration.measurements import KV_BYTES, Measurements, formats
 from calibration.score import score
 from calibration.split import held_out
-from calibration.unequal import UNEQUAL, kept_out, served_batches
+from calibration.surfaces import condensed
+from calibration.unequal import UNEQUAL, blinded, kept_out, served_batches
 from sim.cost.attention import SERVED, SKEW_AXES, skew_table, tabulate
 from sim.cost.dense import CALLS, curve_from, gemm_seconds
 from sim.cost.surface import surface_from
@@ -46,7 +59,9 @@ class Proof:
 def prove(profile: KernelProfile, measured: Measurements) -> Iterator[Proof]:
     """Predict every measured row with the profile.
 
-    Rows of shapes whose curves are kept whole are told by their curve, and are not held out.
+    A profile is fitted to all rows. So rows held out are told by the same formula without them: its hyperparameters
+    are those of the file, only the rows it is condensed from differ. Rows of shapes whose curves are kept whole are
+    told by their curve, and are not held out.
     """
     seed = profile.provenance["held_out_seed"]
     operations = profile.operations
@@ -58,12 +73,14 @@ def prove(profile: KernelProfile, measured: Measurements) -> Iterator[Proof]:
     for name in UNEQUAL:
         if name in operations:
             rows = measured.of(name)
-            predicted, _ = served_batches(rows, operations)
-            yield Proof(name, rows["seconds"].to_numpy(dtype=np.float64), predicted, kept_out(name, rows, seed))
+            test = kept_out(name, rows, seed)
+            seen, blind = (served_batches(rows, o)[0] for o in (operations, blinded(name, rows, operations, test)))
+            yield Proof(name, rows["seconds"].to_numpy(dtype=np.float64), np.where(test, blind, seen), test)
     if "decode_skew" in operations:
         skewed = measured.of("skewed_attention")
         yield _decode_skew(operations, skewed[skewed["prefill_seqs"] == 0].reset_index(drop=True), seed)
-        yield _mixed_skew(operations, skewed[skewed["prefill_seqs"] > 0].reset_index(drop=True), seed)
+        mixed = skewed[skewed["prefill_seqs"] > 0].reset_index(drop=True)
+        yield _mixed_skew(operations, mixed, measured.of("mixed_attention"), seed)
     if "layers" in operations:
         yield _layers(operations["layers"], measured.of("layer"), seed)
 
@@ -72,14 +89,12 @@ def _attention(name: str, served: str, form: Mapping[str, Any], rows: Any, seed:
     kv_bytes = KV_BYTES[rows["kv_dtype"].iloc[0]]
     varying = tuple(head for head in HEADS if rows[head].nunique() > 1)
     work = work_of(rows, kv_bytes)
-    return Proof(
-        name,
-        rows["seconds"].to_numpy(dtype=np.float64),
-        serve(served, form, rows, kv_bytes),
-        held_out(served, shape_of(rows, (*SERVED[served], *varying)), seed),
-        work["flops"],
-        work["bytes"],
-    )
+    test = held_out(served, shape_of(rows, (*SERVED[served], *varying)), seed)
+    predicted = serve(served, form, rows, kv_bytes)
+    if test.any():
+        unseen = rows[test].reset_index(drop=True)
+        predicted[test] = serve(served, attention_without(form, rows, kv_bytes, test), unseen, kv_bytes)
+    return Proof(name, rows["seconds"].to_numpy(dtype=np.float64), predicted, test, work["flops"], work["bytes"])
 
 
 def _gemms(name: str, form: Mapping[str, Any], rows: Any, seed: int) -> Iterator[Proof]:
@@ -91,7 +106,12 @@ def _gemms(name: str, form: Mapping[str, Any], rows: Any, seed: int) -> Iterator
     keys = [f"{a}x{b}" for a, b in zip(rows["n"], rows["k"], strict=True)]
     is_kept = np.array([key in curves for key in keys], dtype=np.bool_)
     test = held_out("gemm", {"n": n, "k": k}, seed, whole=True) & ~is_kept
-    predicted = gemm_seconds(surface_from(form), m, n, k, element_bytes)
+    surface = surface_from(form)
+    predicted = gemm_seconds(surface, m, n, k, element_bytes)
+    if test.any() and surface.roofline is not None:
+        shape = {"m": m, "n": n, "k": k}
+        blind = surface_from(without(form, shape, surface.roofline.seconds(work), seconds, test))
+        predicted[test] = gemm_seconds(blind, m[test], n[test], k[test], element_bytes)
     yield Proof(name, seconds, predicted, test, work["flops"], work["bytes"])
     if is_kept.any():
         place = {int(tokens): i for i, tokens in enumerate(form["curves"]["m"])}
@@ -108,29 +128,28 @@ def _decode_skew(operations: Mapping[str, Any], rows: Any, seed: int) -> Proof:
     n, mean, longest = shape.values()
     table = tabulate("decode_attention", operations["decode_attention"], heads_of(rows, KV_BYTES["bf16"]), 0.0)
     equal = np.array([table(*point) for point in zip(n.tolist(), mean.tolist(), strict=True)])
-    form = operations["decode_skew"]
-    slope = np.interp(np.log2(n), np.log2(form["decode_seqs"]), form["seconds_per_token"])
-    return Proof(
-        "decode_attention, unequal contexts",
-        rows["seconds"].to_numpy(dtype=np.float64),
-        equal + slope * n * (longest - mean),
-        held_out("decode_skew", shape, seed),
-    )
+    form, gap = operations["decode_skew"], n * (longest - mean)
+    seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
+    test = held_out("decode_skew", shape, seed)
+    blind = decode_slopes(n, gap, seconds, rows["uniform_s"].to_numpy(), test)
+    sizes = np.log2(form["decode_seqs"])
+    slope = np.where(test, np.interp(np.log2(n), sizes, blind), np.interp(np.log2(n), sizes, form["seconds_per_token"]))
+    return Proof("decode_attention, unequal contexts", seconds, equal + slope * gap, test)
 
 
-def _mixed_skew(operations: Mapping[str, Any], rows: Any, seed: int) -> Proof:
+def _mixed_skew(operations: Mapping[str, Any], rows: Any, uniform_rows: Any, seed: int) -> Proof:
     heads = heads_of(rows, KV_BYTES["bf16"])
     table = tabulate("mixed_attention", operations["mixed_attention"], heads, 0.0)
     shape, base = skew_shape(rows, table)
-    factor = skew_table(operations["mixed_skew"])
+    form = operations["mixed_skew"]
+    test = held_out("mixed_skew", shape_of(rows, (*SERVED["mixed_attention"], "decode_longest_tokens")), seed)
+    joined, logs, is_kept = with_uniform(rows, uniform_rows, table, test, seed)
+    kept = {axis: x[is_kept] for axis, x in joined.items()}
+    seen, blind = skew_table(form), skew_table({**form, "residual": condensed(form["residual"], kept, logs[is_kept])})
     points = np.stack([shape[axis] for axis in SKEW_AXES], axis=1).tolist()
-    axes = (*SERVED["mixed_attention"], "decode_longest_tokens")
-    return Proof(
-        "mixed_attention, unequal contexts",
-        rows["seconds"].to_numpy(dtype=np.float64),
-        base * np.array([factor(*point) for point in points]),
-        held_out("mixed_skew", shape_of(rows, axes), seed),
-    )
+    factors = [(blind if unseen else seen)(*point) for point, unseen in zip(points, test, strict=True)]
+    measured_s: Array = rows["seconds"].to_numpy(dtype=np.float64)
+    return Proof("mixed_attention, unequal contexts", measured_s, base * np.array(factors), test)
 
 
 def _layers(form: Mapping[str, Any], rows: Any, seed: int) -> Proof:
@@ -142,8 +161,9 @@ def _layers(form: Mapping[str, Any], rows: Any, seed: int) -> Proof:
         if CALLS[name][0] != "layer":
             continue
         group = group.sort_values("new_tokens")
-        tokens = group["new_tokens"].to_numpy(dtype=np.float64)
-        curve = curve_from(form["curves"][name])
-        predicted = predicted + CALLS[name][1] * np.array([curve(x) for x in tokens])
-        measured = measured + CALLS[name][1] * group["seconds"].to_numpy()
+        tokens, seconds = (group[column].to_numpy(dtype=np.float64) for column in ("new_tokens", "seconds"))
+        _, test, told = fit_curve(tokens, seconds, seed)
+        served = np.where(test, told, curve_from(form["curves"][name]).at(tokens))
+        predicted = predicted + CALLS[name][1] * served
+        measured = measured + CALLS[name][1] * seconds
     return Proof("decoder layer but attention", measured, predicted, held_out("layers", {"count": tokens}, seed))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibration.gp import condense, learn
+from calibration.gp import Process, condense, learn
 from sim.cost.surface import Residual, SoftRoofline
 
 Array = npt.NDArray[np.float64]
@@ -53,8 +53,9 @@ def fit_roofline(work: Mapping[str, Array], seconds: Array, kinds: Sequence[str]
     start = np.array([*(np.log(START_RATES[kind]) for kind in kinds), floor, np.log(2.0)])
     low = np.array([*([0.0] * len(kinds)), floor - 5.0, 0.0])
     high = np.array([*([60.0] * len(kinds)), floor + 3.0, np.log(8.0)])
-    found = least_squares(residual, start, bounds=(low, high), loss="soft_l1", f_scale=0.1, max_nfev=200)
-    return line(found.x)
+    found = line(least_squares(residual, start, bounds=(low, high), loss="soft_l1", f_scale=0.1, max_nfev=200).x)
+    form = roofline_json(found)  # rounded as a profile has it: what is learnt on top is learnt on what is served
+    return SoftRoofline(form["rates"], form["floor_s"], form["p"])
 
 
 def plain_roofline(work: Mapping[str, Array], seconds: Array, kinds: Sequence[str]) -> Array:
@@ -75,19 +76,37 @@ def plain_roofline(work: Mapping[str, Array], seconds: Array, kinds: Sequence[st
 
 def fit_residual(plan: Plan, shape: Mapping[str, Array], logs: Array, rng: np.random.Generator) -> dict[str, Any]:
     """Gaussian process over log residuals, as the profile's JSON has it."""
-    columns = np.stack([np.asarray(shape[axis], dtype=np.float64) for axis in plan.axes], axis=1)
-    x = np.log2(columns + np.array(plan.shifts))
+    x = np.log2(columns_of(plan.axes, shape) + np.array(plan.shifts))
     process = learn(x, logs, rng)
-    chosen, weights = condense(process, x, logs, plan.n_points)
-    points = columns[chosen]
-    return {
+    learnt = {
         "axes": list(plan.axes),
         "shifts": list(plan.shifts),
         "length_scales": [round(float(scale), 4) for scale in process.length_scales],
+        "signal_sd": round(float(np.sqrt(process.variance)), 5),
         "noise_sd": round(float(np.sqrt(process.noise)), 5),
-        "points": [[int(v) if v == int(v) else float(f"{v:.4g}") for v in row] for row in points],
-        "weights": [float(f"{w:.5g}") for w in weights],
+        "n_points": plan.n_points,
     }
+    return condensed(learnt, shape, logs)
+
+
+def condensed(learnt: Mapping[str, Any], shape: Mapping[str, Array], logs: Array) -> dict[str, Any]:
+    """A learnt residual told from these rows, its hyperparameters as they are.
+
+    So a fit scored on rows kept out of it becomes one of all rows, and the other way round.
+    """
+    columns = columns_of(learnt["axes"], shape)
+    process = Process(np.array(learnt["length_scales"]), learnt["signal_sd"] ** 2, learnt["noise_sd"] ** 2)
+    chosen, weights = condense(process, np.log2(columns + np.array(learnt["shifts"])), logs, learnt["n_points"])
+    return {
+        **learnt,
+        "points": [[int(v) if v == int(v) else float(f"{v:.4g}") for v in row] for row in columns[chosen]],
+        "weights": [float(f"{w:.7g}") for w in weights],  # neighbours nearly cancel: fewer digits would be noise
+    }
+
+
+def columns_of(axes: Sequence[str], shape: Mapping[str, Array]) -> Array:
+    """Shapes as an array, (n, n_axes)."""
+    return np.stack([np.asarray(shape[axis], dtype=np.float64) for axis in axes], axis=1)
 
 
 def residual_from(form: Mapping[str, Any]) -> Residual:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from calibration.points_gpu import read_batch
 from calibration.score import score
 from calibration.split import held_out
-from calibration.surfaces import Plan, fit_residual, standard_error
+from calibration.surfaces import Plan, condensed, fit_residual, standard_error
 from sim.cost.attention import CACHED_AXES, Heads, SeparateAttention
 from sim.step import Chunk
 
@@ -65,15 +65,13 @@ def fit_cached_prefill(rows: Any, operations: Mapping[str, Any], seed: int) -> F
     test = kept_out("cached_prefill_attention", rows, seed)
     seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
     modelled, _ = served_batches(rows, operations)
-    found = np.stack([rows[axis].to_numpy(dtype=np.float64) for axis in CACHED_AXES], axis=1)
-    none = np.unique(found * (1.0, 1.0, 0.0), axis=0)  # without context the factor is 1
-    shape = dict(zip(CACHED_AXES, np.concatenate([found[~test], none]).T, strict=True))
-    logs = np.concatenate([np.log(seconds / modelled)[~test], np.zeros(len(none))])
+    plan, rng = Plan(CACHED_AXES, SHIFTS, (), 200), np.random.default_rng([seed, 4])
+    everything, _ = cached_shape(rows, modelled, np.zeros_like(test))
     form: Form = {
         "roofline": None,
-        "residual": fit_residual(Plan(CACHED_AXES, SHIFTS, (), 200), shape, logs, np.random.default_rng([seed, 4])),
+        "residual": fit_residual(plan, *cached_shape(rows, modelled, test), rng),
         "standard_error": {"knots_s": [1e-6], "log_sd": [0.0]},
-        "range": {axis: [float(x.min()), float(x.max())] for axis, x in shape.items()},
+        "range": {axis: [float(x.min()), float(x.max())] for axis, x in everything.items()},
     }
     predicted, _ = served_batches(rows, {**operations, "cached_prefill_attention": form})
     at = test if test.any() else ~test  # so few rows that none was drawn
@@ -83,7 +81,36 @@ def fit_cached_prefill(rows: Any, operations: Mapping[str, Any], seed: int) -> F
         "training": score(predicted[~test], seconds[~test]),
         "compared": {"as_modelled_without_measurement": score(modelled[test], seconds[test])},
     }
+    form["residual"] = condensed(form["residual"], *cached_shape(rows, modelled, np.zeros_like(test)))
     return form
+
+
+def cached_shape(rows: Any, modelled: Array, test: Flags) -> tuple[dict[str, Array], Array]:
+    """Chunks not kept out, and each without its context: `CACHED_AXES`, and logarithms of the factor on their time."""
+    found = np.stack([rows[axis].to_numpy(dtype=np.float64) for axis in CACHED_AXES], axis=1)
+    none = np.unique(found * (1.0, 1.0, 0.0), axis=0)  # without context the factor is 1
+    logs = np.log(rows["seconds"].to_numpy(dtype=np.float64) / modelled)
+    shape = dict(zip(CACHED_AXES, np.concatenate([found[~test], none]).T, strict=True))
+    return shape, np.concatenate([logs[~test], np.zeros(len(none))])
+
+
+def blinded(name: str, rows: Any, operations: Mapping[str, Any], test: Flags) -> dict[str, Any]:
+    """The operations as they were scored: the one of these rows fitted without those kept out."""
+    others = {key: form for key, form in operations.items() if key != name}
+    form = operations[name]
+    if name == "cached_prefill_attention":
+        modelled, _ = served_batches(rows, others)
+        form = {**form, "residual": condensed(form["residual"], *cached_shape(rows, modelled, test))}
+    elif name == "ragged_decode_attention":
+        form = {**form, "seconds_per_byte": ragged_slope(rows, *served_batches(rows, others), test)}
+    return {**others, name: form}
+
+
+def ragged_slope(rows: Any, equal: Array, gap_bytes: Array, test: Flags) -> float:
+    """Relative least squares of the excess over equal contexts, from rows not kept out [s/B]."""
+    seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
+    x, y = (gap_bytes / seconds)[~test], ((seconds - equal) / seconds)[~test]
+    return float(f"{max(0.0, float(x @ y / (x @ x))) if x.any() else 0.0:.4g}")
 
 
 def fit_ragged_decode(rows: Any, operations: Mapping[str, Any], seed: int) -> Form:
@@ -94,11 +121,9 @@ def fit_ragged_decode(rows: Any, operations: Mapping[str, Any], seed: int) -> Fo
     test = kept_out("ragged_decode_attention", rows, seed)
     seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
     equal, gap_bytes = served_batches(rows, operations)
-    x, y = (gap_bytes / seconds)[~test], ((seconds - equal) / seconds)[~test]
-    slope = max(0.0, float(x @ y / (x @ x))) if x.any() else 0.0
-    predicted = equal + slope * gap_bytes
+    predicted = equal + ragged_slope(rows, equal, gap_bytes, test) * gap_bytes
     return {
-        "seconds_per_byte": float(f"{slope:.4g}"),
+        "seconds_per_byte": ragged_slope(rows, equal, gap_bytes, np.zeros_like(test)),
         "error": {
             "held_out": score(predicted[test], seconds[test]),
             "compared": {"as_if_equal": score(equal[test], seconds[test])},
