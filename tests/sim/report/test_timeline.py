@@ -28,6 +28,20 @@ def test_averages_are_over_time_and_extremes_are_kept():
     assert idle.high.tolist() == [4, 8, 8, 8]
 
 
+def test_memory_grows_along_a_run_of_iterations():
+    """Four iterations of 1 us in four bins: ten sequences grow from 100 to 140 slots, of which 125 were reserved."""
+    row = {"start_ns": 0, "n_steps": 4, "first_ps": 1_000_000, "decode_seqs": 10, "decode_context_tokens": 110}
+    row |= {"held_tokens": 125, "live_tokens": 100, "idle_tokens": 7}
+    result = replace(tiny_run().result, iterations=table(ITERATION_COLUMNS, [row]), end_ns=4_000, capacity_tokens=130)
+    found = timelines(replace(result, config={}), n_bins=4).levels
+    assert found["live_tokens"].mean.tolist() == pytest.approx([105, 115, 125, 135])
+    assert found["live_tokens"].low.tolist() == pytest.approx([100, 110, 120, 130])
+    assert found["live_tokens"].high.tolist() == pytest.approx([110, 120, 130, 140])
+    assert found["held_tokens"].low[0] == 125
+    assert found["held_tokens"].high.max() == 130  # no more than there is
+    assert found["used_tokens"].high.max() == 130  # what was kept for reuse gave way
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 90), st.booleans())
 def test_tokens_are_neither_lost_nor_made_by_binning(seed, n_replicas, n_bins, mixes):
