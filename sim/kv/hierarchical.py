@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Evictor, Unit
-from sim.kv.link import Link
+from sim.kv.ladder import Ladder
 from sim.kv.paged import PagedCache
 from sim.kv.preemption import Cheaper, Estimator, Preemption, Swap, Times
 from sim.kv.prefix import BlockTable
-from sim.kv.tiers import Tier, Tiers, after, first, merged
+from sim.kv.tiers import Tier, Tiers, after, first
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import BlockRange, Segment, block_ranges, own_text
@@ -124,15 +124,15 @@ class HierarchicalCache(PagedCache):
             raise ConfigError(f"cache.chunk_tokens must be >= 1 [tokens], got {chunk_tokens}")
         self._env = env
         self._estimator = Estimator(cost, max_batched_tokens)
-        self._block_bytes = max(1, round(kv_bytes_per_token * block_tokens))
-        self._tiers = [Tier(spec, block_tokens, self._block_bytes, env, recorder, replica) for spec in tiers.levels]
+        block_bytes = max(1, round(kv_bytes_per_token * block_tokens))
+        self._tiers = [Tier(spec, block_tokens, block_bytes, env, recorder, replica) for spec in tiers.levels]
+        self._ladder = Ladder(self._tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
         self._overlap = overlap
         self._write = write
         self._load_if = load
         self._preemption = preemption or Swap()
         self._host_bytes_per_s = host_bytes_per_s or tiers.levels[0].write_bytes_per_s
         self.prefetch_requests = prefetch
-        self._piece_blocks = max(1, chunk_tokens // block_tokens)
         self._ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
         self._loads: dict[Sequence, int] = {}  # tokens under way
         self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
@@ -185,7 +185,8 @@ class HierarchicalCache(PagedCache):
         super().trim(sequence, ledger)
         if self._write == "through" and sequence.request.content is not None and not sequence.dropped_tokens:
             blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
-            self._n_sent[sequence] = self._save(0, blocks, self._n_sent.get(sequence, 0))
+            self._save(blocks, self._n_sent.get(sequence, 0))
+            self._n_sent[sequence] = sum(n for _, _, n in blocks)
 
     def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
         """As `PagedCache.fork`; what has been sent down of the prompt is not sent again for each answer."""
@@ -209,7 +210,7 @@ class HierarchicalCache(PagedCache):
         n_sent = self._n_sent.pop(sequence, 0)
         super().release(sequence, now_ns)
         if blocks and self._goes_down(sequence, blocks):
-            self._save(0, blocks, n_sent)
+            self._save(blocks, n_sent)
             self._counts["swapped_out"] += not sequence.is_finished
         self._write_back()
 
@@ -233,16 +234,12 @@ class HierarchicalCache(PagedCache):
             return
         self._prefetched.add(sequence)
         text = self._ranges(sequence)
-        for below in range(1, len(self._tiers)):
-            n_above = self._tiers[0].match(text)
-            rest = after(text, n_above, self.block_tokens)
-            n_found = self._tiers[below].match(rest)
-            if n_found:
-                self._counts["prefetched_blocks"] += n_found
-                blocks = first(rest, n_found)
-                come = self._send(self._tiers[below].up, blocks, partial(self._arrive, 0, blocks))
-                self._coming[sequence, below] = n_found, come
-                come.callbacks.append(partial(self._has_come, (sequence, below)))
+        for level in range(1, len(self._tiers)):
+            coming = self._ladder.bring_nearer(text, level)
+            if coming is not None:
+                self._counts["prefetched_blocks"] += coming[0]
+                self._coming[sequence, level] = coming
+                coming[1].callbacks.append(partial(self._has_come, (sequence, level)))
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run.
@@ -292,12 +289,7 @@ class HierarchicalCache(PagedCache):
 
     def _found_below(self, sequence: Sequence, n_here: int) -> list[int]:
         """Blocks that continue what is in device memory, per tier; none if they are not to be loaded."""
-        found = []
-        rest = after(self._ranges(sequence), n_here, self.block_tokens)
-        for tier in self._tiers:
-            n_found = tier.match(rest)
-            found.append(n_found)
-            rest = after(rest, n_found, self.block_tokens)
+        found = self._ladder.found(after(self._ranges(sequence), n_here, self.block_tokens))
         if not sum(found):
             return found
         estimate = partial(self._times, n_here, found, sequence.target_tokens)
@@ -324,12 +316,8 @@ class HierarchicalCache(PagedCache):
         everyone waits for it. What is not below is computed either way.
         """
         size, estimator, ledger = self.block_tokens, self._estimator, self._ledger
-        load_ps, n_blocks = 0, 0
-        for tier, n_more in zip(self._tiers[::-1], found[::-1], strict=True):
-            n_blocks += n_more
-            if n_blocks:
-                load_ps += self._quote_ns(tier.up, n_blocks) * PS_PER_NS
-        save_ps = self._quote_ns(self._tiers[0].down, n_blocks) * PS_PER_NS
+        n_blocks = sum(found)
+        load_ps, save_ps = self._ladder.load_ns(found) * PS_PER_NS, self._ladder.save_ns(n_blocks) * PS_PER_NS
         if self._overlap:
             load_ps = estimator.loading_ps(load_ps, ledger)
         else:
@@ -364,14 +352,13 @@ class HierarchicalCache(PagedCache):
             rest = after(rest, n_blocks, self.block_tokens)
             self._tiers[level].put(blocks)  # used again
             if not self._overlap:
-                for tier in self._tiers[: level + 1]:
-                    self._stall(tier.up, n_blocks)
+                self._stall(self._ladder.load_ns([0] * level + [n_blocks] + [0] * (len(found) - level - 1)))
             n_pending += 1
             n_coming, come = self._coming.get((sequence, level), (0, None))
             if come is not None and n_coming >= n_blocks:  # prefetched, and on its way to the first tier
                 come.callbacks.append(partial(self._go_on, blocks, arrived))
             else:
-                self._bring_up(level, blocks, arrived)
+                self._ladder.bring_up(level, blocks, arrived)
 
     def _has_come(self, key: tuple[Sequence, int], come: object) -> None:
         if self._coming.get(key, (0, None))[1] is come:  # and not a later prefetch of the same
@@ -379,81 +366,23 @@ class HierarchicalCache(PagedCache):
 
     def _go_on(self, blocks: list[BlockRange], arrived: Callable[[], None], _: object) -> None:
         """Blocks that were prefetched to the first tier go on to the device."""
-        self._bring_up(0, blocks, arrived)
+        self._ladder.bring_up(0, blocks, arrived)
 
-    def _bring_up(self, level: int, blocks: list[BlockRange], arrived: Callable[[], None]) -> None:
-        """Send blocks from a tier to the one above it, and on, until they are in device memory."""
+    def _save(self, blocks: list[BlockRange], n_sent: int) -> None:
+        """Send blocks down of which some were sent before; wait if the memory they are read from is to be used now."""
+        save_ns = self._ladder.save(blocks, n_sent)
+        if not (self._overlap and self._write == "through"):
+            self._stall(save_ns)
 
-        def up() -> None:
-            if level:
-                self._arrive(level - 1, blocks)
-                self._bring_up(level - 1, blocks, arrived)
-            else:
-                arrived()
-
-        self._send(self._tiers[level].up, blocks, up)
-
-    def _save(self, level: int, blocks: list[BlockRange], n_sent: int = 0) -> int:
-        """Send blocks down to a tier, those that it does not have and that are not on their way. Returns how many are.
-
-        Where the memory they are read from is to be used at once, the next iteration waits.
-        """
-        tier = self._tiers[level]
-        missing = after(blocks, max(n_sent, tier.match(blocks)), self.block_tokens)
-        if not missing or tier.is_gone:
-            tier.put(blocks)
-        else:
-            if not level and not (self._overlap and self._write == "through"):
-                self._stall(tier.down, sum(n for _, _, n in missing))
-            self._send(tier.down, missing, partial(self._arrive, level, blocks))
-        return sum(n for _, _, n in blocks)
-
-    def _arrive(self, level: int, blocks: list[BlockRange]) -> None:
-        """Blocks have come to a tier; what gives way goes further down."""
-        evicted = self._tiers[level].put(blocks)
-        if evicted and level + 1 < len(self._tiers):
-            self._spill(level + 1, evicted)
-
-    def _spill(self, level: int, evicted: list[BlockRange]) -> None:
-        """Send what was evicted together down to a tier in one transfer, as far as it is not there."""
-        tier, size = self._tiers[level], self.block_tokens
-        if tier.is_gone:
-            return
-        missing: list[BlockRange] = []
-        for blocks in merged(evicted, size):
-            rest = after([blocks], tier.match([blocks]), size)
-            missing += rest
-            if not rest:
-                tier.put([blocks])  # used again
-        if missing:
-            if not level:
-                self._stall(tier.down, sum(n for _, _, n in missing))
-            self._send(tier.down, missing, partial(self._arrive_each, level, missing))
-
-    def _arrive_each(self, level: int, ranges: list[BlockRange]) -> None:
-        """Blocks that do not follow one another have come to a tier."""
-        for blocks in ranges:
-            self._arrive(level, [blocks])
-
-    def _stall(self, link: Link, n_blocks: int) -> None:
-        """The next iteration waits for a copy that starts now: as many bytes as would take so long on the host link."""
-        self.host_bytes += self._quote_ns(link, n_blocks) * self._host_bytes_per_s / NS_PER_S
-
-    def _quote_ns(self, link: Link, n_blocks: int) -> int:
-        """How long so many blocks would take on a link, with what is on it already."""
-        return link.quote_ns(n_blocks * self._block_bytes, -(-n_blocks // self._piece_blocks))
-
-    def _send(self, link: Link, blocks: list[BlockRange], then: Callable[[], None]) -> "simpy.Event":
-        n_blocks = sum(n for _, _, n in blocks)
-        done = link.send(n_blocks * self._block_bytes, -(-n_blocks // self._piece_blocks))
-        done.callbacks.append(lambda _: then())
-        return done
+    def _stall(self, wait_ns: int) -> None:
+        """The next iteration waits for a copy: as many bytes as would take so long on the host link."""
+        self.host_bytes += wait_ns * self._host_bytes_per_s / NS_PER_S
 
     def _write_back(self) -> None:
         """Blocks evicted since a sequence last joined or left go down."""
         if self._staged:
             staged, self._staged = self._staged, []
-            self._spill(0, staged)
+            self._stall(self._ladder.spill(0, staged))
 
     def _forget(self, unit: Unit) -> None:
         if self._write == "back":
