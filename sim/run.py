@@ -319,9 +319,12 @@ def progress(recorder: "Recorder", console: "Console | None") -> Iterator[None]:
 
 def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") -> None:
     """Simulate, write the results into ``out``, print one table."""
+    import json
+
     from sim.config import make
     from sim.metrics import measure
-    from sim.report import table, write
+    from sim.report import write
+    from sim.report.terminal import table_of
 
     slo = make(config["slo"], "slo")
     result = run(config, console=console)
@@ -330,7 +333,7 @@ def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") 
         console.print(f"No request was served: {reasons[0] if reasons else 'the scenario has none'}.")
     measures = measure(result, slo)
     write(result, slo, out, measures)
-    console.print(table(result, slo, measures))
+    console.print(table_of(json.loads((out / "summary.json").read_text(encoding="utf-8"))))
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
 
 
