@@ -146,6 +146,8 @@ class ContiguousCache:
         is_full = need > extent.n_tokens
         if not is_full and not is_decoding:
             return True
+        if not self._reservation.grows:  # it has its answer and pads its batch, past the end of its extent
+            return not is_full
         longer = self._longer(sequence, extent.n_tokens, max(need, extent.n_tokens + 1))
         offset = self._place(longer)
         if offset is None:
@@ -360,10 +362,9 @@ class ContiguousCache:
 
     def _set_room(self, sequence: Sequence, extent: Extent) -> None:
         """When to ask for a longer extent."""
-        if self._reservation.grows:
-            is_ring = extent.n_tokens == self.window_tokens  # and grows no more
-            ahead_tokens = self._reservation.ahead_tokens(extent.n_tokens)
-            sequence.room_tokens = None if is_ring else max(1, extent.n_tokens - ahead_tokens)
+        is_ring = extent.n_tokens == self.window_tokens  # and grows no more
+        ahead_tokens = self._reservation.ahead_tokens(extent.n_tokens)
+        sequence.room_tokens = None if is_ring else max(1, extent.n_tokens - ahead_tokens)
 
     def _replace(
         self, sequence: Sequence, old: Extent, offset: int, n_slots: int, n_copied: int, is_critical: bool

@@ -1,7 +1,10 @@
 """Extents: what is reserved, how they grow, what a prediction saves."""
 
+from functools import partial
+
 import pytest
 
+from sim.batching import RequestLevel
 from sim.errors import ConfigError
 from sim.kv.allocator import Buddy, FirstFit
 from sim.kv.contiguous import ContiguousCache
@@ -108,3 +111,15 @@ def test_where_memory_is_short_prediction_saves_resizes_too_and_claims_no_more_t
 def test_bad_settings_are_refused_with_key_value_and_range(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+def test_who_pads_a_batch_past_its_extent_is_returned():
+    """Answers of 2 and 30 tokens, an extent each: the short one pads until its own is full, and no further."""
+    listed = [asked(0, 0, 1, 2), asked(1, 0, 1, 30)]
+    kv = partial(ContiguousCache, 100, FirstFit, Oracle(), Lru)
+    house = serve(Listed(listed), scheduler=partial(RequestLevel, 2), kv=kv)
+    rows = house.iterations()
+    assert all(row["live_tokens"] + row["internal_tokens"] <= row["held_tokens"] for row in rows)
+    short, long = sorted(house.requests(), key=lambda row: row["id"])
+    assert short["finish_ns"] < long["finish_ns"]
+    assert short["n_preemptions"] == 0
