@@ -479,18 +479,18 @@ def run_sweep(arguments: list[str]) -> bool:
 
     version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
     is_sweep = bool({"-m", "--multirun"} & set(arguments))
-    with swept_folder(arguments) if is_sweep else nullcontext():
+    with swept_folder(arguments) if is_sweep else nullcontext() as sweep:
         if is_sweep:  # wherever it stood: Hydra's parser wants all settings in a row
             sys.argv[1:] = ["-m", *(one for one in arguments if one not in ("-m", "--multirun"))]
         hydra.main(config_path=str(conf_dir()), config_name="config", **version)(job)()
-        if is_sweep and not jobs:
-            empty = next((argument for argument in arguments if argument.endswith("=")), arguments[-1])
-            raise ConfigError(f"{empty} names nothing to sweep over: give values separated by commas")
+        if sweep and not jobs and not any(path.is_dir() for path in sweep.iterdir()):  # nor in processes of their own
+            asked = " ".join(one for one in arguments if not one.startswith("hydra."))
+            raise ConfigError(f"nothing to sweep over in {asked}: give values separated by commas")
     return not all(jobs)
 
 
 @contextmanager
-def swept_folder(arguments: list[str]) -> Iterator[None]:
+def swept_folder(arguments: list[str]) -> Iterator[Path]:
     """Names the folder of a sweep; one none of whose points left anything is unmade."""
     from sim.config import compose_run
 
@@ -502,7 +502,7 @@ def swept_folder(arguments: list[str]) -> Iterator[None]:
     sweep = Path(given[-1].partition("=")[2])
     made = [path for path in (sweep, *sweep.parents) if not path.exists()]
     try:
-        yield
+        yield sweep
     finally:
         if sweep.is_dir() and {path.name for path in sweep.iterdir()} <= {"multirun.yaml"}:
             (sweep / "multirun.yaml").unlink(missing_ok=True)

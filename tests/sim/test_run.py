@@ -106,6 +106,7 @@ def test_a_place_nobody_can_write_to_is_found_before_anything_runs(
         (["cache=static,paged", "scenario.ratee=3"], 1, "scenario.ratee is not a setting"),
         (["scenario.rate=-1,-2"], 2, "job 1: scenario.rate must be a finite number > 0, got -2"),
         (["cache="], 1, "cache= is not a choice"),
+        (["scenario.rate=range(5,1)"], 1, "nothing to sweep over in -m scenario.rate=range(5,1): give values"),
     ],
 )
 def test_a_sweep_none_of_whose_points_ran_leaves_nothing(
