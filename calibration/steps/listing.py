@@ -1,5 +1,6 @@
 """``step=list``: what profiles there are."""
 
+import sys
 from typing import Any
 
 from sim.profile import KernelProfile, read_profile, shipped_profiles
@@ -18,7 +19,7 @@ def list_profiles() -> None:
             table.add_row(*head, *row)
             head = ["", "", ""]
         table.add_section()
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def error_rows(profile: KernelProfile) -> list[tuple[str, ...]]:
