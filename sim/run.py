@@ -205,7 +205,7 @@ class Builder:
             capacity_tokens=capacity.n_tokens,
             eviction=self("eviction"),
             window_tokens=self.model.window,
-            max_len=self.model.max_len,
+            model_max_len=self.model.max_len,
             element_bits=8.0 * self.model.kv_bytes,
             kv_bytes_per_token=capacity.bytes_per_token,
             env=env,

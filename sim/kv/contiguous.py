@@ -80,7 +80,10 @@ class ContiguousCache:
     kv_bytes_per_token : float
         What copying a token moves [B].
     max_len : int or None
-        The longest the model allows a sequence to become: more is never reserved [tokens].
+        The longest an extent may become, null as long as the model's sequences; who would outgrow it is refused
+        [tokens].
+    model_max_len : int or None
+        The longest the model allows a sequence to become [tokens].
     """
 
     def __init__(
@@ -93,7 +96,12 @@ class ContiguousCache:
         window_tokens: int | None = None,
         kv_bytes_per_token: float = 0.0,
         max_len: int | None = None,
+        model_max_len: int | None = None,
     ) -> None:
+        if max_len is not None and max_len < 1:
+            raise ConfigError(f"cache.max_len must be >= 1 [tokens], got {max_len}")
+        if max_len is not None and model_max_len is not None and max_len > model_max_len:
+            raise ConfigError(f"cache.max_len must be <= {model_max_len} [tokens], the model's maximum, got {max_len}")
         if capacity_tokens < 1:
             raise ConfigError(f"KV capacity must hold one token, got {capacity_tokens} tokens")
         self.capacity_tokens = capacity_tokens
@@ -111,7 +119,8 @@ class ContiguousCache:
         self._make_allocator = allocator
         self._allocator = allocator(capacity_tokens)
         self._largest = self._allocator.largest_free_tokens  # of an empty device
-        self._check_fixed(self._reservation.fixed_tokens, max_len)
+        self._max_len = max_len if max_len is not None else model_max_len
+        self._check_fixed(self._reservation.fixed_tokens, model_max_len)
         self._bytes_per_token = kv_bytes_per_token
         self._session_caching = session_caching
         self._idle: dict[int, Extent] = {}  # by session
@@ -215,6 +224,8 @@ class ContiguousCache:
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
         if self.window_tokens is not None:
             n_tokens = min(n_tokens, self.window_tokens)
+        if self._max_len is not None and n_tokens > self._max_len:
+            return f"{n_tokens} KV slots needed, extents have {self._max_len} at most"
         n_slots = n_tokens if self._reservation.grows else self._wanted(Sequence(request))
         if n_tokens > n_slots:
             return f"{n_tokens} KV slots needed, {n_slots} reserved"
@@ -239,23 +250,26 @@ class ContiguousCache:
             **learnt,
         }
 
-    def _check_fixed(self, n_tokens: int | None, max_len: int | None) -> None:
+    def _check_fixed(self, n_tokens: int | None, model_max_len: int | None) -> None:
         """Refuse extents, all of one length, that are longer than the model's sequences, or of which none fits."""
         if n_tokens is None:
             return
-        if max_len is not None and n_tokens > max_len:
+        if model_max_len is not None and n_tokens > model_max_len:
             raise ConfigError(
-                f"cache.reservation.max_len must be <= {max_len} [tokens], the model's maximum, got {n_tokens}"
+                f"cache.reservation.max_len must be <= {model_max_len} [tokens], the model's maximum, got {n_tokens}"
             )
-        if min(n_tokens, self.window_tokens or n_tokens) > self._largest:
+        n_tokens = min(n_tokens, self._max_len or n_tokens, self.window_tokens or n_tokens)
+        if n_tokens > self._largest:
             raise ConfigError(
-                f"cache.reservation.max_len must be <= {self._largest} [tokens], the longest extent in "
+                f"cache.max_len must be <= {self._largest} [tokens], the longest extent in "
                 f"{self.capacity_tokens} KV slots (hardware.kv_blocks), got {n_tokens}"
             )
 
     def _wanted(self, sequence: Sequence) -> int:
-        """Slots to reserve at admission: no more than a ring of the window, nor than could ever be had."""
+        """Slots to reserve at admission: no more than allowed, than a ring of the window, than could ever be had."""
         n_slots = self._reservation.tokens(sequence)
+        if self._max_len is not None and n_slots > self._max_len:
+            n_slots = self._max_len
         if self.window_tokens is not None:
             n_slots = min(n_slots, self.window_tokens)
         if self._reservation.grows:
@@ -305,8 +319,10 @@ class ContiguousCache:
             self._give(extent.offset)
 
     def _longer(self, sequence: Sequence, n_tokens: int, need_tokens: int) -> int:
-        """Slots of the extent that replaces one of ``n_tokens``: at most the window, and what could ever be had."""
+        """Slots of the extent that replaces one of ``n_tokens``: no more than `_wanted`."""
         n_slots = self._reservation.grown_tokens(sequence, n_tokens, need_tokens)
+        if self._max_len is not None and n_slots > self._max_len:
+            n_slots = self._max_len
         if self.window_tokens is not None and n_slots > self.window_tokens:
             n_slots = self.window_tokens
         return min(n_slots, max(need_tokens, self._largest))

@@ -6,7 +6,7 @@ from math import inf, nan
 import pytest
 
 from sim.errors import ConfigError
-from sim.run import main, run
+from sim.run import main, run, simulate
 from tests.sim.kv.composed import configured
 
 TRAFFIC = ("scenario=synthetic",)
@@ -46,8 +46,8 @@ BAD = [
     ("predictive", {"cache__reservation__history": 0}, r"cache.reservation.history must be >= 2, got 0"),
     (
         "predictive",
-        {"cache__reservation__history": 10**20},
-        r"cache.reservation.history must be <= 1000000 \[turns\], got 1000",
+        {"cache__reservation__history": 10**7},
+        r"cache.reservation.history must be <= 1000000 \[turns\], got 10000000",
     ),
     (
         "predictive",
@@ -60,6 +60,8 @@ BAD = [
         r"cache.reservation.unstable_factor must be >= 1 .* 0.9",
     ),
     ("predictive", {"cache__reservation__ahead": -1}, r"cache.reservation.ahead must be >= 0, got -1"),
+    ("static", {"cache__max_len": 131_073}, r"cache.max_len must be <= 131072 \[tokens\], the model's maximum, got"),
+    ("dynamic", {"cache__max_len": 0}, r"cache.max_len must be >= 1 \[tokens\], got 0"),
     ("static", {"cache__reservation__max_len": 0}, r"cache.reservation.max_len must be >= 1 \[tokens\], got 0"),
     (
         "static",
@@ -69,7 +71,7 @@ BAD = [
     (
         "static",
         {"hardware__kv_blocks": 100},
-        r"cache.reservation.max_len must be <= 1024 \[tokens\], the longest extent in 1600 .*, got 131072",
+        r"cache.max_len must be <= 1024 \[tokens\], the longest extent in 1600 .*, got 131072",
     ),
     (
         "static",
@@ -113,9 +115,9 @@ def test_a_cache_that_cannot_work_is_refused_with_key_value_and_range(cache, set
     ("arguments", "expected"),
     [
         (["cache=streaming", "cache.retention.window=2"], "cache.retention.window must be >= 1 and >= cache.retention"),
-        (["cache=static", "hardware.kv_blocks=100"], "cache.reservation.max_len must be <= 1024"),
+        (["cache=static", "hardware.kv_blocks=100"], "cache.max_len must be <= 1024"),
         (["eviction=lruu"], "eviction=lruu is not a choice; did you mean lru?"),
-        (["cache=static", "cache.max_len=512"], "cache.max_len is not a setting; known here: allocator, reservation"),
+        (["cache=static", "cache.max_lem=512"], "cache.max_lem is not a setting; did you mean cache.max_len?"),
     ],
 )
 def test_on_the_command_line_that_is_one_line_and_exit_code_2(arguments, expected, monkeypatch, capfd, tmp_path):
@@ -131,7 +133,10 @@ def test_on_the_command_line_that_is_one_line_and_exit_code_2(arguments, expecte
 @pytest.mark.parametrize(
     ("cache", "settings"),
     [
-        ("static", {"cache__reservation__max_len": 4096}),  # below the model's: the longer are refused one by one
+        (
+            "static",
+            {"cache__max_len": 4096},
+        ),  # below the model's: the longer are refused one by one
         ("streaming", {"cache__retention__window": 4}),
         ("streaming", {"cache__retention__overlap": 0}),
         ("streaming", {"hardware__kv_blocks": 64}),
@@ -145,3 +150,13 @@ def test_on_the_command_line_that_is_one_line_and_exit_code_2(arguments, expecte
 def test_the_last_value_that_is_allowed_serves(cache, settings):
     config = configured(*TRAFFIC, f"cache={cache}", scenario__n_requests=3, **settings)
     assert len(run(config).requests) == 3
+
+
+@pytest.mark.parametrize("cache", ["static", "dynamic", "predictive"])
+def test_extents_are_no_longer_than_asked_and_who_needs_more_is_refused(cache):
+    result = simulate(*TRAFFIC, f"cache={cache}", "cache.max_len=700")
+    rows = result.requests.frame()
+    assert len(result.refused)
+    assert len(rows)
+    assert (rows.prompt_tokens + rows.output_tokens - 1 <= 700).all()
+    assert all("extents have 700 at most" in reason for reason in result.refusals.values())
