@@ -250,6 +250,4 @@ def run(house: dict, **how: object) -> House:
     return serve(**{**house, "cost": cost if not isinstance(cost, LinearCost) else lambda: cost}, **how)
 
 
-slow_and_thorough = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+slow_and_thorough = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
