@@ -248,7 +248,7 @@ class Replica:
         env, batch, ledger, kv = self.env, self.batch, self.ledger, self.kv
         waiting, leaving, unseen = batch.waiting, batch.leaving, self._unseen
         pace, iterations, is_open = self.cost.pace, self.recorder.iterations, plan.is_open
-        append, pack = iterations.append, iterations.pack
+        append, pack, index, next_outside_ns = iterations.append, iterations.pack, self.index, self.next_outside_ns
         carry_ps, n_ended = self._carry_ps, self._n_ended
         self._is_busy = True
         while True:
@@ -265,7 +265,7 @@ class Replica:
                 break  # somebody has to give way
             if leaving or (unseen and is_open):
                 n_steps = 1
-            elif is_open and n_steps > 1 and (until_ns := self.next_outside_ns()) != inf:
+            elif is_open and n_steps > 1 and (until_ns := next_outside_ns()) != inf:
                 most = n_steps
                 n_steps = steps_until(first_ps, growth_ps, (until_ns - now_ns) * PS_PER_NS - carry_ps, most)  # type: ignore[arg-type]  # a tick
                 if n_steps < most and self._plans_ahead and until_ns > now_ns:
@@ -285,7 +285,7 @@ class Replica:
                     rounding_tokens = 0
             append(
                 pack(
-                    self.index,
+                    index,
                     now_ns,
                     carry_ps,
                     n_steps,
@@ -384,10 +384,10 @@ class Replica:
         complete = []
         if partial:
             for sequence in partial:
-                live_tokens += sequence.resident_tokens
+                live_tokens += sequence.computed_tokens - sequence.dropped_tokens
             for sequence, n_tokens in chunks:
                 n_prefilled += n_tokens
-                if n_tokens == sequence.prefill_left_tokens:
+                if sequence.computed_tokens + n_tokens == sequence.target_tokens:
                     complete.append(sequence)
                     n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.output_tokens)
         shared_tokens = kv.shared_tokens

@@ -178,15 +178,12 @@ class DecodeLedger:
 
     def steps_to_event(self) -> int | None:
         """Iterations until the next member ends or needs attention, at least 0; None without members."""
-        steps = None
-        members = self.members
-        ends = self.ends
+        members, ends = self.members, self.ends
         while ends and ends[0][1] not in members:
             heappop(ends)
-        if ends:
-            steps = ends[0][0] - self.step
-        for heap in (self.alarms, self._fulls) if self.alarms or self._fulls else ():
-            if heap:
+        steps = ends[0][0] - self.step if ends else None
+        if self.alarms or self._fulls:
+            for heap in (self.alarms, self._fulls):
                 while heap and heap[0][1] not in members:
                     heappop(heap)
                 if heap and (steps is None or heap[0][0] - self.step < steps):

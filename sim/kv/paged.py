@@ -123,14 +123,15 @@ class PagedCache:
                 return False
             table = sequence.holding = BlockTable(n_matched, n_matched)
             sequence.computed_tokens = start
-            self._n_free -= n_unparked
-            self._n_parked -= n_unparked
-            self.held_tokens += n_unparked * size
-            self.idle_tokens -= n_unparked * size
-            self.shared_tokens += (n_matched - n_unparked) * size
-            for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
-                self._reference(table, run, offset, n_blocks)
-            table.runs.reverse()
+            if matched:
+                self._n_free -= n_unparked
+                self._n_parked -= n_unparked
+                self.held_tokens += n_unparked * size
+                self.idle_tokens -= n_unparked * size
+                self.shared_tokens += (n_matched - n_unparked) * size
+                for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
+                    self._reference(table, run, offset, n_blocks)
+                table.runs.reverse()
         elif sequence.room_tokens is not None:
             return self._copy_on_write(sequence, free)
         else:
