@@ -62,7 +62,7 @@ class CacheByClass:
     classes : dict of str to ClassShare
         By class; the shares must not exceed 1 in all.
     eviction, window_tokens, kv_bytes_per_token, env, cost, recorder, tiers, preemption, max_batched_tokens, \
-host_bytes_per_s, replica
+host_bytes_per_s, model_max_len, element_bits, replica
         For the caches of the classes, as far as they ask for them.
     """
 
@@ -80,6 +80,8 @@ host_bytes_per_s, replica
         preemption: Preemption | None = None,
         max_batched_tokens: int = 8192,
         host_bytes_per_s: float | None = None,
+        model_max_len: int | None = None,
+        element_bits: float = 16.0,
         replica: int = 0,
     ) -> None:
         if not classes:
@@ -98,6 +100,8 @@ host_bytes_per_s, replica
             "preemption": preemption,
             "max_batched_tokens": max_batched_tokens,
             "host_bytes_per_s": host_bytes_per_s,
+            "model_max_len": model_max_len,
+            "element_bits": element_bits,
             "replica": replica,
         }
         self._parts: dict[str, Part] = {}

@@ -197,3 +197,13 @@ def test_the_four_classes_of_the_configuration_are_served_and_conversations_move
     facts = {row[0]: row[1] for row in cache_tables({"counts": counts}, {})[0].rows}
     assert facts["conversations that changed class"] == f"{counts['class_changes']}"
     assert facts["copied to the new class's cache"] == f"{counts['class_moved_bytes'] / 2**30:.1f} GiB"
+
+
+def test_the_parts_get_what_the_run_knows_of_the_model():
+    """8-bit KV compressed to 8 bits is as wide as before: the part's room is its share, not twice that."""
+    shares = {"creative": ClassShare(1.0, partial(PrunedCache, retention=Share(1.0, bits=8)))}
+    assert CacheByClass(1600, shares, Lru, element_bits=8.0).capacity_tokens == 1600
+    assert CacheByClass(1600, shares, Lru, element_bits=16.0).capacity_tokens > 2000
+    longest = {"code": ClassShare(1.0, partial(ContiguousCache, allocator=FirstFit, reservation=Growing(8, 2.0)))}
+    refused = CacheByClass(1600, longest, Lru, model_max_len=40).refuses(asked(0, 0, 30, 30, kind="code"))
+    assert refused == "code: 59 KV slots needed, extents have 40 at most"
