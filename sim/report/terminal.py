@@ -32,7 +32,7 @@ def table_of(numbers: dict[str, Any]) -> "RenderableType":
     from rich.text import Text
 
     latency = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    latency.add_column("latency [ms]")
+    latency.add_column(Text("latency [ms]"))  # as it is: what stands in brackets is markup elsewhere
     for heading in ("mean", "p50", "p90", "p95", "p99"):
         latency.add_column(heading, justify="right")
     latency.add_column("", style="dim")
@@ -43,7 +43,7 @@ def table_of(numbers: dict[str, Any]) -> "RenderableType":
     facts.add_column(style="dim")
     facts.add_column()
     for name, value in fact_rows(numbers):
-        facts.add_row(name, value)
+        facts.add_row(Text(name), Text(value))
     warned = [Text(f"! {warning}", style="yellow") for warning in numbers["kvtwin"]["warnings"]]
     return Group(latency, facts, *([Text(""), *warned] if warned else []))
 

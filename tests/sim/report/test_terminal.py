@@ -25,6 +25,7 @@ def test_the_table_tells_latencies_rates_memory_and_what_went_wrong():
     kinds = ("mean", "median", "p90", "p95", "p99")
     assert [float(cell) for cell in row[1:6]] == [round(numbers[f"{kind}_ttft_ms"], 1) for kind in kinds]
     for word in (
+        "latency [ms]",
         "TPOT",
         "ITL",
         "E2EL",
