@@ -101,7 +101,9 @@ def describe(
         raise ConfigError("scenario: no requests to describe")
     arrival_ns, prompts, outputs = np.array([(r.arrival_ns, r.prompt_tokens, r.output_tokens) for r in held]).T
     arrivals = arrival_stats(arrival_ns) if has_one_clock and len(held) > 1 else None
-    reuse = reuse_stats([r.content for r in held], prompts.tolist(), arrival_ns.tolist())
+    # the last token of an answer is sampled and never read: no cache holds it
+    answers = [None if r.output_id is None else (r.output_id, r.output_tokens - 1) for r in held]
+    reuse = reuse_stats([r.content for r in held], prompts.tolist(), arrival_ns.tolist(), answers)
     related = correlation(prompts, outputs)
     load = None
     if arrivals is not None:

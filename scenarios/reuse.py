@@ -1,6 +1,6 @@
 """How much of the prompts has been seen before: the most that an endless prefix cache could save."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,8 @@ class ReuseStats:
     """Shared prefixes of a stream of prompts.
 
     A piece is what the traffic names as one: a hashed block in a trace, a turn's text in a dialogue. A request's
-    parent is the latest earlier request that shares most with it, beyond what all requests share.
+    parent is the latest earlier request that shares most with it, beyond what all requests share. Where the traffic
+    names the text of answers, an answer has been seen by whoever's prompt goes on from it.
     """
 
     n_pieces: int
@@ -33,9 +34,15 @@ class ReuseStats:
 
 
 def reuse_stats(
-    contents: list[Content | None], prompt_tokens: Iterable[int], arrival_ns: list[int]
+    contents: list[Content | None],
+    prompt_tokens: Iterable[int],
+    arrival_ns: list[int],
+    answers: Sequence[Segment | None] | None = None,
 ) -> ReuseStats | None:
-    """Walk prompts in order of arrival through a tree of all earlier ones; None where nothing has an identity."""
+    """Walk prompts in order of arrival through a tree of all earlier ones; None where nothing has an identity.
+
+    ``answers`` names the text that each request brought forth, as far as a cache can hold it.
+    """
     named = [content for content in contents if content]
     if not named:
         return None
@@ -63,6 +70,10 @@ def reuse_stats(
                 known[1] += 1
                 known[2] = number
             n_pieces += 1
+        if content and answers is not None and (answer := answers[number]) is not None:
+            text = hash((chain, answer[0], start))
+            if text not in seen:
+                seen[text] = [answer[1], 0, number]  # no prompt has used it yet
         n_seen_tokens += n_shared
         if parent is None:
             depth[number] = 1
@@ -72,10 +83,10 @@ def reuse_stats(
             children[parent] += 1
             gaps.append((arrival_ns[number] - arrival_ns[parent]) / NS_PER_S)
             new.append(length - n_shared)
-    used = np.array([times for _, times, _ in seen.values()])
+    used = np.array([times for _, times, _ in seen.values() if times])
     return ReuseStats(
         n_pieces,
-        len(seen),
+        len(used),
         float((used == 1).mean()),
         n_seen_tokens / n_tokens,
         sum(piece_tokens for _, piece_tokens in named[0][:n_common]) if len(named) == len(contents) else 0,

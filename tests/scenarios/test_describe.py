@@ -14,8 +14,10 @@ from scenarios.replay import Replay
 from scenarios.reuse import reuse_stats
 from scenarios.statistics import arrival_stats, correlation, index_of_dispersion, ks_distance, spread
 from scenarios.traces.servegen import clients
+from sim import simulate
 from sim.config import compose, make
 from sim.errors import ConfigError
+from sim.metrics import Slo, summary
 
 TRACES = Path(__file__).parents[3] / "shared" / "data" / "traces"
 needs_traces = pytest.mark.skipif(not TRACES.is_dir(), reason=f"traces are not at {TRACES}")
@@ -160,6 +162,28 @@ def test_reuse_of_prompts_small_enough_to_check_by_hand():
     assert (stats.depth.most, stats.single_frac) == (3.0, 0.5)
     assert stats.new_tokens.most == 5
     assert reuse_stats([None, None], [1, 2], [0, 1]) is None
+
+
+def test_an_answer_has_been_seen_by_the_prompt_that_goes_on_from_it():
+    asked, said, more = (1, 20), (2, 6), (3, 4)  # five of the answer's six tokens are ever read, and so cached
+
+    stats = reuse_stats([(asked,), (asked, said, more)], [20, 30], [0, 1], [(2, 5), None])
+
+    assert stats.ceiling_frac == (0 + 25) / 50
+    assert (stats.new_tokens.most, stats.depth.most) == (5, 2)
+    assert (stats.n_pieces, stats.n_unique_pieces, stats.once_frac) == (4, 3, 2 / 3)
+
+
+def test_no_run_finds_more_of_its_prompts_than_describe_says_can_be_found(tmp_path):
+    few = ("scenario=chatbot", "scenario.n_sessions=60")
+    scenario = make(compose(list(few))["scenario"], "scenario")
+    describe_task(scenario=scenario, seed=0, out=tmp_path, console=Console(quiet=True))
+    at_most = json.loads((tmp_path / "describe.json").read_text())["reuse"]["ceiling_frac"]
+    result = simulate(*few, "cache.block_tokens=1")
+
+    found_frac = summary(result, Slo())["kvtwin"]["prefix_hit_frac"]
+
+    assert found_frac == pytest.approx(at_most, abs=1e-9)
 
 
 def test_offered_load_is_compared_with_the_arithmetic_of_the_hardware(tmp_path):
