@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Arc, Belady, BlankFirst, Evictor, Fifo, Gdsf, Lfu, Lru, S3Fifo
-from sim.kv.replay import Hits, Touch, Trace, read, replay
+from sim.kv.replay import Hits, Touch, Trace, all_requests, read, replay
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,7 @@ class HitRate:
 
     def __call__(self, *, scenario: "Scenario", seed: int, out: Path, console: "Console") -> None:
         """Replay, print the table, write ``hit_rate.json`` and ``hit_rate.html`` into ``out``."""
-        trace = read(scenario.requests(seed), self.block_tokens)
+        trace = read(all_requests(scenario, seed), self.block_tokens)
         ceiling = replay(trace, Lru(trace.n_references))
         points = self.points(trace)
         out.mkdir(parents=True, exist_ok=True)

@@ -5,13 +5,14 @@ cached, answers are not: traces name no text for them.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Literal
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Evictor, Unit
-from sim.request import Request, block_keys
+from sim.request import Finished, Request, Scenario, block_keys
 
 Touch = Literal["tail_first", "head_first", "head_first_once"]
 """How a request's blocks reach the evictor.
@@ -80,6 +81,24 @@ class Hits:
     def resident_frac(self) -> float:
         """Share of blocks found resident: the hit rate of a cache without prefixes."""
         return self.resident_blocks / self.n_references
+
+
+def all_requests(scenario: Scenario, seed: int) -> Iterator[Request]:
+    """Every request in order of arrival, each answered as it arrives: who waits for answers goes on at once."""
+    stream = scenario.requests(seed)
+    following = next(stream, None)
+    answers: list[tuple[int, int, Request]] = []  # follow-ups: time, order
+    order = 0
+    while following is not None or answers:
+        if following is not None and (not answers or following.arrival_ns <= answers[0][0]):
+            request, following = following, next(stream, None)
+        else:
+            request = heappop(answers)[2]
+        yield request
+        answer = scenario.follow_up(Finished(request, request.arrival_ns))
+        if answer is not None:
+            order += 1
+            heappush(answers, (answer.arrival_ns, order, answer))
 
 
 def read(requests: Iterable[Request], block_tokens: int) -> Trace:

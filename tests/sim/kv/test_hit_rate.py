@@ -7,10 +7,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from scenarios.replay import Replay
+from sim import simulate
+from sim.config import compose, make
 from sim.errors import ConfigError
 from sim.kv.eviction import BlankFirst, Fifo, Lru
 from sim.kv.hit_rate import POLICIES, HitRate, curve
-from sim.kv.replay import Trace, read, replay
+from sim.kv.replay import Trace, all_requests, read, replay
 from sim.request import Request
 
 TRACE = Path("../shared/data/traces/mooncake/conversation_trace.jsonl.gz")
@@ -177,3 +179,12 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_a_scenario_without_requests_is_refused():
     with pytest.raises(ConfigError, match="no request"):
         read([], 4)
+
+
+def test_who_waits_for_answers_is_replayed_to_the_end_of_the_session():
+    scenario = make(compose(["scenario=chatbot", "scenario.n_sessions=40"])["scenario"], "scenario")
+
+    held = list(all_requests(scenario, 0))
+
+    assert len(held) == len(simulate("scenario=chatbot", "scenario.n_sessions=40").requests) > 40
+    assert [r.arrival_ns for r in held] == sorted(r.arrival_ns for r in held)
