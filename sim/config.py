@@ -143,7 +143,8 @@ def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> A
     trusted : tuple of str
         Further packages whose targets are allowed.
     given : Any
-        Objects that the program adds and calls a ``_partial_`` with; those it does not take are left out.
+        Objects that the program adds and calls a ``_partial_`` with; those it does not take are left out. The node must
+        not set them.
 
     Raises
     ------
@@ -156,6 +157,8 @@ def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> A
         if not given:
             return instantiate(node, _convert_="all")
         takes = inspect.signature(_find(node["_target_"], path)).parameters
+        if taken := [key for key in node if key in given and key in takes]:
+            raise ConfigError(f"{path}.{taken[0]} is not a setting: the run works it out from its other parts")
         partial = instantiate({**node, "_partial_": True}, _convert_="all")
         return partial(**{key: value for key, value in given.items() if key in takes})
     except Exception as error:

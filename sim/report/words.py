@@ -124,11 +124,11 @@ def class_words(group: str, target: str) -> str:
 
 
 def slo_words(limits: Mapping[str, float | None]) -> str:
-    """Objectives in a line.
+    """Objectives in a line, in the order of an answer's life.
 
     Examples
     --------
-    >>> slo_words({"ttft_ms": 500, "tpot_ms": 30, "e2el_ms": None})
+    >>> slo_words({"e2el_ms": None, "tpot_ms": 30, "ttft_ms": 500})
     'TTFT ≤ 500 ms, TPOT ≤ 30 ms'
     """
-    return ", ".join(f"{SLO_NAMES[key]} ≤ {value:,g} ms" for key, value in limits.items() if value is not None)
+    return ", ".join(f"{name} ≤ {limits[key]:,g} ms" for key, name in SLO_NAMES.items() if limits.get(key) is not None)

@@ -2,6 +2,7 @@
 
 import pytest
 
+import sim
 from sim.config import check, compose, make, unknown
 from sim.errors import ConfigError
 
@@ -81,6 +82,11 @@ def test_a_target_that_does_not_exist_is_named() -> None:
 def test_a_missing_mandatory_value_says_how_to_give_it() -> None:
     with pytest.raises(ConfigError, match=r"^scenario\.path must be given, for example scenario\.path="):
         compose(["scenario=replay"])
+
+
+def test_what_the_run_itself_gives_a_cache_is_refused_as_a_setting() -> None:
+    with pytest.raises(ConfigError, match=r"^cache\.capacity_tokens is not a setting: the run works it out"):
+        sim.simulate("+cache.capacity_tokens=5", "scenario.n_sessions=1")
 
 
 def test_without_a_near_key_all_are_listed() -> None:
