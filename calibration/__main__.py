@@ -3,7 +3,7 @@
 import os
 import sys
 
-from sim.errors import InvariantError, SimError
+from sim.errors import ConfigError, InvariantError, SimError
 
 
 def main(arguments: list[str]) -> int:
@@ -14,15 +14,21 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small: threads would only wait for one another
     from hydra.utils import get_method
 
-    from sim.config import compose
+    from sim.config import compose, unknown
 
     if {"-h", "--help"} & set(arguments):
         print(help_text())
         return 0
-    overrides = [f"calibration/{a}" if a.startswith("step=") else a for a in arguments]
+    devices = [a for a in arguments if a.startswith("hardware=")]  # a name to a step, a folder of choices to Hydra
+    overrides = [f"calibration/{a}" if a.startswith("step=") else a for a in arguments if a not in devices]
     try:
         config = compose(overrides, "calibration")
         config.pop("choices", None)
+        if devices and "hardware" not in config:
+            raise ConfigError(unknown("hardware", [key for key in config if key != "_target_"]))
+        for device in devices:
+            name = device.partition("=")[2]
+            config["hardware"] = None if name in ("", "null") else name
         step = get_method(config.pop("_target_"))
         if missing := [key for key, value in config.items() if value == "???"]:
             print(f"calibration: {missing[0]} must be given", file=sys.stderr)

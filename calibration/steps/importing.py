@@ -1,4 +1,4 @@
-"""``step=import``: published measurements into the house's schema."""
+"""``step=import``: published measurements into our schema."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.__main__ import main
 from calibration.comparison import compare
 from calibration.engine_run import read_engine_run
 from calibration.importers.llmservingsim import import_llmservingsim, model_key
@@ -130,6 +131,18 @@ def test_a_run_written_by_a_simulation_is_predicted_exactly(which, request):
     lines = compare(recorded, predict(predict.host()))
     assert len(lines) == 16
     assert max(abs(line.error_frac) for line in lines) < 1e-4, [(line.metric, line.error_frac) for line in lines]
+
+
+def test_the_device_of_a_run_can_be_named_on_the_command_line(short_of_memory, tmp_path, capsys):
+    command = ["step=validate", f"run={short_of_memory}", f"out={tmp_path}"]
+
+    assert main([*command, "hardware=rtxpro6000"]) == 0
+    assert (tmp_path / "validation.json").is_file()
+    assert main([*command, "hardware=null"]) == 0
+    assert main([*command, "hardware=abacus"]) == 2
+    assert main(["step=list", "hardware=h200"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [word in line for word, line in zip(("abacus", "not a setting"), told, strict=True)] == [True] * 2
 
 
 def test_the_command_prints_the_table_of_two_ranks(two_ranks, tmp_path, capsys):
