@@ -1,11 +1,13 @@
 """A chart as the page needs it: what Plotly draws, words under it, and the same numbers as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sim.report.words import NOTHING
 
 Json = dict[str, Any]
 DIGITS = 5  # significant digits of plotted numbers: finer than any pixel
@@ -69,6 +71,26 @@ def curve(values: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
     q = np.concatenate([np.linspace(0, 0.99, MAX_POINTS // 2), np.linspace(0.99, 1, MAX_POINTS // 2)])
     index = np.unique(np.rint(q * (len(known) - 1)).astype(np.int64))
     return known[index], (index + 1) / len(known)
+
+
+def coarse(values: npt.ArrayLike, join: Callable[[npt.NDArray[np.float64]], Any]) -> npt.NDArray[np.float64]:
+    """Neighbouring bins of time joined, to no more than a table shows: shape (at most `MAX_TABLE_ROWS`,).
+
+    Joined by what the quantity is: ``np.mean`` of an average, ``np.sum`` of a number of events, ``np.max`` of a peak.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    begins = np.unique(np.linspace(0, len(known), MAX_TABLE_ROWS, endpoint=False).astype(np.int64))
+    return np.array([join(part) for part in np.split(known, begins[1:])])
+
+
+def table_rows(
+    x: Sequence[float | None], columns: Sequence[npt.NDArray[np.float64]], words: Callable[[float], str]
+) -> list[tuple[str, ...]]:
+    """A chart over time as a table: the middle of each row's time, and columns from `coarse`; a dash for NaN."""
+    return [
+        (f"{time:.4g}", *(NOTHING if np.isnan(value) else words(float(value)) for value in values))
+        for time, *values in zip(coarse([np.nan if one is None else one for one in x], np.mean), *columns, strict=True)
+    ]
 
 
 def time_axis(end_s: float) -> tuple[str, float]:

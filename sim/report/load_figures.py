@@ -5,7 +5,7 @@ import numpy as np
 from sim.metrics import Measures
 from sim.metrics.summary import slot_bytes, total_counts, waste_frac
 from sim.record import Result
-from sim.report.figure import MAX_TABLE_ROWS, Figure, Json, band, line, numbers, time_axis
+from sim.report.figure import Figure, Json, band, coarse, line, numbers, table_rows, time_axis
 from sim.report.timeline import Floats, Timelines, timelines
 from sim.report.words import count, gibibytes, percent, rate
 from sim.units import GIB
@@ -84,8 +84,10 @@ def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> F
         ),
         traces,
         layout,
-        (f"time [{unit}]", "in use", "held, but empty", "kept for reuse"),
-        _sample(x, [live, empty, idle], lambda v: f"{v:.1f} %"),
+        (f"time [{unit}]", "in use", "held, but empty", "kept for reuse", "highest"),
+        table_rows(
+            x, [*(coarse(values, np.mean) for values in (live, empty, idle)), coarse(peak, np.max)], _percent_words
+        ),
     )
 
 
@@ -103,7 +105,7 @@ def _level(
         ],
         {"yaxis": {"rangemode": "tozero"}, **_time(unit)},
         (f"time [{unit}]", "average", "lowest", "highest"),
-        _sample(x, [level.mean, level.low, level.high], rate),
+        table_rows(x, [coarse(level.mean, np.mean), coarse(level.low, np.min), coarse(level.high, np.max)], rate),
         height_px=230,
         is_wide=False,
     )
@@ -120,7 +122,7 @@ def _tokens(lines: Timelines, x: list[float | None], unit: str) -> Figure:
         ],
         {"yaxis": {"rangemode": "tozero"}, **_time(unit)},
         (f"time [{unit}]", "output/s", "prompt/s"),
-        _sample(x, [lines.decoded_per_s, lines.prefilled_per_s], rate),
+        table_rows(x, [coarse(values, np.mean) for values in (lines.decoded_per_s, lines.prefilled_per_s)], rate),
     )
 
 
@@ -150,16 +152,15 @@ def _preemptions(lines: Timelines, x: list[float | None], unit: str) -> Figure:
             **_time(unit),
         },
         (f"time [{unit}]", *(name for name, _, _ in kinds)),
-        _sample(x, [values.astype(np.float64) for _, values, _ in kinds], count),
+        table_rows(x, [coarse(values, np.sum) for _, values, _ in kinds], count),
         height_px=230,
         is_wide=False,
     )
 
 
 def _hits(lines: Timelines, x: list[float | None], unit: str) -> Figure:
-    asked = lines.prompt_tokens
-    hit = np.where(asked > 0, 100 * lines.cached_tokens / np.maximum(asked, 1), np.nan)
-    total = 100 * np.cumsum(lines.cached_tokens) / np.maximum(np.cumsum(asked), 1)
+    hit = _hit_percent(lines.cached_tokens, lines.prompt_tokens)
+    total = 100 * np.cumsum(lines.cached_tokens) / np.maximum(np.cumsum(lines.prompt_tokens), 1)
     return Figure(
         "hits",
         "Prefix hit rate",
@@ -170,10 +171,26 @@ def _hits(lines: Timelines, x: list[float | None], unit: str) -> Figure:
         ],
         {"yaxis": {"range": [0, 103], "ticksuffix": " %"}, **_time(unit)},
         (f"time [{unit}]", "in this time", "so far"),
-        _sample(x, [hit, total], lambda v: f"{v:.1f} %"),
+        table_rows(
+            x,
+            [
+                _hit_percent(coarse(lines.cached_tokens, np.sum), coarse(lines.prompt_tokens, np.sum)),
+                coarse(total, lambda values: values[-1]),
+            ],
+            _percent_words,
+        ),
         height_px=230,
         is_wide=False,
     )
+
+
+def _hit_percent(cached: Floats, asked: Floats) -> Floats:
+    """Share of the prompt tokens that were found; NaN where there were none."""
+    return np.where(asked > 0, 100 * cached / np.maximum(asked, 1), np.nan)
+
+
+def _percent_words(value: float) -> str:
+    return f"{value:.1f} %"
 
 
 def capacity(result: Result) -> Figure | None:
@@ -282,13 +299,3 @@ def memory_split(result: Result, measures: Measures) -> Figure:
 
 def _time(unit: str) -> Json:
     return {"xaxis": {"title": {"text": unit}, "rangemode": "tozero"}, "hovermode": "x unified"}
-
-
-def _sample(x: list[float | None], columns: list[Floats], words: object) -> list[tuple[str, ...]]:
-    """Every so many bins as table rows."""
-    assert callable(words), "a formatter of numbers"
-    step = max(1, len(x) // MAX_TABLE_ROWS)
-    return [
-        (f"{x[i]:g}", *("–" if np.isnan(column[i]) else words(float(column[i])) for column in columns))
-        for i in range(step // 2, len(x), step)
-    ]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sim.record import Result
-from sim.report.figure import MAX_TABLE_ROWS, Figure, Json, line, numbers, time_axis
+from sim.report.figure import Figure, Json, coarse, line, numbers, table_rows, time_axis
 from sim.report.html import Section, Table
 from sim.report.links import LinkUse, link_uses
 from sim.report.words import NOTHING, count, duration, gibibytes, percent, rate
@@ -191,7 +191,7 @@ def _traffic(uses: Sequence[LinkUse], x: list[float | None], unit: str) -> Figur
         traces,
         {"yaxis": {"ticksuffix": " GB/s", "zeroline": True}, **_time(unit)},
         (f"time [{unit}]", *(use.name for use in uses)),
-        _sample(x, [use.bytes_per_s / GB for use in uses], rate),
+        table_rows(x, [coarse(use.bytes_per_s / GB, np.mean) for use in uses], rate),
         height_px=250,
     )
 
@@ -215,7 +215,7 @@ def _use(uses: Sequence[LinkUse], x: list[float | None], unit: str) -> Figure:
         traces,
         {"yaxis": {"range": [0, 103], "ticksuffix": " %"}, **_time(unit)},
         (f"time [{unit}]", *(use.name for use in uses)),
-        _sample(x, [100 * use.busy_fracs for use in uses], lambda v: f"{v:.1f} %"),
+        table_rows(x, [coarse(100 * use.busy_fracs, np.mean) for use in uses], lambda v: f"{v:.1f} %"),
         height_px=230,
     )
 
@@ -235,9 +235,3 @@ def _styles(uses: Sequence[LinkUse]) -> list[tuple[LinkUse, int, str]]:
 
 def _time(unit: str) -> Json:
     return {"xaxis": {"title": {"text": unit}, "rangemode": "tozero"}, "hovermode": "x unified"}
-
-
-def _sample(x: list[float | None], columns: list[Any], words: Any) -> list[tuple[str, ...]]:
-    """Every so many bins as table rows."""
-    step = max(1, len(x) // MAX_TABLE_ROWS)
-    return [(f"{x[i]:g}", *(words(float(column[i])) for column in columns)) for i in range(step // 2, len(x), step)]

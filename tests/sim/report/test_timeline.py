@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.record import ITERATION_COLUMNS
+from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS
+from sim.report.figure import MAX_TABLE_ROWS
+from sim.report.load_figures import over_time
 from sim.report.timeline import timelines
 from tests.sim.tiny_run import table, tiny_run
 
@@ -76,6 +78,26 @@ def test_preemptions_are_counted_when_they_happen():
     n_swapped = int(result.preemptions.column("is_swap").sum())
     assert found.swapped.sum() == n_swapped > 0
     assert found.recomputed.sum() == len(result.preemptions) - n_swapped > 0
+
+
+def test_a_charts_table_joins_bins_and_leaves_no_event_and_no_peak_out():
+    """One request in a hundred seconds: its queue, its preemption and its hits lie in one bin of four hundred."""
+    rows = [{"start_ns": 0, "n_steps": 1, "first_ps": 10**9, "waiting_seqs": 7, "decode_seqs": 3, "held_tokens": 90}]
+    preempted = [{"preempted_ns": 10**6, "last_token_ns": -1, "next_token_ns": -1}]
+    result = tiny_run().result
+    result = replace(
+        result,
+        iterations=table(ITERATION_COLUMNS, rows),
+        preemptions=table(PREEMPTION_COLUMNS, preempted),
+        end_ns=100 * 10**9,
+        capacity_tokens=100,
+    )
+    tables = {figure.id: figure for figure in over_time(result)}
+    assert sum(int(row[1]) for row in tables["preemptions"].rows) == 1
+    assert max(float(row[3]) for row in tables["queue"].rows) == 7
+    assert max(float(row[3]) for row in tables["batch"].rows) == 3
+    assert tables["kv"].rows[0][4] == "90.0 %"
+    assert all(len(figure.rows) == MAX_TABLE_ROWS for figure in tables.values())
 
 
 def test_an_empty_run_has_empty_timelines():
