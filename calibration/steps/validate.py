@@ -65,7 +65,9 @@ def validate(run: str, hardware: str | None, out: str) -> None:
 def capacity_words(predict: Predictor) -> str:
     """The derived KV capacity, beside the engine's own where it said."""
     derived, said = predict.derived, predict.recorded.settings.reported_blocks
-    words = f"KV capacity derived: {derived.n_blocks} blocks of {derived.block_tokens} tokens"
+    sheet = predict.config["hardware"]["device"]["name"]
+    words = f"KV capacity derived from the data sheet of {sheet}: {derived.n_blocks} blocks of {derived.block_tokens}"
+    words += " tokens"
     if said is None:
         return f"{words}; the engine's own was not recorded"
     error = derived.n_blocks / said - 1.0
