@@ -30,7 +30,7 @@ from sim.kv.prefix import BlockTable
 from sim.kv.tiers import Tier, Tiers, after, first
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
-from sim.request import BlockRange, Segment, block_ranges, own_text
+from sim.request import BlockRange, block_ranges
 from sim.sequence import Sequence
 from sim.step import CostModel
 from sim.units import NS_PER_S, PS_PER_NS
@@ -202,8 +202,6 @@ class HierarchicalCache(PagedCache):
             super().release(sequence, now_ns)
             return
         self.abandon(sequence)
-        if is_own:
-            self._texts.setdefault(sequence, [])  # from now on it can be found
         blocks = []
         if self._write != "back" and not sequence.dropped_tokens:
             blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
@@ -261,8 +259,7 @@ class HierarchicalCache(PagedCache):
 
     def _is_known(self, sequence: Sequence) -> bool:
         """Whether anything may be found of a waiting sequence, by `PagedCache` too: of its own text once preempted."""
-        self._names_private = sequence.n_preemptions > 0
-        return self._names_private or sequence.request.content is not None
+        return sequence.request.content is not None or sequence.n_preemptions > 0
 
     def _count(self, sequence: Sequence, n_here: int, found: list[int]) -> None:
         """Who was admitted found so many blocks in device memory, and so many in each tier."""
@@ -279,13 +276,6 @@ class HierarchicalCache(PagedCache):
     def _ranges(self, sequence: Sequence) -> list[BlockRange]:
         """Full blocks of a waiting sequence's text, all but the one with its last token."""
         return block_ranges(self._text(sequence), sequence.target_tokens - 1, self.block_tokens)
-
-    def _text(self, sequence: Sequence) -> tuple[Segment, ...]:
-        """Also of text that nobody shares: whoever is preempted finds it again."""
-        request = sequence.request
-        if request.content is not None:
-            return sequence.text()
-        return ((own_text(request.id), request.prompt_tokens + sequence.generated_tokens),)
 
     def _found_below(self, sequence: Sequence, n_here: int) -> list[int]:
         """Blocks that continue what is in device memory, per tier; none if they are not to be loaded."""

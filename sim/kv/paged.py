@@ -25,7 +25,7 @@ from sim.errors import ConfigError
 from sim.kv.eviction import Divider, Evictor, Unit
 from sim.kv.prefix import BlockTable, Match, PrefixIndex, Run
 from sim.ledger import DecodeLedger
-from sim.request import BlockRange, Request, Segment, block_ranges
+from sim.request import BlockRange, Request, Segment, block_ranges, own_text
 from sim.sequence import Sequence
 
 
@@ -52,8 +52,6 @@ class PagedCache:
         Whether a sequence is admitted only if its whole prompt has room, though it takes its first piece alone: vLLM's
         ``scheduler_reserve_full_isl``, so that fewer are preempted where prompts come in pieces.
     """
-
-    _names_private = False  # whether text that nobody shares gets an identity too
 
     def __init__(
         self,
@@ -100,7 +98,7 @@ class PagedCache:
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
-        if sequence.request.content is None and not self._names_private:
+        if sequence.request.content is None and not sequence.n_preemptions:
             return 0
         return sum(n_blocks for _, _, n_blocks in self._matched(sequence)) * self.block_tokens
 
@@ -110,7 +108,8 @@ class PagedCache:
         size = self.block_tokens
         free = self._n_free - (ledger.blocks_needed(1) if ledger.members else 0)
         if table is None:
-            matched = self._matched(sequence) if sequence.request.content is not None or self._names_private else []
+            is_known = sequence.request.content is not None or sequence.n_preemptions > 0
+            matched = self._matched(sequence) if is_known else []
             n_matched = n_unparked = 0
             for run, _, n_blocks in matched:
                 n_matched += n_blocks
@@ -214,7 +213,10 @@ class PagedCache:
         table: BlockTable = sequence.holding
         sequence.holding = None
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
-        if self._texts and self._texts.pop(sequence, None) is not None and not sequence.dropped_tokens:
+        is_named = self._texts.pop(sequence, None) is not None if self._texts else False
+        if not sequence.is_finished and self._prefix_caching:
+            is_named = True  # preempted: when it comes back, what has not been taken meanwhile is a hit
+        if is_named and not sequence.dropped_tokens:
             n_tokens = sequence.computed_tokens
             self._name(table, block_ranges(self._text(sequence), n_tokens, self.block_tokens), n_tokens)
         n_blank = n_blocks - table.n_named
@@ -291,8 +293,11 @@ class PagedCache:
         return n_held
 
     def _text(self, sequence: Sequence) -> tuple[Segment, ...]:
-        """Identity of what a sequence has said so far."""
-        return sequence.text()
+        """Identity of what a sequence has said so far, of its own where nobody shares it."""
+        request = sequence.request
+        if request.content is not None:
+            return sequence.text()
+        return ((own_text(request.id), request.prompt_tokens + sequence.generated_tokens),)
 
     def _matched(self, sequence: Sequence) -> list[Match]:
         """Resident blocks of a waiting sequence's text, from its start."""

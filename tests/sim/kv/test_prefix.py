@@ -1,5 +1,7 @@
 """Runs of blocks find, share and give up the very blocks that blocks one by one would."""
 
+from functools import partial
+
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +11,7 @@ from sim.kv.prefix import BlockTable, PrefixIndex
 from sim.ledger import DecodeLedger
 from sim.request import Request, block_keys, block_ranges
 from sim.sequence import Sequence
+from tests.sim.serving import Listed, serve
 
 
 class BlockwiseLru:
@@ -102,3 +105,16 @@ def test_a_run_is_cut_where_a_second_text_departs() -> None:
 
     assert [run.n_blocks for run in first.runs] == [2, 2]
     assert second.runs == first.runs[:1]
+
+
+def test_who_was_preempted_finds_what_has_not_been_taken_of_its_own_text():
+    """Two prompts of 8 and answers of 9 in 6 blocks of 4: at 12 tokens each, both need a fourth block and none is free.
+
+    The later one gives way with 3 full blocks. The first takes one of them, its last; so 2 are found, 8 of its 13
+    tokens, and 5 are computed. Without prefix caching it is all 13, as without an identity.
+    """
+    listed = [Request(0, 0, 8, 9, 9), Request(1, 0, 8, 9, 9)]
+    for caching, n_computed in ((True, 5), (False, 13)):
+        house = serve(Listed(listed), kv=partial(PagedCache, 24, Lru, 4, caching))
+        assert [row["n_preemptions"] for row in sorted(house.requests(), key=lambda row: row["id"])] == [0, 1]
+        assert [row["prefill_tokens"] for row in house.iterations() if row["prefill_tokens"]] == [16, n_computed]
