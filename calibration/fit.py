@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -59,29 +59,29 @@ def fit_profile(
             kv_bytes = KV_BYTES[rows["kv_dtype"].iloc[0]]
             n_points = N_POINTS[served] if name == served else N_POINTS[served] // 2
             operations[name] = fit_attention(served, rows, kv_bytes, seed, compare, n_points)
-            say(f"{name}: {operations[name]['error']['held_out']}")
+            say(told(name, operations))
     for name, rows in formats(measured, "gemm", "dtype"):
         points = 900 if name == "gemm" else 500
         operations[name] = fit_gemm(rows, shipped_shapes(CONF), seed, points, compare)
-        say(f"{name}: {operations[name]['error']}")
+        say(told(name, operations))
     if "all_reduce" in present:
         rows = measured.of("all_reduce")
         own = rows[rows["detail"] != "nccl"] if (rows["detail"] != "nccl").any() else rows
         operations["all_reduce"] = fit_all_reduce(own)
-        say(f"all_reduce: {operations['all_reduce']['error']['held_out']}")
+        say(told("all_reduce", operations))
     if "skewed_attention" in present and "mixed_attention" in operations:
         rows = measured.of("skewed_attention")
         pure = rows[rows["prefill_seqs"] == 0].reset_index(drop=True)
         mixed = rows[rows["prefill_seqs"] > 0].reset_index(drop=True)
         operations["decode_skew"] = fit_decode_skew(pure, seed)
-        say(f"decode_skew: {operations['decode_skew']['error']['held_out']}")
+        say(told("decode_skew", operations))
         operations["mixed_skew"] = fit_mixed_skew(
             mixed, measured.of("mixed_attention"), operations["mixed_attention"], KV_BYTES["bf16"], seed
         )
-        say(f"mixed_skew: {operations['mixed_skew']['error']['held_out']}")
+        say(told("mixed_skew", operations))
     if "layer" in present:
         operations["layers"] = fit_layers(measured.of("layer"), measured.of("sequence_layer"), seed)
-        say(f"layers: {operations['layers']['error']['held_out']}")
+        say(told("layers", operations))
     if {"decode_attention", "batched_prefill_attention"} <= set(operations):  # in this order: later ones stand on them
         for name, fit in (
             ("cached_prefill_attention", fit_cached_prefill),
@@ -91,18 +91,18 @@ def fit_profile(
         ):
             if name in present:
                 operations[name] = fit(measured.of(name), operations, seed)
-                say(f"{name}: {operations[name]['error']['held_out']}")
+                say(told(name, operations))
     for name in COPIES:
         if name in present:
             operations[name] = fit_copy(measured.of(name))
-            say(f"{name}: {operations[name]['error']['held_out']}")
+            say(told(name, operations))
     if "transfer" in present:
         operations["link"] = fit_link(measured.of("transfer"), measured.of("block_transfer"))
-        say(f"link: {operations['link']['error']['held_out']}")
+        say(told("link", operations))
     if "transfer_beside_decode" in present:
         names = ("transfer_beside_decode", "transfer", "decode_beside_transfer")
         operations["beside"] = fit_beside(*(measured.of(name) for name in names))
-        say(f"beside: {operations['beside']}")
+        say(told("beside", operations))
     if not operations:
         raise ProfileError(f"nothing to fit: the measurements hold {', '.join(sorted(present)) or 'no rows'}")
     content = {
@@ -129,6 +129,17 @@ def fit_profile(
             operations[name]["error"]["repeat_floor"] = floor
     content["sha256"] = content_sha256(content)
     return content
+
+
+def told(name: str, operations: Mapping[str, Any]) -> str:
+    """An operation's errors in a line: mean and 90th percentile over the rows of each kind that it was judged on."""
+    kinds = operations[name].get("error", {})
+    errors = [
+        f"{kind.replace('_', ' ')} {one['mape']:.1%} / {one['p90']:.1%} of {one['n']:,}"
+        for kind, one in kinds.items()
+        if isinstance(one, Mapping) and one.get("mape") is not None
+    ]
+    return f"{name}: {', '.join(errors) or 'nothing held out'}"
 
 
 def commit() -> str:

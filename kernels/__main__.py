@@ -73,7 +73,8 @@ class Rows:
         os.fsync(self._file.fileno())
         print(
             "  ".join(
-                f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c])
+                (f"{c} " if c not in ("kernel", "case", "remark") else "")
+                + (f"{row[c]:.4g}" if isinstance(row[c], float) else str(row[c]))
                 for c in self.columns
                 if row.get(c) not in ("", None)
             ),
