@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,24 @@ def command_line_s(*arguments: str, repetitions: int) -> float:
     return min(taken)
 
 
+def bare_timeouts_per_s(repetitions: int = 5) -> float:
+    """How many timeouts a second a SimPy loop makes that does nothing else, the best of a few."""
+    import simpy
+
+    def wait(env: simpy.Environment) -> Generator[simpy.Event, Any, None]:
+        while True:
+            yield env.timeout(1)
+
+    taken = []
+    for _ in range(repetitions):
+        env = simpy.Environment()
+        env.process(wait(env))
+        started_s = time.perf_counter()
+        env.run(until=200_000)
+        taken.append(time.perf_counter() - started_s)
+    return 200_000 / min(taken)
+
+
 def requests_per_s(run: dict[str, float]) -> float:
     """Requests served in a second of wall time."""
     return run["n_served"] / run["all_s"]
@@ -89,11 +108,15 @@ def figures() -> dict[str, tuple[float, str]]:
         found[name] = (value, unit)
         print(f"{name:32} {value:12,.3f} {unit}", flush=True)
 
+    timeouts_per_s = bare_timeouts_per_s()
+    note("simpy_timeouts", timeouts_per_s, "timeouts/s, this machine's yardstick")
     base = measured(H200, 10_000)
     note("h200_10k", requests_per_s(base), "requests/s")
     note("events_per_iteration", base["n_events"] / base["n_iterations"], "SimPy events")
     note("a100_10k", requests_per_s(measured(A100, 10_000)), "requests/s")
-    note("h200_100k", requests_per_s(measured(H200, 100_000, 2)), "requests/s")
+    rate = requests_per_s(measured(H200, 100_000, 2))
+    note("h200_100k", rate, "requests/s")
+    note("timeouts_per_request", timeouts_per_s / rate, "bare SimPy timeouts that take as long")
     million = measured(H200, 1_000_000, 1)
     note("h200_1m", requests_per_s(million), "requests/s")
     note("h200_1m_peak_mb", million["peak_mb"], "MiB")
@@ -101,7 +124,8 @@ def figures() -> dict[str, tuple[float, str]]:
         overloaded = measured((*H200, "scenario.rate=100"), n_requests, 2)
         note(f"h200_{n_requests // 1000}k_overloaded", requests_per_s(overloaded), "requests/s")
     for path in sorted((ROOT / "conf" / "cache").glob("*.yaml")):
-        run = measured((*H200, f"cache={path.stem}"), 10_000)
+        tagged = ("classify=true",) if path.stem == "by_class" else ()
+        run = measured((*H200, f"cache={path.stem}", *tagged), 10_000)
         note(f"cost_of_{path.stem}", run["simulated_s"] / base["simulated_s"], "x paged")
     with tempfile.TemporaryDirectory() as folder:
         out = f"hydra.run.dir={folder}/${{run_id:}}"
