@@ -118,6 +118,8 @@ host_bytes_per_s, model_max_len, element_bits, replica
             ledger = PartLedger(cache.block_tokens, window_tokens)
             self._parts[name] = Part(cache, ledger, kv_bytes_per_token * getattr(cache, "width_frac", 1.0))
         self._caches = [part.cache for part in self._parts.values()]
+        self._prefetchers = [cache for cache in self._caches if isinstance(cache, Prefetcher)]
+        self._ledgers = [part.ledger for part in self._parts.values()]
         self.block_tokens = 1  # the batch's ledger counts no blocks; those of the parts do
         self.window_tokens = window_tokens
         self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
@@ -129,22 +131,34 @@ host_bytes_per_s, model_max_len, element_bits, replica
     @property
     def held_tokens(self) -> int:
         """Slots held, of all classes."""
-        return sum(cache.held_tokens for cache in self._caches)
+        total = 0
+        for cache in self._caches:
+            total += cache.held_tokens
+        return total
 
     @property
     def idle_tokens(self) -> int:
         """Slots with KV that a later request may use, of all classes."""
-        return sum(cache.idle_tokens for cache in self._caches)
+        total = 0
+        for cache in self._caches:
+            total += cache.idle_tokens
+        return total
 
     @property
     def shared_tokens(self) -> int:
         """Slots read by one more sequence than hold them, of all classes."""
-        return sum(cache.shared_tokens for cache in self._caches)
+        total = 0
+        for cache in self._caches:
+            total += cache.shared_tokens
+        return total
 
     @property
     def external_tokens(self) -> int:
         """Slots that are free but not in one piece, of all classes."""
-        return sum(cache.external_tokens for cache in self._caches)
+        total = 0
+        for cache in self._caches:
+            total += cache.external_tokens
+        return total
 
     @property
     def rounding_tokens(self) -> int:
@@ -160,7 +174,10 @@ host_bytes_per_s, model_max_len, element_bits, replica
     @property
     def moved_bytes(self) -> float:
         """Copied inside device memory since the engine last took note."""
-        return sum(cache.moved_bytes for cache in self._caches)
+        total = 0.0
+        for cache in self._caches:
+            total += cache.moved_bytes
+        return total
 
     @moved_bytes.setter
     def moved_bytes(self, n_bytes: float) -> None:
@@ -170,7 +187,10 @@ host_bytes_per_s, model_max_len, element_bits, replica
     @property
     def host_bytes(self) -> float:
         """Moved over the host link on the critical path since the engine last took note."""
-        return sum(cache.host_bytes for cache in self._caches)
+        total = 0.0
+        for cache in self._caches:
+            total += cache.host_bytes
+        return total
 
     @host_bytes.setter
     def host_bytes(self, n_bytes: float) -> None:
@@ -268,7 +288,7 @@ host_bytes_per_s, model_max_len, element_bits, replica
     def prefetch(self, sequence: Sequence) -> None:
         """A request has joined the queue: its class's cache may bring nearer what it will need."""
         cache = self._part(sequence).cache
-        if isinstance(cache, Prefetcher):
+        if cache in self._prefetchers:
             cache.prefetch(sequence)
 
     def counts(self) -> Mapping[str, int | float]:
@@ -284,13 +304,16 @@ host_bytes_per_s, model_max_len, element_bits, replica
 
     def _follow(self, ledger: DecodeLedger) -> None:
         """Let the parts' ledgers know who has joined the batch, and who has left it and not given back its memory."""
+        members = ledger.members
         n_decoding = 0
-        for part in self._parts.values():
-            part.ledger.follow(ledger)
-            n_decoding += len(part.ledger.offsets)
-        if n_decoding != len(ledger.members):
-            for part in self._parts.values():
-                part.ledger.forsake()
+        for part in self._ledgers:
+            part.batch, part.members = ledger, members
+            if part.joining:
+                part.enrol()
+            n_decoding += len(part.offsets)
+        if n_decoding != len(members):
+            for part in self._ledgers:
+                part.forsake()
 
 
 def _built(cache: Callable[..., PartCache], given: dict[str, Any]) -> PartCache:

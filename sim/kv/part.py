@@ -32,21 +32,24 @@ class PartLedger(DecodeLedger):
     @property
     def live_tokens(self) -> int:
         """KV of the part, with what the next iteration adds to its prompts."""
-        joining = sum(sequence.resident_tokens for sequence in self.joining)
-        return self.resident_tokens + joining + sum(self.planned_tokens.values()) + sum(self.leaving.values())
-
-    def follow(self, batch: DecodeLedger) -> None:
-        """Take in who has joined the batch since."""
-        self.batch = batch
-        self.members = batch.members
+        live = self.resident_tokens
         if self.joining:
-            still = []
-            for sequence in self.joining:
-                if sequence.order in self.members:
-                    self._enrol(sequence.order, batch.resident_of(sequence))
-                else:
-                    still.append(sequence)
-            self.joining = still
+            live += sum(sequence.resident_tokens for sequence in self.joining)
+        if self.planned_tokens:
+            live += sum(self.planned_tokens.values())
+        if self.leaving:
+            live += sum(self.leaving.values())
+        return live
+
+    def enrol(self) -> None:
+        """Take in who has joined the batch since."""
+        still = []
+        for sequence in self.joining:
+            if sequence.order in self.members:
+                self._enrol(sequence.order, self.batch.resident_of(sequence))
+            else:
+                still.append(sequence)
+        self.joining = still
 
     def forsake(self) -> None:
         """Strike those off who have left the batch without giving their memory back yet."""
