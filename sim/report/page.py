@@ -151,7 +151,7 @@ def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
         Tile(
             "KV cache held by requests, at most",
             *_split(percent(kv["peak_held_frac"])),
-            f"{percent(kv['held_frac'])} on average of {gibibytes(kv['capacity_tokens'] * kv['bytes_per_token'])}",
+            f"{percent(kv['held_frac'])} while working, of {gibibytes(kv['capacity_tokens'] * kv['bytes_per_token'])}",
         ),
         Tile(
             "Prefix hit rate: prompts found in cache",

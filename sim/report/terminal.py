@@ -72,7 +72,7 @@ def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         ("goodput", goodput),
         (
             "KV cache",
-            f"{percent(kv['held_frac'])} of {count(kv['capacity_tokens'])} slots held on average, "
+            f"{percent(kv['held_frac'])} of {count(kv['capacity_tokens'])} slots held while working, "
             f"{percent(kv['peak_held_frac'])} at most; {percent(kv['waste_frac'])} of it empty",
         ),
         ("prefix hit rate", f"{percent(ours['prefix_hit_frac'])} of prompt tokens"),
