@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.errors import ConfigError
 from sim.kv.cache import Prefetcher
+from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import Evictor
 from sim.kv.move import Conversations
 from sim.kv.part import Part, PartCache, PartLedger
@@ -120,6 +121,10 @@ host_bytes_per_s, model_max_len, element_bits, replica
         self._caches = [part.cache for part in self._parts.values()]
         self._prefetchers = [cache for cache in self._caches if isinstance(cache, Prefetcher)]
         self._ledgers = [part.ledger for part in self._parts.values()]
+        self._pairs = [(part.cache, part.ledger) for part in self._parts.values()]
+        self._by_blocks = [
+            pair for pair in self._pairs if not isinstance(pair[0], ContiguousCache)
+        ]  # others ring
         self.block_tokens = 1  # the batch's ledger counts no blocks; those of the parts do
         self.window_tokens = window_tokens
         self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
@@ -164,10 +169,10 @@ host_bytes_per_s, model_max_len, element_bits, replica
     def rounding_tokens(self) -> int:
         """Slots held that no token is meant for, of all classes."""
         n_tokens = 0
-        for cache, ledger, _ in self._parts.values():
+        for cache, ledger in self._pairs:
             own = cache.rounding_tokens
             if own is None:
-                own = max(0, cache.held_tokens - ledger.live_tokens + cache.shared_tokens)
+                own = cache.held_tokens and max(0, cache.held_tokens - ledger.live_tokens + cache.shared_tokens)
             n_tokens += own
         return n_tokens
 
@@ -225,8 +230,9 @@ host_bytes_per_s, model_max_len, element_bits, replica
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the memory of every class suffices for."""
         self._follow(ledger)
-        for cache, part, _ in self._parts.values():
-            n_steps = cache.steps_within(part, n_steps)
+        for cache, part in self._by_blocks:
+            if part.n_growing:
+                n_steps = cache.steps_within(part, n_steps)
         return n_steps
 
     def gives_way(self, sequence: Sequence) -> bool:
@@ -237,7 +243,7 @@ host_bytes_per_s, model_max_len, element_bits, replica
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
         """Iterations have run: every class takes the memory of its own."""
         self._follow(ledger)
-        for cache, part, _ in self._parts.values():
+        for cache, part in self._pairs:
             cache.advance(part, n_steps)
             if n_steps:
                 part.advance(n_steps)
