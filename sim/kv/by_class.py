@@ -122,9 +122,7 @@ host_bytes_per_s, model_max_len, element_bits, replica
         self._prefetchers = [cache for cache in self._caches if isinstance(cache, Prefetcher)]
         self._ledgers = [part.ledger for part in self._parts.values()]
         self._pairs = [(part.cache, part.ledger) for part in self._parts.values()]
-        self._by_blocks = [
-            pair for pair in self._pairs if not isinstance(pair[0], ContiguousCache)
-        ]  # others ring
+        self._by_blocks = [pair for pair in self._pairs if not isinstance(pair[0], ContiguousCache)]  # others ring
         self.block_tokens = 1  # the batch's ledger counts no blocks; those of the parts do
         self.window_tokens = window_tokens
         self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
