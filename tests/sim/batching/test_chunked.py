@@ -53,14 +53,14 @@ def test_a_head_that_does_not_fit_blocks_those_behind_it():
     assert times(house) == {0: (0, 1, 3), 1: (3, 4, 4), 2: (3, 4, 4)}
 
 
-def test_the_last_is_preempted_and_computed_anew_and_those_behind_it_wait():
+def test_the_last_is_preempted_and_finds_what_was_not_taken_and_those_behind_it_wait():
     """6 blocks of 4, every iteration 1 ns.
 
     0   A and B, 8 prompt tokens each: 2 blocks each
     1   first tokens; the KV of each takes a third block: all 6 are taken
     5   both hold 12 tokens and have 5: two more blocks are needed. B, the last, gives back its 3; A takes one.
         C, waiting since 4, would fit into the other 2, but B is before it and needs 4 for its 8 + 5 tokens
-    9   A has its 9 tokens. B and C are admitted
+    9   A has its 9 tokens. B and C are admitted; B finds 2 of its blocks and computes 5 of its 13 tokens
     10  B has its 6th token, C its only one
     13  B has its 9th
     """
@@ -69,7 +69,7 @@ def test_the_last_is_preempted_and_computed_anew_and_those_behind_it_wait():
     assert times(house) == {0: (0, 1, 9), 1: (0, 1, 13), 2: (9, 10, 10)}
     assert house.recorder.preemptions.rows().tolist() == [[1, 0, 5, 5, 10, 0]]
     assert [row["n_preemptions"] for row in sorted(house.requests(), key=lambda row: row["id"])] == [0, 1, 0]
-    assert [row["prefill_tokens"] for row in house.iterations() if row["prefill_tokens"]] == [16, 13 + 4]
+    assert [row["prefill_tokens"] for row in house.iterations() if row["prefill_tokens"]] == [16, 5 + 4]
 
 
 def test_an_iteration_that_preempted_admits_nobody():
