@@ -50,3 +50,16 @@ def test_what_arrives_as_an_iteration_starts_is_in_the_plan_after_it():
     fast, slow = serve(**house), serve(**house, max_steps=1)
     assert fast.facts() == slow.facts()
     assert [row["scheduled_ns"] for row in fast.requests() if row["id"] == 1000] == [20]
+
+
+def test_who_arrives_during_a_prompt_waits_for_one_iteration_of_decoding_and_no_more():
+    """10 ns an iteration, planned ahead. B arrives at 5, in A's prompt: A decodes from 10 to 20, B is in at 20."""
+    listed = [Request(0, 0, 1, 20, 20), Request(1, 5, 1, 2, 2)]
+    house = {
+        "scenario": Listed(listed),
+        "scheduler": partial(Chunked, 40, 4, True),
+        "cost": lambda: LinearCost(10 * NS_PS),
+    }
+    fast, slow = serve(**house), serve(**house, max_steps=1)
+    assert fast.facts() == slow.facts()
+    assert [row["scheduled_ns"] for row in fast.requests() if row["id"] == 1] == [20]
