@@ -16,7 +16,8 @@ from sim.config import compose, conf_dir, make
 from sim.cost.calibrated import CalibratedOperations
 from sim.cost.dense import all_reduce_curve
 from sim.cost.host import HostCost
-from sim.cost.iteration import IterationCost, Operations
+from sim.cost.iteration import IterationCost
+from sim.cost.operations import Operations
 from sim.cost.roofline import ACTIVATION_BYTES, Roofline, gathered_as, n_all_reduces
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity

@@ -8,14 +8,14 @@ commit    the ledger advances, tokens and finishes are marked, memory is freed, 
 
 from collections import deque
 from collections.abc import Callable, Generator
-from heapq import heappop, heappush
-from math import inf, sqrt
+from math import sqrt
 from typing import Any
 
 import simpy
 
 from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
 from sim.batching.queue import LookAhead, Queue
+from sim.clock import Clock, Inbox, Turn
 from sim.errors import InvariantError
 from sim.kv.cache import KVCache, Prefetcher
 from sim.ledger import DecodeLedger
@@ -24,86 +24,7 @@ from sim.request import Finished, Request
 from sim.samples import Sample, sampled
 from sim.sequence import Sequence
 from sim.step import Chunk, CostModel, Shape
-from sim.units import PS_PER_NS
-
-
-class Clock(simpy.Environment):
-    """Simulated time, in whole nanoseconds."""
-
-    arrival: simpy.Event | None = None  # of the next request of an open stream; it does nothing but fill queues
-    emit: Callable[[], None]  # what it does
-
-    @property
-    def now_ns(self) -> int:
-        """The present."""
-        return self._now  # type: ignore[return-value]  # starts at 0 and every delay is a whole number
-
-    def skip_to(self, at_ns: int) -> bool:
-        """Move on to a moment if nothing but requests' arrivals is due until then.
-
-        An event of that moment would be the next one anyway: this spares its way through the queue, and the caller's
-        being put to sleep and woken.
-        """
-        queue = self._queue
-        while queue and queue[0][0] <= at_ns:
-            if queue[0][3] is not self.arrival:
-                return False
-            self._now = heappop(queue)[0]
-            self.emit()
-        self._now = at_ns
-        return True
-
-    def ring(self, event: simpy.Event, at_ns: int, priority: int, callback: Callable[[Any], None] | None) -> None:
-        """Let an event that has happened, or never did, happen at a moment: events are made once and used again."""
-        event.callbacks = [] if callback is None else [callback]
-        heappush(self._queue, (at_ns, priority, next(self._eid), event))  # type: ignore[misc]
-
-
-class Turn(simpy.Event):
-    """The end of a replica's iterations: one event, set again and again.
-
-    Those that end in the same nanosecond do so in the order of their replicas, after the arrivals of that nanosecond,
-    however long ago each was scheduled: so jumping over iterations changes nothing.
-    """
-
-    def __init__(self, env: Clock, index: int) -> None:
-        self.env: Clock = env
-        self.callbacks: Any = None
-        self._ok = True
-        self._value = None
-        self._priority = simpy.events.NORMAL + 1 + index
-
-    def at(self, end_ns: int) -> "Turn":
-        """Set to that moment."""
-        self.env.ring(self, end_ns, self._priority, None)
-        return self
-
-
-class Inbox:
-    """Where requests reach a replica, and what an idle replica waits for."""
-
-    __slots__ = ("_env", "_idle")
-
-    def __init__(self, env: Clock) -> None:
-        self._env = env
-        self._idle: simpy.Event | None = None
-
-    def arrival(self, ask_again_ns: int | None = None, loads: list[simpy.Event] | None = None) -> simpy.Event:
-        """The event of the next arrival, of the clock's reaching ``ask_again_ns``, or of the first load to end."""
-        self._idle = event = self._env.event()
-        for load in loads or ():
-            load.callbacks.append(lambda _: self.wake() if self._idle is event else None)
-        if ask_again_ns is not None:
-            timer = self._env.timeout(ask_again_ns - self._env.now_ns)
-            if timer.callbacks is not None:  # None once it has fired
-                timer.callbacks.append(lambda _: self.wake() if self._idle is event else None)
-        return event
-
-    def wake(self) -> None:
-        """Something arrived: an idle replica looks again."""
-        if self._idle is not None:
-            self._idle.succeed()
-            self._idle = None
+from sim.units import LAST_NS, PS_PER_NS
 
 
 class Replica:
@@ -113,7 +34,7 @@ class Replica:
     ----------
     env : Clock
     next_outside_ns : callable
-        Earliest time at which anything outside this replica can change what it serves [ns]; infinite if nothing can.
+        Earliest time at which anything outside this replica can change what it serves, `LAST_NS` if nothing can.
     on_finish : callable or None
         Told of every request that ends or is refused, where that brings about others.
     max_steps : int or None
@@ -130,7 +51,7 @@ class Replica:
         kv: KVCache,
         cost: CostModel,
         recorder: Recorder,
-        next_outside_ns: Callable[[], float],
+        next_outside_ns: Callable[[], int],
         on_finish: Callable[[Finished], None] | None,
         max_len: int,
         max_steps: int | None = None,
@@ -201,14 +122,14 @@ class Replica:
         now_ns = env.now_ns
         while True:
             plan = scheduler.plan(batch, now_ns)
-            if type(plan) is not Plan:
+            if not isinstance(plan, Plan):
                 if self._unseen or batch.leaving:  # nothing runs that a plan could be made during
                     self._catch_up(now_ns)
                     continue
                 loads = batch.loading() if batch.partial else []
                 if plan is None and len(batch.waiting) and not loads:
                     raise InvariantError(f"replica {self.index}: requests wait, nothing runs, and none is admitted")
-                yield self.inbox.arrival(plan, [sequence.loading for sequence in loads])  # type: ignore[arg-type]
+                yield self.inbox.arrival(plan, [sequence.loading for sequence in loads])
                 now_ns = env.now_ns
                 continue
             if (plan is DECODE_OPEN or plan is DECODE_ON) and self._only_decodes():
@@ -265,9 +186,9 @@ class Replica:
                 break  # somebody has to give way
             if leaving or (unseen and is_open):
                 n_steps = 1
-            elif is_open and n_steps > 1 and (until_ns := next_outside_ns()) != inf:
+            elif is_open and n_steps > 1 and (until_ns := next_outside_ns()) != LAST_NS:
                 most = n_steps
-                n_steps = steps_until(first_ps, growth_ps, (until_ns - now_ns) * PS_PER_NS - carry_ps, most)  # type: ignore[arg-type]  # a tick
+                n_steps = steps_until(first_ps, growth_ps, (until_ns - now_ns) * PS_PER_NS - carry_ps, most)
                 if n_steps < most and self._plans_ahead and until_ns > now_ns:
                     n_steps += 1  # planned before that happened
             owed_ps = carry_ps + n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2)  # elapsed_ps
@@ -356,14 +277,14 @@ class Replica:
             n_steps = self.max_steps
         n_steps = kv.steps_within(ledger, n_steps)
         if n_steps > 1:
-            until_ns = self.next_outside_ns() if plan.is_open else inf
-            if until_ns != inf:
-                target_ps: int = (until_ns - start_ns) * PS_PER_NS - self._carry_ps  # type: ignore[assignment]  # a tick
+            until_ns = self.next_outside_ns() if plan.is_open else LAST_NS
+            if until_ns != LAST_NS:
+                target_ps = (until_ns - start_ns) * PS_PER_NS - self._carry_ps
                 most, n_steps = n_steps, steps_until(first_ps, growth_ps, target_ps, n_steps)
                 if self._plans_ahead and until_ns > start_ns and n_steps < most:
                     n_steps += 1  # planned before that happened
             if whole.partial and whole.loading():
-                target_ps = (int(min(self.env.peek(), 1 << 62)) - start_ns) * PS_PER_NS - self._carry_ps
+                target_ps = (self.env.next_ns() - start_ns) * PS_PER_NS - self._carry_ps
                 n_steps = steps_until(first_ps, growth_ps, target_ps, n_steps)
             if plan.valid_until_ns is not None:
                 target_ps = (plan.valid_until_ns - start_ns) * PS_PER_NS - self._carry_ps

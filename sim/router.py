@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import simpy
 from simpy.events import URGENT
 
-from sim.engine import Clock, Replica
+from sim.clock import Arrival, Clock
+from sim.engine import Replica
 from sim.errors import ConfigError, InvariantError
 from sim.request import Finished, Request, Scenario
 from sim.units import LAST_NS
@@ -42,16 +43,6 @@ class LeastLoaded:
         return min(replicas, key=lambda replica: replica.n_outstanding)
 
 
-class _Arrival(simpy.Event):
-    """A moment at which requests arrive; it comes before anything else of the same nanosecond."""
-
-    def __init__(self, env: Clock, value: Any = None) -> None:
-        self.env = env
-        self._ok = True
-        self._value = value
-        self._defused = False
-
-
 class Traffic:
     """The scenario's requests, handed to the replicas at their time of arrival."""
 
@@ -64,7 +55,7 @@ class Traffic:
         self.is_open_loop = is_open_loop
         self._stream: Iterator[Request] = scenario.requests(seed)
         self._next: Request | None = None
-        self._arrival = env.arrival = _Arrival(env)  # of the stream, one at a time
+        self._arrival = env.arrival = Arrival(env)  # of the stream, one at a time
         env.emit = self._emit
 
     def start(self, replicas: list[Replica]) -> None:
@@ -73,9 +64,9 @@ class Traffic:
         self._next = next(self._stream, None)
         self._schedule_next()
 
-    def next_arrival_ns(self) -> float:
-        """When the next request of an open stream arrives, infinite after the last [ns]."""
-        return float("inf") if self._next is None else self._next.arrival_ns
+    def next_arrival_ns(self) -> int:
+        """When the next request of an open stream arrives, `LAST_NS` after the last one."""
+        return LAST_NS if self._next is None else self._next.arrival_ns
 
     def ended(self, finished: Finished) -> None:
         """A request ended; what it brings about arrives in its time."""
@@ -85,7 +76,7 @@ class Traffic:
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")
-            self.env.ring(_Arrival(self.env, request), request.arrival_ns, URGENT, self._follow)
+            self.env.ring(Arrival(self.env, request), request.arrival_ns, URGENT, self._follow)
 
     def _schedule_next(self) -> None:
         request = self._next

@@ -15,7 +15,8 @@ from sim.errors import ConfigError, InvariantError, SimError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sim.engine import Clock, Replica
+    from sim.clock import Clock
+    from sim.engine import Replica
     from sim.kv.cache import KVCache
     from sim.kv.capacity import KVCapacity
     from sim.record import Recorder, Result
@@ -81,7 +82,8 @@ def run(
     cost : CostModel or None
         Iteration times in place of the configuration's.
     """
-    from sim.engine import Clock, Replica
+    from sim.clock import Clock
+    from sim.engine import Replica
     from sim.record import Recorder, Result
     from sim.router import Traffic
 
@@ -103,7 +105,7 @@ def run(
             made.cache(capacity, env, cost, recorder, index),
             cost,
             recorder,
-            traffic.next_arrival_ns if is_open_loop else env.peek,
+            traffic.next_arrival_ns if is_open_loop else env.next_ns,
             None if is_open_loop else traffic.ended,
             made.model.max_len,
         )

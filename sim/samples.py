@@ -15,8 +15,6 @@ class Sample(Sequence):
 
     __slots__ = ()
 
-    samples: "Samples"
-
     def __init__(self, request: Request, samples: "Samples", n_samples: int = 1) -> None:
         super().__init__(request)
         self.samples = samples

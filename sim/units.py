@@ -6,7 +6,7 @@ configurations, cost models and metrics.
 """
 
 NS_PER_S = 1_000_000_000
-LAST_NS = 1 << 62  # no event is later: facts are 64-bit integers, and 146 years are enough
+LAST_NS = 1 << 62  # never: facts are 64-bit integers, every event is earlier, and 146 years are enough
 PS_PER_NS = 1_000
 PS_PER_S = NS_PER_S * PS_PER_NS
 MS_PER_S = 1_000

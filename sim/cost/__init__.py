@@ -1,7 +1,8 @@
 """Cost models: how long an engine iteration takes."""
 
 from sim.cost.host import HostCost
-from sim.cost.iteration import DecodeCurve, IterationCost, Operations
+from sim.cost.iteration import IterationCost
+from sim.cost.operations import DecodeCurve, Operations
 from sim.cost.roofline import Efficiency, Roofline
 
 __all__ = ["DecodeCurve", "Efficiency", "HostCost", "IterationCost", "Operations", "Roofline"]

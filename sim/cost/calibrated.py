@@ -8,7 +8,8 @@ import numpy as np
 from sim.cost.attention import Attention, Heads, MixedAttention, SeparateAttention, check_heads, nodes
 from sim.cost.dense import Dense, LayerCurves, ShapedGemms
 from sim.cost.host import HostCost
-from sim.cost.iteration import CAPTURE_SIZES, DecodeCurve, IterationCost
+from sim.cost.iteration import CAPTURE_SIZES, IterationCost
+from sim.cost.operations import DecodeCurve
 from sim.cost.surface import soft_s
 from sim.errors import ProfileError
 from sim.profile import KernelProfile, find_profile

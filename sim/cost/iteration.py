@@ -12,11 +12,11 @@ become integer picoseconds, once per batch size, so that a run of decode iterati
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
 
 from sim.cost.host import HostCost
+from sim.cost.operations import FAR, FusedAttention, Operations
 from sim.errors import ConfigError, ProfileError
 from sim.step import Chunk, Shape
 from sim.units import ps_from_s
@@ -29,64 +29,6 @@ range(256, max + 1, 16)`` with ``max_cudagraph_capture_size = min(2 * max_num_se
 """
 
 MOST_REMEMBERED = 1 << 14  # sets of chunks; a megabyte or two
-
-FAR = 1 << 50  # no knot and no end: beyond any number of tokens or iterations
-
-
-class DecodeCurve(NamedTuple):
-    """Decode attention of the whole model at one batch size, piecewise linear in the batch's total context.
-
-    ``knots`` ascend from at most ``batch`` (every sequence reads at least the token it computes). Past the last knot
-    the last piece goes on; past ``valid_to_tokens`` that is extrapolation, and counted.
-    """
-
-    knots: tuple[int, ...]  # total KV entries read [tokens]
-    seconds: tuple[float, ...]  # attention over all layers with equal contexts, KV append included [s]
-    skew_s: float = 0.0  # per token of batch * longest - total: what unequal contexts cost [s]
-    valid_to_tokens: int = FAR
-
-
-class Operations(Protocol):
-    """Times of the parts of an iteration, over the whole model on one tensor-parallel rank [s].
-
-    All are pure functions of their arguments: results are cached.
-    """
-
-    def dense_s(self, n_tokens: int) -> float:
-        """GEMMs, norms, activations and all-reduces of all layers, on ``n_tokens`` tokens."""
-        ...
-
-    def sequences_s(self, n_seqs: int) -> float:
-        """lm_head and sampler, for one token of each of ``n_seqs`` sequences."""
-        ...
-
-    def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
-        """Attention of all chunks in one launch per layer, and the append of their KV."""
-        ...
-
-    def decode_attention(self, batch: int) -> DecodeCurve:
-        """Attention of ``batch`` sequences with one new token each, and the append of their KV."""
-        ...
-
-    def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
-        """Copies on the critical path: inside device memory, and over the link to the host."""
-        ...
-
-
-@runtime_checkable
-class FusedAttention(Protocol):
-    """What `Operations` add when prompts and decoding sequences were measured in one launch: there times do not add."""
-
-    is_fused: bool  # whether they were
-
-    def fused_attention_s(
-        self, chunks: tuple[Chunk, ...], batch: int, context_tokens: int, longest_tokens: int
-    ) -> float:
-        """Attention of chunks beside ``batch`` decoding sequences, all layers, KV append included [s].
-
-        ``context_tokens`` KV entries are read by the decoding sequences in all, ``longest_tokens`` by one of them.
-        """
-        ...
 
 
 _Decode = tuple[int, int, tuple[int, ...], tuple[int, ...], tuple[int, ...], int, int]
@@ -104,7 +46,7 @@ class IterationCost:
 
     operations: Operations
     host: HostCost
-    capture_sizes: tuple[int, ...] = CAPTURE_SIZES
+    capture_sizes: Sequence[int] = CAPTURE_SIZES
     provenance: Mapping[str, object] = field(default_factory=dict)  # where the operations' times come from
     extrapolated_runs: int = field(default=0, init=False)  # decode paces asked for outside the operations' range
     _decode: dict[int, _Decode] = field(default_factory=dict, init=False, repr=False)

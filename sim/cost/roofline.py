@@ -12,7 +12,7 @@ measured profile is better where there is one.
 from dataclasses import dataclass, field
 from typing import Any
 
-from sim.cost.iteration import DecodeCurve
+from sim.cost.operations import DecodeCurve
 from sim.errors import ConfigError
 from sim.spec import DeviceSpec, ModelSpec, positive
 from sim.step import Chunk

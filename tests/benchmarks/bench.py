@@ -25,19 +25,19 @@ def simulate(overrides: tuple[str, ...], n_requests: int) -> dict[str, float]:
     """One run in this process, after a short one that imports and compiles what is needed."""
     import resource
 
-    from sim import engine
+    from sim import clock
     from sim.config import compose, make
     from sim.metrics import summary
     from sim.run import run
 
-    clocks: list[engine.Clock] = []
+    clocks: list[clock.Clock] = []
 
-    class Watched(engine.Clock):
+    class Watched(clock.Clock):
         def __init__(self) -> None:
             super().__init__()
             clocks.append(self)
 
-    engine.Clock = Watched  # type: ignore[misc]
+    clock.Clock = Watched  # type: ignore[misc]
     run(compose([*overrides, "scenario.n_requests=100"]))
     config = compose([*overrides, f"scenario.n_requests={n_requests}"])
     slo = make(config["slo"], "slo")

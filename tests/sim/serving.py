@@ -7,7 +7,8 @@ from typing import Any
 
 from sim.batching import Chunked, Fcfs
 from sim.batching.plan import Batch
-from sim.engine import Clock, Replica
+from sim.clock import Clock
+from sim.engine import Replica
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.record import Recorder, iteration_ends_ns
@@ -155,7 +156,7 @@ def serve(
     recorder = Recorder()
     is_open_loop = not scenario.turns
     traffic = Traffic(env, scenario, 0, router(), is_open_loop)
-    next_outside_ns = traffic.next_arrival_ns if is_open_loop else env.peek
+    next_outside_ns = traffic.next_arrival_ns if is_open_loop else env.next_ns
     on_finish = None if is_open_loop else traffic.ended
     house = [
         Replica(

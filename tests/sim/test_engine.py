@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from sim.batching import Chunked, Fcfs
 from sim.batching.plan import Plan
-from sim.engine import Clock, Replica, elapsed_ps, steps_until
+from sim.clock import Clock
+from sim.engine import Replica, elapsed_ps, steps_until
 from sim.errors import InvariantError
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.record import Recorder
 from sim.request import Request, stream
 from sim.step import Pace, Shape
+from sim.units import LAST_NS
 from tests.sim.serving import House, LinearCost, Listed, asked, serve
 
 
@@ -143,7 +145,7 @@ def test_two_simulations_run_side_by_side():
     alone = serve(Listed(listed)).facts()
     env, recorder = Clock(), Recorder()
     half = Replica(
-        env, 0, Chunked(), Fcfs(), PagedCache(1 << 10, Lru), LinearCost(), recorder, lambda: float("inf"), None, 99
+        env, 0, Chunked(), Fcfs(), PagedCache(1 << 10, Lru), LinearCost(), recorder, lambda: LAST_NS, None, 99
     )
     half.submit(asked(0, 0, 8, 5))
     env.run(until=2)

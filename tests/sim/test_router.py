@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from sim.engine import Clock
+from sim.clock import Clock
 from sim.errors import InvariantError
 from sim.request import Finished, Request
 from sim.router import LeastLoaded, RoundRobin, Traffic
+from sim.units import LAST_NS
 from tests.sim.serving import House, Listed, asked, serve
 
 
@@ -79,8 +80,8 @@ def test_a_further_turn_arrives_after_the_answer_and_the_thinking():
 def test_an_open_stream_says_when_the_next_request_comes():
     env = Clock()
     traffic = Traffic(env, Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]), 0, RoundRobin(), True)
-    assert traffic.next_arrival_ns() == float("inf"), "not started"
+    assert traffic.next_arrival_ns() == LAST_NS, "not started"
     house = serve(Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]))
-    assert house.traffic.next_arrival_ns() == float("inf"), "all have come"
+    assert house.traffic.next_arrival_ns() == LAST_NS, "all have come"
     traffic.start(house.replicas)
     assert traffic.next_arrival_ns() == 5

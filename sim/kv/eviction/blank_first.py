@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from sim.errors import ConfigError, InvariantError
-from sim.kv.eviction.unit import Order, Unit
+from sim.kv.eviction.contract import Order
+from sim.kv.eviction.unit import Unit
 
 
 class BlankFirst:

@@ -1,8 +1,6 @@
-"""What an eviction policy orders, and the two contracts: what a cache talks to, and what a new policy implements."""
+"""What an eviction policy orders."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 
 @dataclass(slots=True, eq=False)
@@ -25,77 +23,3 @@ class Unit:
     def last(self, n_blocks: int) -> "Unit":
         """Its last blocks as a unit of their own, to say what is given up."""
         return Unit(self.key, self.n_tokens // self.n_blocks * n_blocks, n_blocks)
-
-
-class Evictor(Protocol):
-    """The free blocks of a cache in the order in which they are taken, those with content included.
-
-    Built with ``capacity_blocks``, all of them free and blank. A block that a sequence holds is not in it.
-    """
-
-    def park(self, units: Iterable[Unit]) -> None:
-        """Take in units that nobody references any more; what comes first is given up first, among equals."""
-        ...
-
-    def park_blank(self, n_blocks: int) -> None:
-        """Take in free blocks without content."""
-        ...
-
-    def claim(self, units: Iterable[Unit]) -> None:
-        """Note that a request found these units. Parked ones leave; referenced ones only gain a hit."""
-        ...
-
-    def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:
-        """Take out at least ``n_blocks`` blocks, and more only if the last unit is larger than what was missing.
-
-        Parameters
-        ----------
-        n_blocks : int
-            How many [blocks].
-        wanted : sequence of int
-            Keys of the content they are taken for, as far as it is known: some policies remember what they gave up.
-
-        Returns
-        -------
-        list of Unit
-            Those of them that had content, in order of eviction; the caller forgets their keys.
-
-        Raises
-        ------
-        InvariantError
-            If there are not that many: a cache asks ``len`` first.
-        """
-        ...
-
-    def __len__(self) -> int:
-        """Free blocks, blank and parked together."""
-        ...
-
-
-@runtime_checkable
-class Divider(Evictor, Protocol):
-    """An evictor that can part with some blocks of a unit, so that a run of blocks can be one unit."""
-
-    def claim_part(self, unit: Unit, n_blocks: int) -> None:
-        """A request found some blocks of a parked unit, which count as a unit of their own from now on."""
-        ...
-
-    def divide(self, unit: Unit, rest: Unit) -> None:
-        """The last blocks of a parked unit, already counted off it, become a unit that is given up just before it."""
-        ...
-
-
-class Order(Protocol):
-    """Which of the parked units goes first: all that a policy has to say. Built with ``capacity_blocks``."""
-
-    def park(self, unit: Unit) -> None:
-        """A unit becomes evictable, for the first time or again."""
-        ...
-
-    def claim(self, unit: Unit) -> None:
-        """A request found the unit (``n_hits`` does not count it yet); if it ``is_parked`` it stops being evictable."""
-        ...
-
-    def victim(self, wanted: int | None) -> Unit:
-        """Remove and return the unit to give up for the content ``wanted``; called only while one is parked."""
-        ...

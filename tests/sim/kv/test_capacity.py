@@ -5,8 +5,8 @@ from functools import cache
 import pytest
 
 import sim
+from sim.clock import Clock
 from sim.config import compose, make
-from sim.engine import Clock
 from sim.errors import ConfigError
 from sim.kv.capacity import activation_peak_bytes, kv_capacity, weights_bytes
 from sim.record import Recorder

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sim.batching import Chunked, Continuous, Fcfs
-from sim.engine import Clock, Replica
+from sim.clock import Clock
+from sim.engine import Replica
 from sim.kv.cache import KVCache
 from sim.kv.contiguous import shared_tokens
 from sim.ledger import DecodeLedger

@@ -1,7 +1,7 @@
 """Every cache of conf/cache/, and what can be set about it: small enough that a dozen requests fill it."""
 
+from sim.clock import Clock
 from sim.config import conf_dir
-from sim.engine import Clock
 from sim.kv.cache import KVCache
 from sim.record import Recorder
 from sim.run import Builder
