@@ -74,7 +74,7 @@ TRANSFER_COLUMNS = (
     "n_pieces",
 )
 MAX_REASONS = 100  # refusals kept in words; all are counted
-REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "session_id")
+REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "session_id", "slo_class")
 
 
 class Table:
@@ -127,7 +127,8 @@ class Recorder:
         """A request that could never be served."""
         session_id = -1 if request.session_id is None else request.session_id
         n_output = request.n_samples * request.output_tokens
-        self.refused.add(request.id, request.arrival_ns, request.prompt_tokens, n_output, session_id)
+        slo_class = self.slo_class(request.slo_class)
+        self.refused.add(request.id, request.arrival_ns, request.prompt_tokens, n_output, session_id, slo_class)
         if len(self.refusals) < MAX_REASONS:
             self.refusals[request.id] = reason
 

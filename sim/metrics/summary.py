@@ -224,16 +224,19 @@ def warnings(
 
 
 def _by_class(result: Result, slo: Slo, measures: Measures, duration_s: float) -> dict[str, Any]:
-    """Requests, goodput and attainment of each class of requests."""
-    column = result.requests.column("slo_class")
+    """Requests, goodput and attainment of each class; a refused request meets no objective, as in the total."""
+    column, refused = result.requests.column("slo_class"), result.refused.column("slo_class")
     classes: dict[str, Any] = {}
     for index, name in enumerate(result.slo_classes):
         is_good = measures.is_good[column == index]
+        n_good, n_refused = int(is_good.sum()), int((refused == index).sum())
+        offered = len(is_good) + n_refused
         classes[name or "default"] = {
             **{key: slo.limits(name)[key] for key in LIMITS},
             "completed": len(is_good),
-            "goodput": _rate(int(is_good.sum()), duration_s),
-            "attainment_frac": float(is_good.mean()) if len(is_good) else None,
+            "failed": n_refused,
+            "goodput": _rate(n_good, duration_s),
+            "attainment_frac": n_good / offered if offered else None,
         }
     return classes
 

@@ -193,16 +193,14 @@ def class_tables(numbers: Mapping[str, Any]) -> list[Table]:
             name,
             slo_words({key: facts[key] for key in LIMITS}) or "none",
             count(facts["completed"]),
+            count(facts["failed"]),
             rate(facts["goodput"]),
             percent(facts["attainment_frac"]),
         )
         for name, facts in classes.items()
     ]
-    return [
-        Table(
-            rows, ("class", "objectives", "completed", "goodput [req/s]", "within objectives"), "By class of requests"
-        )
-    ]
+    headings = ("class", "objectives", "completed", "refused", "goodput [req/s]", "within objectives")
+    return [Table(rows, headings, "By class of requests")]
 
 
 def configuration(config: Mapping[str, Any]) -> list[Table]:

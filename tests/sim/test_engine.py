@@ -80,7 +80,7 @@ def test_requests_beyond_the_models_maximum_are_refused_with_the_arithmetic():
     house = serve(Listed([asked(0, 0, 90, 11), asked(1, 0, 90, 10)]), max_len=100)
     assert [row["id"] for row in house.requests()] == [1]
     assert house.recorder.refusals == {0: "prompt and output of 101 tokens exceed the model's maximum of 100"}
-    assert house.recorder.refused.rows().tolist() == [[0, 0, 90, 11, -1]]
+    assert house.recorder.refused.rows().tolist() == [[0, 0, 90, 11, -1, 0]]
 
 
 def test_requests_that_no_empty_device_could_hold_are_refused():

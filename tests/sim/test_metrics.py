@@ -213,6 +213,13 @@ def test_refused_requests_lower_the_attainment_and_are_told():
     assert any("20 requests" in warning for warning in numbers["kvtwin"]["warnings"])
 
 
+def test_refused_requests_lower_the_attainment_of_their_class():
+    """30 requests of each of two classes are served, and 20 of the second refused."""
+    classes = summary(tiny_run(seed=5, n_requests=60, n_refused=20).result, Slo(ttft_ms=1e9))["kvtwin"]["classes"]
+    told = {name: (facts["completed"], facts["failed"], facts["attainment_frac"]) for name, facts in classes.items()}
+    assert told == {"default": (30, 0, 1.0), "code": (30, 20, 0.6)}
+
+
 def test_steps_outside_the_measured_range_are_told():
     warned = summary(tiny_run(provenance={"extrapolated_runs": 7}, counts=()).result, SLO)["kvtwin"]["warnings"]
     assert any(warning.startswith("7 extrapolated runs") for warning in warned)

@@ -65,7 +65,7 @@ def test_refusals_are_all_counted_and_the_first_kept_in_words():
     for i in range(MAX_REASONS + 5):
         recorder.refuse(asked(i, 10 * i, 4, 1, session_id=i if i else None), f"reason {i}")
     assert len(recorder.refused) == MAX_REASONS + 5
-    assert recorder.refused.rows()[:2].tolist() == [[0, 0, 4, 1, -1], [1, 10, 4, 1, 1]]
+    assert recorder.refused.rows()[:2].tolist() == [[0, 0, 4, 1, -1, 0], [1, 10, 4, 1, 1, 0]]
     assert recorder.refusals == {i: f"reason {i}" for i in range(MAX_REASONS)}
 
 

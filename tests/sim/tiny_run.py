@@ -93,7 +93,9 @@ def tiny_run(
     run.iterations.sort(key=lambda row: (row["start_ns"], row["replica"]))
     run.requests.sort(key=lambda row: (row["finish_ns"], row["id"]))
     end_ns = max([row["finish_ns"] for row in run.requests], default=0)
-    refused = [{"id": n_requests + i, "arrival_ns": i, "prompt_tokens": 200_000} for i in range(n_refused)]
+    refused = [
+        {"id": n_requests + i, "arrival_ns": i, "prompt_tokens": 200_000, "slo_class": 1} for i in range(n_refused)
+    ]
     transfers = [
         {
             "link": i % 2,
