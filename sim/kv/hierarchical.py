@@ -125,7 +125,9 @@ class HierarchicalCache(PagedCache):
         self._env = env
         self._estimator = Estimator(cost, max_batched_tokens)
         block_bytes = max(1, round(kv_bytes_per_token * block_tokens))
-        self._tiers = [Tier(spec, block_tokens, block_bytes, env, recorder, replica) for spec in tiers.levels]
+        self._tiers = [
+            Tier(spec, block_tokens, block_bytes, env, recorder, replica, i) for i, spec in enumerate(tiers.levels)
+        ]
         self._ladder = Ladder(self._tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
         self._overlap = overlap
         self._write = write

@@ -32,19 +32,25 @@ class TierSpec:
     eviction: Callable[[int], Evictor]
     fails_at_s: float | None = None  # from then on it is gone, and what it held; nothing else is lost
 
-    def __post_init__(self) -> None:
+    def check(self, path: str) -> None:
+        """Refuse what cannot work, under the key it was set by.
+
+        Raises
+        ------
+        ConfigError
+        """
         for key, value in (
             ("capacity_gib", self.capacity_gib),
             ("read_bytes_per_s", self.read_bytes_per_s),
             ("write_bytes_per_s", self.write_bytes_per_s),
         ):
             if not 0.0 < value < float("inf"):
-                raise ConfigError(f"tiers.{self.name}.{key} must be > 0 and finite, got {value!r}")
+                raise ConfigError(f"{path}.{key} must be > 0 and finite, got {value!r}")
         for key, value in (("latency_s", self.latency_s), ("piece_s", self.piece_s)):
             if not 0.0 <= value < float("inf"):
-                raise ConfigError(f"tiers.{self.name}.{key} must be >= 0 and finite [s], got {value!r}")
+                raise ConfigError(f"{path}.{key} must be >= 0 and finite [s], got {value!r}")
         if self.fails_at_s is not None and not 0.0 <= self.fails_at_s < float("inf"):
-            raise ConfigError(f"tiers.{self.name}.fails_at_s must be null or >= 0 [s], got {self.fails_at_s!r}")
+            raise ConfigError(f"{path}.fails_at_s must be null or >= 0 [s], got {self.fails_at_s!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class Tiers:
         object.__setattr__(self, "levels", tuple(self.levels))
         if not self.levels:
             raise ConfigError("tiers.levels must name at least one tier, got none")
+        for i, level in enumerate(self.levels):
+            level.check(f"tiers.levels.{i}")
         names = [level.name for level in self.levels]
         for name in names:
             if names.count(name) > 1:
@@ -80,12 +88,13 @@ class Tier:
         env: "simpy.Environment",
         recorder: Recorder,
         replica: int,
+        level: int,
     ) -> None:
         self.spec = spec
         self.n_blocks = int(spec.capacity_gib * GIB // block_bytes)
         if self.n_blocks < 1:
             raise ConfigError(
-                f"tiers.{spec.name}.capacity_gib must hold one block of {block_bytes} bytes, got {spec.capacity_gib}"
+                f"tiers.levels.{level}.capacity_gib must hold one block of {block_bytes} bytes, got {spec.capacity_gib}"
             )
         self._env = env
         self._fails_ns = None if spec.fails_at_s is None else ns_from_s(spec.fails_at_s)

@@ -91,11 +91,15 @@ BAD = [
         r"tiers.levels must go from fast to slow: nvme reads 6.5e\+09 B/s, dram above it 1e\+09 B/s",
     ),
     ("hierarchical", {"tiers__levels__1__name": "dram"}, r"tiers.levels must have a name each, got dram twice"),
-    ("hierarchical", {"tiers__levels__0__capacity_gib": 0}, r"tiers.dram.capacity_gib must be > 0 and finite, got 0"),
+    (
+        "hierarchical",
+        {"tiers__levels__0__capacity_gib": 0},
+        r"tiers.levels.0.capacity_gib must be > 0 and finite, got 0",
+    ),
     (
         "hierarchical",
         {"tiers__levels__0__capacity_gib": 1e-9},
-        r"tiers.dram.capacity_gib must hold one block of 2097152 bytes, got 1e-09",
+        r"tiers.levels.0.capacity_gib must hold one block of 2097152 bytes, got 1e-09",
     ),
     ("hierarchical", {"tiers__levels": []}, r"tiers.levels must name at least one tier, got none"),
     ("hierarchical", {"cache__write": "sideways"}, r"cache.write must be one of .*, got 'sideways'"),

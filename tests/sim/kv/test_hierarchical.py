@@ -235,11 +235,11 @@ def test_swap_space_by_hand(preemption, rate, next_ns, is_swap):
     [
         (lambda: Tiers(()), "tiers.levels must name at least one tier"),
         (lambda: Tiers((tier(rate=1e8), tier("x"))), "tiers.levels must go from fast to slow: x reads 1e"),
-        (lambda: tier(n_bytes=0), r"tiers.dram.capacity_gib must be > 0 and finite, got 0"),
+        (lambda: Tiers((tier(n_bytes=0),)), r"tiers.levels.0.capacity_gib must be > 0 and finite, got 0"),
         (lambda: house([], write="up"), "cache.write must be one of through, back, preempted, got 'up'"),
         (lambda: house([], load="no"), "cache.load must be one of always, cheaper, never, got 'no'"),
         (lambda: house([], prefetch=-1), r"cache.prefetch must be >= 0 \[requests\], got -1"),
-        (lambda: house([], levels=(tier(n_bytes=8),)), r"tiers.dram.capacity_gib must hold one block of 40 bytes"),
+        (lambda: house([], levels=(tier(n_bytes=8),)), r"tiers.levels.0.capacity_gib must hold one block of 40 bytes"),
     ],
 )
 def test_bad_settings_are_refused_with_key_value_and_range(build, message):

@@ -34,7 +34,7 @@ def text(identity, n_blocks):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 12)), min_size=1, max_size=40))
 def test_a_tier_keeps_as_many_blocks_as_came_less_those_it_gave_up_and_never_more_than_fit(policy, puts):
-    tier = Tier(spec(POLICIES[policy]), SIZE, 40, simpy.Environment(), Recorder(), 0)
+    tier = Tier(spec(POLICIES[policy]), SIZE, 40, simpy.Environment(), Recorder(), 0, 0)
     assert tier.n_blocks == 30
     n_kept = 0
     for identity, n_blocks in puts:
