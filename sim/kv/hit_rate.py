@@ -1,4 +1,9 @@
-"""The task ``hit_rate``: what share of a trace's prompts a prefix cache finds, by policy and size, without time."""
+"""The task ``hit_rate``: what share of a trace's prompts a prefix cache finds, by policy and size, without time.
+
+Prompts alone are cached and counted; in a simulation answers are cached too, and requests overlap. The order in which a
+request's blocks reach the policy moves a hit rate: FIFO's on Mooncake's conversations, 1,000 blocks, is 0.0445 with
+``tail_first`` and 0.0434 with ``head_first_once``, the order of the replay that ``make reproduce`` compares with.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -29,6 +34,14 @@ POLICIES: dict[str, Callable[[Trace], Callable[[int], Evictor]]] = {
     "belady": lambda trace: partial(BlankFirst, order=partial(Belady, future=trace.future())),
 }
 """How a replay makes the evictors of ``conf/eviction/``: the bound alone needs the trace."""
+
+
+ORDERS = {
+    "tail_first": "last blocks freed first",
+    "head_first": "block by block",
+    "head_first_once": "block by block, all looked up first",
+}
+"""`Touch` in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +121,7 @@ class HitRate:
         curve(points, ceiling, self.block_tokens).write_html(
             out / "hit_rate.html", include_plotlyjs=True, config={"displaylogo": False, "showSendToCloud": False}
         )
-        console.print(table(points, trace, ceiling))
+        console.print(table(points, trace, ceiling, self.touch))
         console.print(f"Curve: {out / 'hit_rate.html'}", soft_wrap=True)
 
     def points(self, trace: Trace) -> list[Point]:
@@ -123,13 +136,13 @@ class HitRate:
         return points
 
 
-def table(points: Sequence[Point], trace: Trace, ceiling: Hits) -> "Table":
+def table(points: Sequence[Point], trace: Trace, ceiling: Hits, touch: str) -> "Table":
     """The points as a terminal table, the best policy of each capacity marked."""
     from rich.table import Table
 
     shown = Table(
         title=f"{len(trace.blocks):,} prompts, {trace.n_references:,} blocks of {trace.block_tokens} tokens: share hit",
-        caption="*: most tokens hit at this capacity",
+        caption=f"answers do not count; {touch}: {ORDERS[touch]}\n*: most tokens hit at this capacity",
     )
     shown.add_column("policy")
     for column in ("capacity [blocks]", "all blocks", "full blocks", "tokens", "M accesses/s"):

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,8 @@ from sim import simulate
 from sim.config import compose, make
 from sim.errors import ConfigError
 from sim.kv.eviction import BlankFirst, Fifo, Lru
-from sim.kv.hit_rate import POLICIES, HitRate, curve
-from sim.kv.replay import Trace, all_requests, read, replay
+from sim.kv.hit_rate import ORDERS, POLICIES, HitRate, curve
+from sim.kv.replay import Touch, Trace, all_requests, read, replay
 from sim.request import Request
 
 TRACE = Path("../shared/data/traces/mooncake/conversation_trace.jsonl.gz")
@@ -147,6 +148,14 @@ def test_the_task_writes_what_it_prints(tmp_path):
     assert written["points"][1]["token_frac"] == written["unlimited"]["token_frac"] > written["points"][0]["token_frac"]
     assert f"{written['unlimited']['token_frac']:.4f}" in console.export_text()
     assert "belady" in (tmp_path / "hit_rate.html").read_text()
+
+
+@pytest.mark.parametrize("touch", get_args(Touch))
+def test_the_table_says_in_which_order_blocks_were_touched_and_that_answers_do_not_count(touch, tmp_path):
+    console = Console(record=True, width=120)
+    task = HitRate(["fifo"], [4], block_tokens=4, touch=touch)
+    task(scenario=Prompts(request(0, (0, 8))), seed=0, out=tmp_path, console=console)
+    assert f"answers do not count; {touch}: {ORDERS[touch]}" in " ".join(console.export_text().split())
 
 
 def test_the_curve_has_a_line_per_policy_over_rising_capacity():
