@@ -9,7 +9,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,13 @@ from sim.errors import ConfigError, SimError
 PACKAGES = ("sim", "scenarios", "calibration", "kernels")
 RUN_ID = os.urandom(3).hex()  # two processes that start in the same second get two folders
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-
+RESULTS_FOLDER = dict.fromkeys(("out", "output", "out_dir", "output_dir", "folder"), "hydra.run.dir")
+"""What the folder of results is called elsewhere."""
+GIVEN_BY_THE_RUN = (
+    *("preemption", "max_batched_tokens", "host_bytes_per_s", "capacity_tokens", "eviction", "window_tokens"),
+    *("model_max_len", "element_bits", "kv_bytes_per_token", "env", "cost", "tiers", "recorder", "replica"),
+)
+"""Parameters of a cache that are no settings of it: `run` works them out from other parts."""
 
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -57,7 +63,7 @@ def compose_run(overrides: list[str], config_name: str = "config") -> tuple[dict
             raise ConfigError("hydra.run.dir must be a folder to write to, got nothing")
         out = Path(str(cfg.hydra.run.dir))
         return plain(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]), cfg.hydra), out
-    except Exception as error:
+    except composing_errors() as error:
         raise ConfigError(explain(error, overrides, config_name)) from error
 
 
@@ -79,29 +85,85 @@ def explain(error: BaseException, overrides: list[str], config_name: str = "conf
     """What is wrong with the overrides, in one line; for a key that does not exist, the nearest that does."""
     if wrong := next((one for one in overrides if one.startswith("=")), None):
         return f"{wrong!r} is not of the form key=value"
-    match = re.search(r"Could not override '(.+?)'", str(error))
-    if not match:
-        return one_line(error)
-    *parents, name = match[1].split(".")
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
-    groups.discard(match[1])
-    choices = [one.split(",")[0] for one in overrides if one.split("=")[0].split("/")[0] in groups]
+    given = [one.partition("=")[::2] for one in overrides]
+    if "Config group override must be" in str(error):
+        for group, value in given:
+            if group in groups and value not in (names := choices_of(group)):
+                return f"{group} must be one of {', '.join(names)}, got {value}"
+    if match := re.search(r"Could not override '(.+?)'", str(error)):
+        wrong_keys = [match[1]]
+    elif re.search(r"list index out of range|Index '.+?' \(str\) is not an int", f"{error} {error.__cause__}"):
+        wrong_keys = [key for key, _ in given if "." in key and key[0] not in "+~"]
+    else:
+        return one_line(error)
+    chosen = [f"{key}={value.split(',')[0]}" for key, value in given if key.split("/")[0] in groups - set(wrong_keys)]
     try:
-        node: Any = _compose(choices, config_name)
-        for parent in parents:
-            node = node[parent]
-        if name in node:  # it is there, but something new is put into it
-            return f"{match[1]} has keys of its own: put +{match[1]}.KEY=..., one at a time"
-        known = [str(key) for key in node if key not in HYDRA_KEYS]
-        if "_target_" in node:
-            parameters = inspect.signature(_find(str(node["_target_"]), match[1])).parameters.values()
-            settable = [one.name for one in parameters if one.default is not one.empty]
+        from omegaconf import OmegaConf
+
+        tree: Any = OmegaConf.to_container(_compose(chosen, config_name))
+    except composing_errors():
+        return f"{wrong_keys[0]} is not a setting"
+    return next(filter(None, (_what_is_wrong(tree, key) for key in wrong_keys)), one_line(error))
+
+
+def choices_of(group: str) -> list[str]:
+    """Names of the files in a folder of conf/."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def composing_errors() -> tuple[type[Exception], ...]:
+    """What Hydra and OmegaConf raise about overrides: a TypeError about indices, a ValueError about choices."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return HydraException, OmegaConfBaseException, ValueError, TypeError, OSError
+
+
+def _what_is_wrong(tree: Any, key: str) -> str:
+    """Why a key cannot be set, in a composed configuration; empty if it is there."""
+    node, path = tree, ""
+    for name in key.split("."):
+        if isinstance(node, list):
+            known = {str(i): item for i, item in enumerate(node)}
+        elif isinstance(node, Mapping):
+            known = {str(one): node[one] for one in node if one not in HYDRA_KEYS}
+        else:
+            return f"{path} is a single value, it has no {name}"
+        here = f"{path}.{name}" if path else name
+        if name not in known:
+            takes = _parameters(node, here)
+            if not known and "_target_" not in node:
+                return f"{path} has keys of its own: put +{key}=..."
+            if name in takes and name in GIVEN_BY_THE_RUN:
+                return f"{here} is not a setting: the run works it out from its other parts"
+            settable = [one for one in takes if one not in GIVEN_BY_THE_RUN]
             if name in settable:
-                return f"{match[1]} has its default: put +{match[1]}=... to set it"
-            known = list(dict.fromkeys([*known, *settable]))
-        return unknown(match[1], known, ".".join(parents))
-    except Exception:
-        return f"{'.'.join([*parents, name])} is not a setting"
+                return f"{here} has its default: put +{key}=... to set it"
+            if deeper := next(_keys_ending_in(name, node, path), RESULTS_FOLDER.get(here)):
+                return f"{here} is not a setting; did you mean {deeper}?"
+            return unknown(here, list(dict.fromkeys([*known, *settable])), path)
+        node, path = known[name], here
+    return f"{key} has keys of its own: put +{key}.KEY=..., one at a time" if isinstance(node, Mapping) else ""
+
+
+def _parameters(node: Any, path: str) -> list[str]:
+    """Those with a default of what a node's target calls."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return []
+    parameters = inspect.signature(_find(str(node["_target_"]), path)).parameters.values()
+    return [one.name for one in parameters if one.default is not one.empty]
+
+
+def _keys_ending_in(name: str, node: Any, path: str) -> Iterator[str]:
+    """Dotted keys further down that have this last part."""
+    items = enumerate(node) if isinstance(node, list) else node.items() if isinstance(node, Mapping) else ()
+    for key, item in items:
+        here = f"{path}.{key}" if path else str(key)
+        if key == name:
+            yield here
+        elif key != "hydra":
+            yield from _keys_ending_in(name, item, here)
 
 
 def plain(cfg: Any, hydra_config: Any) -> dict[str, Any]:
@@ -128,7 +190,26 @@ def plain(cfg: Any, hydra_config: Any) -> dict[str, Any]:
         if group not in named and isinstance(container[group], Mapping) and (conf_dir() / str(group)).is_dir():
             raise ConfigError(f"{group} must be the name of one file in conf/{group}/; -m {group}=A,B compares two")
     container["choices"] = {str(group): str(named[group]) for group in sorted(named) if group in container}
+    if named.get("experiment"):
+        _check_experiment(str(named["experiment"]), container)
     return {str(key): value for key, value in container.items()}
+
+
+def _check_experiment(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a choice that lacks a setting of the experiment, and name the choice that the experiment is made for."""
+    from omegaconf import OmegaConf
+
+    file: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "experiment" / f"{name}.yaml"))
+    for line in file["defaults"]:
+        for override, made_for in line.items():
+            group = override.removeprefix("override /")
+            takes = inspect.signature(_find(config[group]["_target_"], group)).parameters
+            for key in file.get(group, {}):
+                if key not in takes:
+                    raise ConfigError(
+                        f"{group} must be {made_for} with experiment={name}, which sets {group}.{key}, "
+                        f"got {group}={config['choices'][group]}"
+                    )
 
 
 def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> Any:
@@ -175,7 +256,7 @@ def check(node: Any, path: str, trusted: tuple[str, ...] = ()) -> None:
     """
     if isinstance(node, list):
         for i, item in enumerate(node):
-            check(item, f"{path}[{i}]", trusted)
+            check(item, f"{path}.{i}", trusted)
     if isinstance(node, int) and not -(1 << 63) <= node < 1 << 63:
         raise ConfigError(f"{path} must fit 64 bits, got {node}")
     if not isinstance(node, Mapping):
@@ -228,8 +309,6 @@ def one_line(error: BaseException, path: str = "") -> str:
         near = get_close_matches(name, options, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{group}={name} is not a choice{hint} (there are {', '.join(options)})"
-    if match := re.search(r"Config group override must be a string or a list. Got (\w+)", text):
-        return f"a choice must be the name of a file in conf/, got one of type {match[1]} (`--help` lists them)"
     if match := re.search(r"Error parsing override '(.*?)'", text):
         return f"{match[1]!r} is not of the form key=value"
     if match := re.search(r"LexerNoViableAltException: (.*)", text):
@@ -294,7 +373,7 @@ def _check_type(key: str, value: Any, annotation: Any) -> None:
             _check_type(f"{key}.{name}", item, inner[-1])
     elif len(inner) == 1 and _kind(fitting[0]) == LIST:
         for i, item in enumerate(value):
-            _check_type(f"{key}[{i}]", item, inner[-1])
+            _check_type(f"{key}.{i}", item, inner[-1])
 
 
 def as_written(value: Any) -> str:

@@ -375,12 +375,11 @@ Examples
 
 def help_text() -> str:
     """Usage, and every choice there is. Read from the folders: Hydra's own help parses all files, for a second."""
-    from sim.config import conf_dir
+    from sim.config import choices_of, conf_dir
 
     lines = []
     for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
-        names = sorted(path.stem for path in folder.glob("*.yaml"))
-        if names:
+        if names := choices_of(folder.name):
             lines.append(f"  {folder.name:<12} {', '.join(names)}")
     return HELP.format(choices="\n".join(lines))
 

@@ -17,7 +17,7 @@ from sim.errors import ConfigError
             "scenario.n_request is not a setting; did you mean scenario.n_req",
         ),
         (["sead=3"], "sead is not a setting; did you mean seed?"),
-        (["nothing.here=3"], "nothing.here is not a setting"),
+        (["nothing.here=3"], "nothing is not a setting"),
     ],
 )
 def test_a_misspelt_override_is_named_in_one_line(overrides: list[str], expected: str) -> None:
