@@ -1,6 +1,6 @@
 """When requests (or sessions) arrive: streams of clock ticks at a mean rate that the scenario sets."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,17 +28,22 @@ def _ticks(gaps_s: Floats, start_ns: int) -> Ints:
     return times_ns
 
 
+def _renewals(gaps_s: Callable[[], Floats]) -> Iterator[Ints]:
+    """Arrival times one gap after the other, a batch of gaps at a time [ns]."""
+    last_ns = 0
+    while True:
+        times = _ticks(gaps_s(), last_ns)
+        last_ns = int(times[-1])
+        yield times
+
+
 @dataclass(frozen=True, slots=True)
 class Poisson:
     """Independent arrivals: exponential gaps, coefficient of variation 1."""
 
     def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
         """Arrival times [ns]."""
-        last_ns = 0
-        while True:
-            times = _ticks(rng.exponential(1 / rate_per_s, BATCH), last_ns)
-            last_ns = int(times[-1])
-            yield times
+        return _renewals(lambda: rng.exponential(1 / rate_per_s, BATCH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,7 @@ class GammaArrivals:
     def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
         """Arrival times [ns]."""
         gaps = Gamma(shape=1 / self.cv**2, scale=self.cv**2 / rate_per_s)
-        last_ns = 0
-        while True:
-            times = _ticks(gaps.draw(rng, BATCH), last_ns)
-            last_ns = int(times[-1])
-            yield times
+        return _renewals(lambda: gaps.draw(rng, BATCH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,7 @@ class WeibullArrivals:
     def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
         """Arrival times [ns]."""
         gaps = Weibull(self.shape, 1 / (rate_per_s * Weibull(self.shape, 1.0).mean))
-        last_ns = 0
-        while True:
-            times = _ticks(gaps.draw(rng, BATCH), last_ns)
-            last_ns = int(times[-1])
-            yield times
+        return _renewals(lambda: gaps.draw(rng, BATCH))
 
 
 @dataclass(frozen=True, slots=True)
