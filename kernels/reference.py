@@ -164,21 +164,8 @@ def quant_decode_attention(
     check_ids: bool = True,  # noqa: ARG001
 ) -> Tensor:
     """See ``kernels.kv_quant_decode.quant_decode_attention``; float64 unless ``out`` says otherwise."""
-    scale = plan.head_dim**-0.5 if scale is None else scale
-    truth = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
-    for seq, kv_len in enumerate(plan.kv_lens):
-        positions = visible_keys(kv_len - 1, kv_len, plan.window, plan.n_sinks)
-        row = block_table[seq]
-        k, v = (
-            dequantised(
-                rows_of(codes, row, positions, plan.n_sinks, ring_blocks),
-                rows_of(params, row, positions, plan.n_sinks, ring_blocks),
-                bits,
-            )
-            for codes, params in ((k_codes, k_params), (v_codes, v_params))
-        )
-        truth[seq] = attention(q[seq : seq + 1], k, v, positions, kv_len - 1, scale, plan.window, plan.n_sinks)[0]
-    return truth if out is None else out.copy_(truth)
+    k, v = dequantised(k_codes, k_params, bits), dequantised(v_codes, v_params, bits)
+    return decode_attention(q, k, v, block_table, plan, scale=scale, ring_blocks=ring_blocks, out=out)
 
 
 def kv_append(
