@@ -196,19 +196,21 @@ def plain(cfg: Any, hydra_config: Any) -> dict[str, Any]:
 
 
 def _check_experiment(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse a choice that lacks a setting of the experiment, and name the choice that the experiment is made for."""
+    """Refuse a choice that lacks a setting of the experiment; name the choice that the experiment is made for."""
     from omegaconf import OmegaConf
 
     file: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "experiment" / f"{name}.yaml"))
     for line in file["defaults"]:
         for override, made_for in line.items():
             group = override.removeprefix("override /")
-            takes = inspect.signature(_find(config[group]["_target_"], group)).parameters
+            if "_target_" not in config.get(group, {}):
+                continue
+            takes = inspect.signature(_find(str(config[group]["_target_"]), group)).parameters
             for key in file.get(group, {}):
                 if key not in takes:
                     raise ConfigError(
-                        f"{group} must be {made_for} with experiment={name}, which sets {group}.{key}, "
-                        f"got {group}={config['choices'][group]}"
+                        f"experiment={name} sets {group}.{key}, which {group}={config['choices'][group]} "
+                        f"does not have; it is made for {group}={made_for}"
                     )
 
 

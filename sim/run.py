@@ -139,12 +139,14 @@ def run(
 
 
 def check_run(config: Mapping[str, Any]) -> None:
-    """Refuse top-level keys that do not exist and counts below one."""
+    """Refuse top-level keys that do not exist, parts that name no class, and counts below one."""
     from sim.config import as_written, unknown
 
-    for key in config:
+    for key, part in config.items():
         if key not in KEYS:
             raise ConfigError(unknown(key, sorted(KEYS)))
+        if isinstance(part, Mapping) and "_target_" not in part and key != "choices":
+            raise ConfigError(f"{key}._target_ must be given")
     for key in sorted(GIVEN - config.keys()):
         raise ConfigError(f"{key} must be given, it was taken out of the configuration")
     for key, least, most in (("seed", 0, (1 << 63) - 1), ("replicas", 1, MAX_REPLICAS)):
