@@ -177,7 +177,7 @@ class PagedCache:
         self._found = (None, [])
         left = self._index.take_front(table, n_freed)
         n_blank = n_freed - sum(run.n_blocks for run in left)
-        self._let_go(table, left)
+        self._let_go(table, left[::-1])
         self._n_free += n_blank
         self.held_tokens -= n_blank * self.block_tokens
         self._free.park_blank(n_blank)
