@@ -22,7 +22,7 @@ al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 202
 from collections.abc import Callable, Mapping
 
 from sim.errors import ConfigError
-from sim.kv.eviction import Divider, Evictor, Unit
+from sim.kv.eviction import Evictor, Unit
 from sim.kv.prefix import BlockTable, Match, PrefixIndex, Run
 from sim.ledger import DecodeLedger
 from sim.request import BlockRange, Request, Segment, block_ranges, own_text
@@ -86,7 +86,7 @@ class PagedCache:
         self._watermark_blocks = int(watermark * self.n_blocks)
         self._reserves_prompt = reserves_prompt
         self._free = eviction(self.n_blocks)
-        self._index = PrefixIndex(block_tokens, isinstance(self._free, Divider))
+        self._index = PrefixIndex(block_tokens, self._free)
         self._n_free = self.n_blocks
         self._n_owed = 0  # taken, but not yet popped off the free queue: of blank blocks it matters not which
         self._found: tuple[Sequence | None, list[Match]] = (None, [])  # the last match, while nothing has changed
@@ -129,7 +129,7 @@ class PagedCache:
                 self.idle_tokens -= n_unparked * size
                 self.shared_tokens += (n_matched - n_unparked) * size
                 for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
-                    self._reference(table, run, offset, n_blocks)
+                    self._index.claim(table, run, offset, n_blocks)
                 table.runs.reverse()
         elif sequence.room_tokens is not None:
             return self._copy_on_write(sequence, free)
@@ -311,20 +311,6 @@ class PagedCache:
             self._found = (sequence, self._index.match(text, most_blocks) if most_blocks else [])
         return self._found[1]
 
-    def _reference(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
-        """Hold blocks that were found, parked or held by others."""
-        if not run.is_parked:
-            self._index.hold(table, run, offset, n_blocks)
-            self._free.claim(table.runs[-1:])
-        elif n_blocks == run.n_blocks or not isinstance(self._free, Divider):
-            self._free.claim([run])
-            self._index.hold(table, run, offset, n_blocks)
-        else:
-            if offset and offset + n_blocks < run.n_blocks:  # its middle alone: twins cut at different places
-                self._free.divide(run, self._index.cut(run, offset + n_blocks))
-            self._index.hold_parked(table, run, offset, n_blocks)
-            self._free.claim_part(run, n_blocks)
-
     def _let_go(self, table: BlockTable, runs: list[Run]) -> None:
         """A sequence holds these no more; those that nobody does can be taken, in this order."""
         freed = []
@@ -359,7 +345,7 @@ class PagedCache:
         """
         n_blocks, self._n_owed = self._n_owed, 0
         self._found = (None, [])
-        wanted = () if sequence is None or self._index.is_divisible else self._wanted(sequence, n_blocks)
+        wanted = () if sequence is None else self._wanted(sequence, n_blocks)
         for unit in self._free.victims(n_blocks, wanted):
             self._n_parked -= unit.n_blocks
             self.idle_tokens -= unit.n_blocks * self.block_tokens
@@ -368,14 +354,19 @@ class PagedCache:
 
     def _wanted(self, sequence: Sequence, n_blocks: int) -> list[int]:
         """Keys of the blocks that continue a sequence's text after those that it holds."""
-        n_held = sequence.holding.n_blocks
-        ranges = self._texts.get(sequence, ())
-        keys = [
-            end
-            for piece, first_end, n in ranges
-            for end in range(piece + first_end, piece + first_end + n * self.block_tokens, self.block_tokens)
-        ]
-        return keys[n_held : n_held + n_blocks]
+        size = self.block_tokens
+        skip = sequence.holding.n_blocks
+        keys: list[int] = []
+        for piece, first_end, n in self._texts.get(sequence, ()):
+            if skip >= n:
+                skip -= n
+                continue
+            first_key = piece + first_end
+            keys += range(first_key + skip * size, first_key + n * size, size)
+            skip = 0
+            if len(keys) >= n_blocks:
+                break
+        return keys[:n_blocks]
 
     def _forget(self, unit: Unit) -> None:
         """What a block held has been evicted."""

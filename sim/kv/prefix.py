@@ -9,9 +9,10 @@ request shares only part of it. So a request costs as many steps as its text has
 and in which order it is given up is the same, block for block.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sim.kv.eviction import Unit
+from sim.kv.eviction import Divider, Evictor, Unit
 from sim.request import BlockRange
 
 Match = tuple["Run", int, int]
@@ -31,7 +32,7 @@ class BlockTable:
 class Run(Unit):
     """Consecutive full blocks of one piece of text; without a key, blocks that are not to be found but are shared."""
 
-    is_divisible: bool = True
+    index: "PrefixIndex | None" = None  # where it can be found
     first_end: int = 0  # tokens of the text up to the end of its first block
     born: int = 0  # when it was made, counted; its cuttings are as old
     tables: dict[BlockTable, None] = field(default_factory=dict)  # who holds it
@@ -40,7 +41,40 @@ class Run(Unit):
         """Its last blocks as a run of their own, to say what is given up."""
         size = self.n_tokens // self.n_blocks
         first_end = self.first_end + (self.n_blocks - n_blocks) * size
-        return Run(self.key, size * n_blocks, n_blocks, first_end=first_end, born=self.born)
+        return Run(
+            self.key,
+            size * n_blocks,
+            n_blocks,
+            is_divisible=self.is_divisible,
+            index=self.index,
+            first_end=first_end,
+            born=self.born,
+        )
+
+    def cut(self, n_blocks: int) -> "Run":
+        """Keep its first blocks; whoever holds it holds the rest too, which is found like it."""
+        rest = self.last(self.n_blocks - n_blocks)
+        rest.n_hits, rest.is_parked = self.n_hits, self.is_parked
+        self.n_blocks = n_blocks
+        self.n_tokens -= rest.n_tokens
+        rest.tables = dict(self.tables)
+        for table in rest.tables:
+            table.runs.insert(table.runs.index(self) + 1, rest)
+        if self.index is not None:
+            self.index.add(rest)
+            if self.index.divider is not None:
+                self.index.divider.divide(self, rest)
+        return rest
+
+    def block_keys(self) -> Sequence[int]:
+        """Identities of its blocks, the last first."""
+        if self.key is None:
+            return ()
+        if self.index is None or not self.is_divisible:
+            return (self.key,)
+        size = self.index.block_tokens
+        first_key = self.key + self.first_end
+        return range(first_key + (self.n_blocks - 1) * size, first_key - 1, -size)
 
 
 class PrefixIndex:
@@ -49,13 +83,14 @@ class PrefixIndex:
     Parameters
     ----------
     block_tokens : int
-    is_divisible : bool
-        Whether runs may be longer than a block: an eviction order must be able to give up part of one.
+    evictor : Evictor
+        Orders what nobody holds. Runs are longer than a block if it can give up part of one.
     """
 
-    def __init__(self, block_tokens: int, is_divisible: bool) -> None:
+    def __init__(self, block_tokens: int, evictor: Evictor) -> None:
         self.block_tokens = block_tokens
-        self.is_divisible = is_divisible
+        self.divider = evictor if isinstance(evictor, Divider) else None
+        self._evictor = evictor
         self._runs: dict[int, dict[Run, None]] = {}  # by piece, or by block where runs are not divisible
         self._n_born = 0
 
@@ -84,7 +119,7 @@ class PrefixIndex:
         """The oldest run that holds the block of a piece that ends there, and for how many blocks it is the oldest."""
         size = self.block_tokens
         oldest = None
-        runs = self._runs.get(piece if self.is_divisible else piece + end, ())
+        runs = self._runs.get(piece if self.divider is not None else piece + end, ())
         for run in runs:
             if run.first_end <= end < run.first_end + run.n_blocks * size and (
                 oldest is None or run.born < oldest.born
@@ -113,7 +148,7 @@ class PrefixIndex:
                 skip = 0
                 table.n_named += n_blocks
                 last = table.runs[-1] if table.runs else None
-                if not self.is_divisible:
+                if self.divider is None:
                     for block_end in range(end, end + n_blocks * size, size):
                         self._make(table, piece + block_end, block_end, 1)
                 elif (
@@ -121,6 +156,7 @@ class PrefixIndex:
                     and last.key == piece
                     and last.first_end + last.n_blocks * size == end
                     and len(last.tables) == 1
+                    and not last.n_hits  # what is new has had none
                     and len(self._runs[piece]) == 1  # an older or younger twin keeps its age apart
                 ):
                     last.n_blocks += n_blocks
@@ -130,33 +166,37 @@ class PrefixIndex:
             if not left:
                 break
 
-    def hold(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
-        """A sequence holds some blocks of a run that others hold; the run is cut so that they are one of their own."""
+    def claim(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
+        """A sequence holds blocks that were found; their run is cut so that they are one of their own."""
         if offset:
-            run = self.cut(run, offset)
+            run = run.cut(offset)
         if n_blocks < run.n_blocks:
-            self.cut(run, n_blocks)
+            if run.is_parked and self.divider is not None:
+                self._claim_first(table, run, n_blocks, self.divider)
+                return
+            run.cut(n_blocks)
+        self._evictor.claim((run,))
         self._hold(table, run)
 
-    def hold_parked(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
-        """A sequence holds some blocks at one end of a parked run; the rest keeps its place in the order of eviction.
-
-        The evictor counts them off the run (`Divider.claim_part`).
-        """
+    def _claim_first(self, table: BlockTable, run: Run, n_blocks: int, divider: Divider) -> None:
+        """A sequence holds the first blocks of a parked run; the rest keeps its place in the order of eviction."""
         size = self.block_tokens
-        piece = Run(
+        first = Run(
             run.key,
             n_blocks * size,
             n_blocks,
-            n_hits=run.n_hits + 1,
-            first_end=run.first_end + offset * size,
+            n_hits=run.n_hits,
+            is_divisible=True,
+            index=self,
+            first_end=run.first_end,
             born=run.born,
         )
-        if not offset:
-            run.first_end += n_blocks * size
+        run.first_end += n_blocks * size
         run.n_tokens -= n_blocks * size
-        self._list(piece)
-        self._hold(table, piece)
+        run.n_blocks -= n_blocks
+        self.add(first)
+        divider.claim_part(run, first)
+        self._hold(table, first)
 
     def hold_unnamed(self, table: BlockTable, n_tokens: int, n_blocks: int) -> None:
         """Blocks of a sequence that have no identity become a run, so that others can hold them too."""
@@ -176,7 +216,7 @@ class PrefixIndex:
         while table.runs and n_blocks:
             run = table.runs[0]
             if run.n_blocks > n_blocks:
-                self.cut(run, n_blocks)
+                run.cut(n_blocks)
             left.append(table.runs.pop(0))
             table.n_named -= run.n_blocks
             n_blocks -= run.n_blocks
@@ -186,7 +226,7 @@ class PrefixIndex:
         """The text of a run."""
         if run.key is None or not isinstance(run, Run):
             return []
-        return [(run.key if self.is_divisible else run.key - run.first_end, run.first_end, run.n_blocks)]
+        return [(run.key if self.divider is not None else run.key - run.first_end, run.first_end, run.n_blocks)]
 
     def forget(self, run: Unit) -> None:
         """What a run held has been evicted."""
@@ -196,35 +236,24 @@ class PrefixIndex:
             if not twins:
                 del self._runs[run.key]
 
-    def cut(self, run: Run, n_blocks: int) -> Run:
-        """Cut a run after its first blocks; whoever holds it holds both. Returns the rest."""
-        size = self.block_tokens
-        n_rest = run.n_blocks - n_blocks
-        rest = Run(
-            run.key,
-            n_rest * size,
-            n_rest,
-            n_hits=run.n_hits,
-            first_end=run.first_end + n_blocks * size,
-            born=run.born,
-        )
-        run.n_blocks = n_blocks
-        run.n_tokens = n_blocks * size
-        rest.tables = dict(run.tables)
-        for table in rest.tables:
-            table.runs.insert(table.runs.index(run) + 1, rest)
-        self._list(rest)
-        return rest
+    def add(self, run: Run) -> None:
+        """A run can be found."""
+        if run.key is not None:
+            self._runs.setdefault(run.key, {})[run] = None
 
     def _make(self, table: BlockTable, key: int, first_end: int, n_blocks: int) -> None:
         self._n_born += 1
-        run = Run(key, n_blocks * self.block_tokens, n_blocks, first_end=first_end, born=self._n_born)
-        self._list(run)
+        run = Run(
+            key,
+            n_blocks * self.block_tokens,
+            n_blocks,
+            is_divisible=self.divider is not None,
+            index=self,
+            first_end=first_end,
+            born=self._n_born,
+        )
+        self.add(run)
         self._hold(table, run)
-
-    def _list(self, run: Run) -> None:
-        if run.key is not None:
-            self._runs.setdefault(run.key, {})[run] = None
 
     @staticmethod
     def _hold(table: BlockTable, run: Run) -> None:

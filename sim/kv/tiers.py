@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim.errors import ConfigError
-from sim.kv.eviction import Divider, Evictor
+from sim.kv.eviction import Evictor
 from sim.kv.link import Link
-from sim.kv.prefix import BlockTable, PrefixIndex, Run
+from sim.kv.prefix import BlockTable, PrefixIndex
 from sim.record import Recorder
 from sim.request import BlockRange
 from sim.units import GIB, ns_from_s
@@ -99,7 +99,7 @@ class Tier:
         self._env = env
         self._fails_ns = None if spec.fails_at_s is None else ns_from_s(spec.fails_at_s)
         self._evictor = spec.eviction(self.n_blocks)
-        self._index = PrefixIndex(block_tokens, isinstance(self._evictor, Divider))
+        self._index = PrefixIndex(block_tokens, self._evictor)
         self.down = Link(
             env, spec.write_bytes_per_s, spec.latency_s, spec.piece_s, recorder, f"to {spec.name}", replica
         )
@@ -127,7 +127,7 @@ class Tier:
         matched = self._index.match(text, sum(n_blocks for _, _, n_blocks in text))
         n_found = sum(n_blocks for _, _, n_blocks in matched)
         for run, offset, n_blocks in reversed(matched):
-            self._claim(table, run, offset, n_blocks)
+            self._index.claim(table, run, offset, n_blocks)
         table.runs.reverse()
         table.n_named = n_found
         missing = after(text, n_found, self._index.block_tokens)
@@ -144,17 +144,6 @@ class Tier:
             del run.tables[table]
         self._evictor.park(table.runs[::-1])
         return evicted
-
-    def _claim(self, table: BlockTable, run: Run, offset: int, n_blocks: int) -> None:
-        evictor = self._evictor
-        if n_blocks == run.n_blocks or not isinstance(evictor, Divider):
-            evictor.claim([run])
-            self._index.hold(table, run, offset, n_blocks)
-            return
-        if offset and offset + n_blocks < run.n_blocks:
-            evictor.divide(run, self._index.cut(run, offset + n_blocks))
-        self._index.hold_parked(table, run, offset, n_blocks)
-        evictor.claim_part(run, n_blocks)
 
 
 def after(text: list[BlockRange], n_blocks: int, block_tokens: int) -> list[BlockRange]:

@@ -1,6 +1,6 @@
 """ARC: recency and frequency, each with a memory of what it gave up, and a boundary that learns from regret."""
 
-from sim.kv.eviction.queue import Ghosts, Queue
+from sim.kv.eviction.queue import Ghosts, Queue, cut_where
 from sim.kv.eviction.unit import Unit
 
 
@@ -24,18 +24,22 @@ class Arc:
 
     def park(self, unit: Unit) -> None:
         """Join the frequent queue after a hit or on return, else the recent one."""
-        if unit.n_hits or unit.key in self._returning or self._regret(unit.key):
-            self._returning.discard(unit.key)
+        keys = unit.block_keys()
+        if unit.n_hits:
             self._frequent.push(unit)
         else:
-            self._recent.push(unit)
+            returns = [key in self._returning or self._regret(key) is not None for key in keys]
+            for part, is_frequent in cut_where(unit, returns):
+                (self._frequent if is_frequent else self._recent).push(part)
+        if self._returning:
+            self._returning.difference_update(keys)
 
     def claim(self, unit: Unit) -> None:
         """Leave the queue; the hit makes it a frequent one."""
         if unit.is_parked and not self._recent.remove(unit):
             self._frequent.remove(unit)
 
-    def victim(self, wanted: int | None) -> Unit:
+    def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The least recent unit of the queue that exceeds its share."""
         regret = self._regret(wanted)
         if regret is not None:
@@ -45,28 +49,33 @@ class Arc:
             all_blocks = recent_blocks + self._frequent.n_blocks + self._frequent_ghosts.n_blocks
             if recent_blocks >= self._capacity_blocks:
                 if not self._recent_ghosts.sizes:
-                    return self._recent.pop()[0]
+                    return self._recent.pop_blocks(1)
                 self._recent_ghosts.forget()
             elif all_blocks >= 2 * self._capacity_blocks and self._frequent_ghosts.sizes:
                 self._frequent_ghosts.forget()
         size, target = self._recent.n_blocks, self._recent_target
         exceeds = size > 0 and (size > target or (size == target and regret is self._frequent_ghosts))
         is_recent = exceeds or not self._frequent.counts
-        unit, _ = (self._recent if is_recent else self._frequent).pop()
-        (self._recent_ghosts if is_recent else self._frequent_ghosts).remember(unit)
-        return unit
+        queue = self._recent if is_recent else self._frequent
+        (self._recent_ghosts if is_recent else self._frequent_ghosts).remember(queue.head())
+        return queue.pop_blocks(1)
+
+    def divide(self, unit: Unit, parts: tuple[Unit, Unit]) -> None:
+        """Both are in the same queue, if in any."""
+        self._recent.replace(unit, parts)
+        self._frequent.replace(unit, parts)
 
     def _regret(self, key: int | None) -> Ghosts | None:
         """The ghosts that remember a key, after moving the boundary in their favour."""
         if key is None:
             return None
-        for ghosts, others, sign in (
-            (self._recent_ghosts, self._frequent_ghosts, 1),
-            (self._frequent_ghosts, self._recent_ghosts, -1),
-        ):
-            if key in ghosts.sizes:
-                step = sign * max(others.n_blocks / ghosts.n_blocks, 1.0)
-                self._recent_target = min(max(self._recent_target + step, 0.0), self._capacity_blocks)
-                ghosts.recall(key)
-                return ghosts
-        return None
+        if key in self._recent_ghosts.sizes:
+            ghosts, others, sign = self._recent_ghosts, self._frequent_ghosts, 1
+        elif key in self._frequent_ghosts.sizes:
+            ghosts, others, sign = self._frequent_ghosts, self._recent_ghosts, -1
+        else:
+            return None
+        step = sign * max(others.n_blocks / ghosts.n_blocks, 1.0)
+        self._recent_target = min(max(self._recent_target + step, 0.0), self._capacity_blocks)
+        ghosts.recall(key)
+        return ghosts

@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-from sim.errors import ConfigError
+from sim.errors import ConfigError, InvariantError
 from sim.kv.eviction.unit import Unit
 
 _NEVER = 1 << 62
@@ -53,13 +53,17 @@ class Belady:
             self._refer(unit)
         self._refer(unit)
 
-    def victim(self, wanted: int | None) -> Unit:  # noqa: ARG002
+    def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The unit whose next reference is furthest away."""
         while True:
             next_reference, _, unit = heappop(self._entries)
             if unit.is_parked and self._next.get(unit) == -next_reference:
                 del self._next[unit]
-                return unit
+                return unit, unit.n_blocks
+
+    def divide(self, unit: Unit, parts: tuple[Unit, Unit]) -> None:
+        """Refused: a future is one of units."""
+        raise InvariantError(f"unit {unit.key} divided in {len(parts)}: Belady's bound is of units of one size")
 
     def _refer(self, unit: Unit) -> None:
         n_seen = self._n_seen[unit.key] = self._n_seen.get(unit.key, 0) + 1

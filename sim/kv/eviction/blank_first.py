@@ -32,8 +32,8 @@ class BlankFirst:
             if unit.is_parked:
                 raise InvariantError(f"unit {unit.key} parked twice")
             unit.is_parked = True
-            self.order.park(unit)
             self._parked_blocks += unit.n_blocks
+            self.order.park(unit)  # which may cut it
         self._check()
 
     def park_blank(self, n_blocks: int) -> None:
@@ -50,8 +50,18 @@ class BlankFirst:
                 unit.is_parked = False
                 self._parked_blocks -= unit.n_blocks
 
+    def claim_part(self, unit: Unit, part: Unit) -> None:
+        """The first blocks of a parked unit are hit, as a unit of their own."""
+        part.is_parked = True
+        self.order.divide(unit, (unit, part))
+        self.claim((part,))
+
+    def divide(self, unit: Unit, rest: Unit) -> None:
+        """The last blocks of a unit become one that goes just before it."""
+        self.order.divide(unit, (rest, unit))
+
     def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:
-        """Take blank blocks, first for what has no key, then whole units until enough."""
+        """Take blank blocks, first for what has no key, then units, divisible ones in part, until enough."""
         if n_blocks > len(self):
             raise InvariantError(f"{n_blocks} blocks asked of an evictor that has {len(self)}")
         n_blank = min(n_blocks, self._blank_blocks)
@@ -59,12 +69,20 @@ class BlankFirst:
         missing = n_blocks - n_blank
         evicted: list[Unit] = []
         keys = iter(wanted[max(0, n_blank - (n_blocks - len(wanted))) :])
+        unit: Unit | None = None
+        n_given = 0
         while missing > 0:
-            unit = self.order.victim(next(keys, None))
-            unit.is_parked = False
-            self._parked_blocks -= unit.n_blocks
-            missing -= unit.n_blocks
-            evicted.append(unit)
+            head, n_more = self.order.victim(next(keys, None), missing)
+            if head is not unit:
+                if unit is not None:
+                    evicted.append(_given(unit, n_given))
+                unit, n_given = head, 0
+            head.n_blocks -= n_more
+            n_given += n_more
+            missing -= n_more
+            self._parked_blocks -= n_more
+        if unit is not None:
+            evicted.append(_given(unit, n_given))
         return evicted
 
     def __len__(self) -> int:
@@ -73,3 +91,13 @@ class BlankFirst:
     def _check(self) -> None:
         if len(self) > self.capacity_blocks:
             raise InvariantError(f"{len(self)} blocks parked in a cache of {self.capacity_blocks}: freed twice")
+
+
+def _given(unit: Unit, n_blocks: int) -> Unit:
+    """What has been given up of a unit, block by block: all, or its last blocks."""
+    is_whole = not unit.n_blocks
+    unit.n_blocks += n_blocks
+    if not is_whole:
+        return unit.give_up(n_blocks)
+    unit.is_parked = False
+    return unit

@@ -53,14 +53,17 @@ class Evictor(Protocol):
 
 @runtime_checkable
 class Divider(Evictor, Protocol):
-    """An evictor that can part with some blocks of a unit, so that a run of blocks can be one unit."""
+    """An evictor that can part with some blocks of a unit, so that a run of blocks can be one unit.
 
-    def claim_part(self, unit: Unit, n_blocks: int) -> None:
-        """A request found some blocks of a parked unit, which count as a unit of their own from now on."""
+    Whatever the runs, it gives up the very blocks that it would if each were a unit.
+    """
+
+    def claim_part(self, unit: Unit, part: Unit) -> None:
+        """A request found the first blocks of a parked unit: already counted off it, they are a unit of their own."""
         ...
 
     def divide(self, unit: Unit, rest: Unit) -> None:
-        """The last blocks of a parked unit, already counted off it, become a unit that is given up just before it."""
+        """The last blocks of a unit, already counted off it, become a unit that goes just before it, parked or not."""
         ...
 
 
@@ -75,6 +78,14 @@ class Order(Protocol):
         """A request found the unit (``n_hits`` does not count it yet); if it ``is_parked`` it stops being evictable."""
         ...
 
-    def victim(self, wanted: int | None) -> Unit:
-        """Remove and return the unit to give up for the content ``wanted``; called only while one is parked."""
+    def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:
+        """The unit to give up for the content ``wanted``, and how many of its blocks; called only while one is parked.
+
+        All of them, then it is removed; or the last of a divisible unit, up to ``n_blocks`` if they would go in a row.
+        The caller counts them off it.
+        """
+        ...
+
+    def divide(self, unit: Unit, parts: tuple[Unit, Unit]) -> None:
+        """A unit, parked or not, has become two, one of them itself, in the order in which they are given up."""
         ...

@@ -1,7 +1,6 @@
 """First in, first out: by the time a unit was first parked, whatever happened since."""
 
-from collections import OrderedDict
-
+from sim.kv.eviction.queue import Queue
 from sim.kv.eviction.unit import Unit
 
 
@@ -10,30 +9,34 @@ class Fifo:
 
     def __init__(self, capacity_blocks: int) -> None:
         self.capacity_blocks = capacity_blocks
-        self._queue: OrderedDict[Unit, None] = OrderedDict()  # by age; a referenced unit keeps its place
+        self._queue = Queue()  # by age; a referenced unit keeps its place
         self._passed: set[Unit] = set()  # referenced when their turn came
-        self._late: OrderedDict[Unit, None] = OrderedDict()  # of those, parked since: older than the whole queue
+        self._late = Queue()  # of those, parked since: older than the whole queue
 
     def park(self, unit: Unit) -> None:
         """Join the queue the first time, and take up the old place afterwards."""
         if unit in self._passed:
             self._passed.remove(unit)
-            self._late[unit] = None
-        else:
-            self._queue.setdefault(unit)
+            self._late.push(unit)
+        elif unit not in self._queue.counts:
+            self._queue.push(unit)
 
     def claim(self, unit: Unit) -> None:
         """Keep the place."""
-        if unit in self._late:
-            del self._late[unit]
+        if self._late.remove(unit):
             self._passed.add(unit)
 
-    def victim(self, wanted: int | None) -> Unit:  # noqa: ARG002
+    def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The oldest parked unit. Each referenced one is passed over once, so a victim costs O(1) amortised."""
-        if self._late:
-            return self._late.popitem(last=False)[0]
-        while True:
-            unit = self._queue.popitem(last=False)[0]
-            if unit.is_parked:
-                return unit
-            self._passed.add(unit)
+        if self._late.counts:
+            return self._late.pop_blocks(n_blocks)
+        while not self._queue.head().is_parked:
+            self._passed.add(self._queue.pop()[0])
+        return self._queue.pop_blocks(n_blocks)
+
+    def divide(self, unit: Unit, parts: tuple[Unit, Unit]) -> None:
+        """Both keep the place, or have been passed over."""
+        if unit in self._passed:
+            self._passed.update(parts)
+        self._late.replace(unit, parts)
+        self._queue.replace(unit, parts)

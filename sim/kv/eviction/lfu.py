@@ -1,8 +1,8 @@
 """Least frequently used: by the number of hits since a unit was made; the count is lost with the unit."""
 
-from collections import OrderedDict
 from heapq import heappop, heappush
 
+from sim.kv.eviction.queue import Queue
 from sim.kv.eviction.unit import Unit
 
 
@@ -14,24 +14,29 @@ class Lfu:
 
     def __init__(self, capacity_blocks: int) -> None:
         self.capacity_blocks = capacity_blocks
-        self._queues: dict[int, OrderedDict[Unit, None]] = {}
+        self._queues: dict[int, Queue] = {}
         self._counts: list[int] = []  # heap of the keys of _queues, each once
 
     def park(self, unit: Unit) -> None:
         """Join the queue of its number of hits."""
         queue = self._queues.get(unit.n_hits)
         if queue is None:
-            queue = self._queues[unit.n_hits] = OrderedDict()
+            queue = self._queues[unit.n_hits] = Queue()
             heappush(self._counts, unit.n_hits)
-        queue[unit] = None
+        queue.push(unit)
 
     def claim(self, unit: Unit) -> None:
         """Leave its queue; the hit is counted by the caller."""
         if unit.is_parked:
-            del self._queues[unit.n_hits][unit]
+            self._queues[unit.n_hits].remove(unit)
 
-    def victim(self, wanted: int | None) -> Unit:  # noqa: ARG002
+    def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The first of those with the fewest hits."""
-        while not (queue := self._queues[self._counts[0]]):
+        while not (queue := self._queues[self._counts[0]]).counts:
             del self._queues[heappop(self._counts)]
-        return queue.popitem(last=False)[0]
+        return queue.pop_blocks(n_blocks)
+
+    def divide(self, unit: Unit, parts: tuple[Unit, Unit]) -> None:
+        """Both have had the same hits."""
+        if unit.is_parked:
+            self._queues[unit.n_hits].replace(unit, parts)

@@ -71,14 +71,15 @@ class Lru:
         if self._n_stale > _MIN_STALE and self._n_stale > len(self._queue) // 2:
             self._tidy()
 
-    def claim_part(self, unit: Unit, n_blocks: int) -> None:
-        """A request found some blocks of a parked, divisible unit; the others keep its place."""
-        unit.n_blocks -= n_blocks
-        self._n_blocks -= n_blocks
+    def claim_part(self, unit: Unit, part: Unit) -> None:  # noqa: ARG002
+        """A request found the first blocks of a parked unit; the others keep its place."""
+        part.n_hits += 1
+        self._n_blocks -= part.n_blocks
 
     def divide(self, unit: Unit, rest: Unit) -> None:
-        """The last blocks of a parked unit, already counted off it, become a unit that goes just before it. O(n)."""
-        rest.is_parked = True
+        """The last blocks of a unit become one that goes just before it; O(n) if it is parked."""
+        if not unit.is_parked:
+            return
         place = len(self._queue) - 1
         while self._queue[place] is not unit:  # from the tail: earlier entries of it may be stale
             place -= 1
@@ -102,10 +103,10 @@ class Lru:
                 self._n_stale -= 1
                 continue
             if head.n_blocks > missing and (head.key is None or head.is_divisible):
-                if head.key is not None:
-                    evicted.append(head.last(missing))
-                    head.n_tokens -= evicted[-1].n_tokens
-                head.n_blocks -= missing
+                if head.key is None:
+                    head.n_blocks -= missing
+                else:
+                    evicted.append(head.give_up(missing))
                 missing = 0
                 break
             queue.popleft()

@@ -1,12 +1,13 @@
 """A queue of units that knows its size in blocks, and the memory of units that are gone."""
 
 from collections import OrderedDict
+from itertools import pairwise, takewhile
 
 from sim.kv.eviction.unit import Unit
 
 
 class Queue:
-    """Units in order, each with a count of the policy's; O(1) everywhere."""
+    """Units in order, each with a count of the policy's; O(1) but for `replace`."""
 
     __slots__ = ("counts", "n_blocks")
 
@@ -19,11 +20,24 @@ class Queue:
         self.counts[unit] = count
         self.n_blocks += unit.n_blocks
 
+    def head(self) -> Unit:
+        """The first."""
+        return next(iter(self.counts))
+
     def pop(self) -> tuple[Unit, int]:
         """Take the head, with its count."""
         unit, count = self.counts.popitem(last=False)
         self.n_blocks -= unit.n_blocks
         return unit, count
+
+    def pop_blocks(self, n_blocks: int) -> tuple[Unit, int]:
+        """Take the head; if it is divisible and longer, only so many of its blocks. Returns how many."""
+        unit = self.head()
+        if unit.n_blocks > n_blocks and unit.is_divisible:
+            self.n_blocks -= n_blocks
+            return unit, n_blocks
+        self.pop()
+        return unit, unit.n_blocks
 
     def remove(self, unit: Unit) -> bool:
         """Take a unit out, if it is in."""
@@ -31,6 +45,27 @@ class Queue:
             return False
         self.n_blocks -= unit.n_blocks
         return True
+
+    def replace(self, unit: Unit, parts: tuple[Unit, Unit]) -> None:
+        """Two units take the place of one, if it is in, and its count; one of them may be itself. O(n)."""
+        if unit not in self.counts:
+            return
+        behind = [*takewhile(lambda other: other is not unit, reversed(self.counts))]
+        count = self.counts.pop(unit)
+        for one in (*parts, *reversed(behind)):
+            self.counts[one] = self.counts.pop(one, count)
+
+
+def cut_where(unit: Unit, marks: list[bool]) -> list[tuple[Unit, bool]]:
+    """A unit whose blocks, the first to go first, are marked so, as units of one mark each."""
+    cut: list[tuple[Unit, bool]] = []
+    n_same = 0
+    for mark, following in pairwise(marks):
+        n_same += 1
+        if mark != following:
+            cut.append((unit.cut(unit.n_blocks - n_same), mark))
+            n_same = 0
+    return [*cut, (unit, marks[-1])]
 
 
 class Ghosts:
@@ -43,10 +78,11 @@ class Ghosts:
         self.n_blocks = 0
 
     def remember(self, unit: Unit) -> None:
-        """Note a unit that is given up."""
-        if unit.key is not None and unit.key not in self.sizes:
-            self.sizes[unit.key] = unit.n_blocks
-            self.n_blocks += unit.n_blocks
+        """Note what is given up first of a unit."""
+        key = unit.block_keys()[0]
+        if key not in self.sizes:
+            n_blocks = self.sizes[key] = 1 if unit.is_divisible else unit.n_blocks
+            self.n_blocks += n_blocks
 
     def recall(self, key: int) -> bool:
         """Whether a key is remembered; it is forgotten with the answer."""

@@ -1,7 +1,7 @@
 """S3-FIFO: a small queue that most units leave soon, a main queue for those that were asked for again."""
 
 from sim.errors import ConfigError
-from sim.kv.eviction.queue import Ghosts, Queue
+from sim.kv.eviction.queue import Ghosts, Queue, cut_where
 from sim.kv.eviction.unit import Unit
 
 _MAX_COUNT = 3  # two bits per unit (Yang et al. 2023, section 4.1)
@@ -51,14 +51,20 @@ class S3Fifo:
         """Join a queue the first time; afterwards the place is kept."""
         if unit in self._small.counts or unit in self._main.counts:
             return
-        is_returning = unit.key in self._returning or self._recall(unit.key)
-        self._returning.discard(unit.key)
-        is_small_full = self._small.n_blocks >= self._small_blocks
-        if unit in self._passed or is_returning or (is_small_full and not self._has_evicted):
-            self._passed.discard(unit)
+        keys = unit.block_keys()
+        returns = [key in self._returning or self._ghosts.recall(key) for key in keys]
+        self._returning.difference_update(keys)
+        if unit in self._passed:
+            self._passed.remove(unit)
             self._main.push(unit)
-        else:
-            self._small.push(unit)
+            return
+        if not self._has_evicted:
+            room = self._small_blocks - self._small.n_blocks
+            for i, is_returning in enumerate(returns):
+                returns[i] = is_returning or room <= 0
+                room -= not returns[i]
+        for part, is_returning in cut_where(unit, returns):
+            (self._main if is_returning else self._small).push(part)
 
     def claim(self, unit: Unit) -> None:
         """Count the hit where the unit stands."""
@@ -66,44 +72,52 @@ class S3Fifo:
             if unit in queue.counts:
                 queue.counts[unit] += 1
 
-    def victim(self, wanted: int | None) -> Unit:
+    def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The first unit at a head that did not earn its stay."""
         self._has_evicted = True
-        if wanted is not None and self._recall(wanted):
+        if wanted is not None and self._ghosts.recall(wanted):
             self._returning.add(wanted)
         while True:
             is_main = self._main.n_blocks > self._main_blocks or not self._small.counts
-            unit = self._from_main() if is_main else self._from_small()
-            if unit is not None:
-                return unit
+            victim = self._from_main() if is_main else self._from_small()
+            if victim is not None:
+                return victim
 
-    def _from_main(self) -> Unit | None:
+    def divide(self, unit: Unit, parts: tuple[Unit, Unit]) -> None:
+        """Both keep the place and the count, or have passed a head."""
+        if unit in self._passed:
+            self._passed.update(parts)
+        self._small.replace(unit, parts)
+        self._main.replace(unit, parts)
+
+    def _from_main(self) -> tuple[Unit, int] | None:
         """The first unit without hits to spend; None if all were referenced."""
         while self._main.counts:
-            unit, count = self._main.pop()
-            if not unit.is_parked:
-                self._passed.add(unit)
-            elif count:
+            unit = self._main.head()
+            count = self._main.counts[unit]
+            if unit.is_parked and not count:
+                return self._main.pop_blocks(1)
+            self._main.pop()
+            if unit.is_parked:
                 self._main.push(unit, min(count, _MAX_COUNT) - 1)
             else:
-                return unit
+                self._passed.add(unit)
         return None
 
-    def _from_small(self) -> Unit | None:
+    def _from_small(self) -> tuple[Unit, int] | None:
         """The first unit that did not earn promotion; None if all did or were referenced."""
         while self._small.counts:
-            unit, count = self._small.pop()
-            if not unit.is_parked:
-                self._passed.add(unit)
-            elif count >= self._promote_at:
+            unit = self._small.head()
+            count = self._small.counts[unit]
+            if unit.is_parked and count < self._promote_at:
+                self._remember(unit)
+                return self._small.pop_blocks(1)
+            self._small.pop()
+            if unit.is_parked:
                 self._main.push(unit)
             else:
-                self._remember(unit)
-                return unit
+                self._passed.add(unit)
         return None
-
-    def _recall(self, key: int | None) -> bool:
-        return key is not None and self._ghosts.recall(key)
 
     def _remember(self, unit: Unit) -> None:
         self._ghosts.remember(unit)

@@ -1,29 +1,79 @@
 """Runs of blocks find, share and give up the very blocks that blocks one by one would."""
 
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Keys
 from functools import partial
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sim.kv.eviction import Divider, Lru
+from sim.kv.eviction import Arc, BlankFirst, Divider, Evictor, Fifo, Gdsf, Lfu, Lru, S3Fifo, Unit
 from sim.kv.paged import PagedCache
-from sim.kv.prefix import BlockTable, PrefixIndex
+from sim.kv.prefix import BlockTable, PrefixIndex, Run
 from sim.ledger import DecodeLedger
 from sim.request import Request, block_keys, block_ranges
 from sim.sequence import Sequence
 from tests.sim.serving import Listed, serve
 
+EVICTORS: dict[str, Callable[[int], Evictor]] = {
+    "lru": Lru,
+    **{order.__name__.lower(): partial(BlankFirst, order=order) for order in (Fifo, Lfu, Gdsf, S3Fifo, Arc)},
+}
 
-class BlockwiseLru:
-    """The same order without `claim_part`: every block is a unit of its own."""
 
-    def __init__(self, capacity_blocks: int) -> None:
-        self._lru = Lru(capacity_blocks)
-        self.park, self.park_blank = self._lru.park, self._lru.park_blank
-        self.claim, self.victims = self._lru.claim, self._lru.victims
+class Blockwise:
+    """The same order without `claim_part` and `divide`: every block is a unit of its own."""
+
+    def __init__(self, evictor: Evictor) -> None:
+        self._evictor = evictor
+        self.n_units = 0  # parked and claimed
+
+    def park(self, units: Iterable[Unit]) -> None:
+        units = list(units)
+        self.n_units += len(units)
+        self._evictor.park(units)
+
+    def claim(self, units: Iterable[Unit]) -> None:
+        units = list(units)
+        self.n_units += len(units)
+        self._evictor.claim(units)
+
+    def park_blank(self, n_blocks: int) -> None:
+        self._evictor.park_blank(n_blocks)
+
+    def victims(self, n_blocks: int, wanted: Keys = ()) -> list[Unit]:
+        return self._evictor.victims(n_blocks, wanted)
 
     def __len__(self) -> int:
-        return len(self._lru)
+        return len(self._evictor)
+
+
+class Runwise(Blockwise):
+    """The order as it is."""
+
+    def __init__(self, evictor: Evictor) -> None:
+        super().__init__(evictor)
+        assert isinstance(evictor, Divider)
+        self._divider = evictor
+
+    def claim_part(self, unit: Unit, part: Unit) -> None:
+        self.n_units += 1
+        self._divider.claim_part(unit, part)
+
+    def divide(self, unit: Unit, rest: Unit) -> None:
+        self.n_units += 1
+        self._divider.divide(unit, rest)
+
+
+class Observed(PagedCache):
+    """A paged cache that notes which blocks it gives up, in order."""
+
+    def _forget(self, unit: Unit) -> None:
+        assert isinstance(unit, Run)
+        assert unit.n_tokens == unit.n_blocks * self.block_tokens
+        self.given_up = [*getattr(self, "given_up", ()), *unit.block_keys()]
+        super()._forget(unit)
 
 
 PIECES = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 24)), min_size=1, max_size=3).map(tuple)
@@ -41,8 +91,8 @@ STEPS = st.lists(
 class House:
     """A paged cache and the sequences in it."""
 
-    def __init__(self, eviction: type) -> None:
-        self.kv = PagedCache(64, eviction, block_tokens=4)
+    def __init__(self, eviction: Callable[[int], Evictor], window_tokens: int | None) -> None:
+        self.kv = Observed(96, eviction, block_tokens=4, window_tokens=window_tokens)
         self.ledger = DecodeLedger(4)
         self.running: list[Sequence] = []
 
@@ -57,6 +107,7 @@ class House:
                 return found, False
             self.running.append(sequence)
             sequence.computed_tokens += min(n_tokens, n_prompt - found)
+            self.kv.trim(sequence, self.ledger)
             return found, True
         if not self.running:
             return None
@@ -67,22 +118,81 @@ class House:
         n_more = min(n_tokens, sequence.prefill_left_tokens)
         has_room = self.kv.extend(sequence, n_more, self.ledger) if n_more else True
         sequence.computed_tokens += n_more if has_room else 0
+        self.kv.trim(sequence, self.ledger)
         return has_room
 
     def state(self) -> tuple[object, ...]:
-        return self.kv.held_tokens, self.kv.idle_tokens, self.kv.counts()
+        return self.kv.held_tokens, self.kv.idle_tokens, self.kv.counts(), getattr(self.kv, "given_up", None)
 
 
+@pytest.mark.parametrize("name", EVICTORS)
 @settings(max_examples=100, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-@given(STEPS)
-def test_runs_and_single_blocks_are_the_same_cache(steps: list[tuple[str, object, int]]) -> None:
-    runs, blocks = House(Lru), House(BlockwiseLru)
-    assert isinstance(Lru(1), Divider)
-    assert not isinstance(BlockwiseLru(1), Divider)
+@given(steps=STEPS, window_tokens=st.sampled_from([None, None, 12]))
+def test_runs_and_single_blocks_are_the_same_cache(
+    name: str, steps: list[tuple[str, object, int]], window_tokens: int | None
+) -> None:
+    runs = House(lambda n_blocks: Runwise(EVICTORS[name](n_blocks)), window_tokens)
+    blocks = House(lambda n_blocks: Blockwise(EVICTORS[name](n_blocks)), window_tokens)
+    assert isinstance(runs.kv._free, Divider)
+    assert not isinstance(blocks.kv._free, Divider)
 
     for step in steps:
         assert runs.do(step) == blocks.do(step)
         assert runs.state() == blocks.state()
+
+
+@pytest.mark.parametrize("name", EVICTORS)
+def test_an_order_handles_pieces_of_text_where_blocks_are_found_one_by_one(name: str) -> None:
+    """Four conversations of 30 turns behind one prompt, 100 blocks each time, in a cache that holds three of them."""
+    units, rows = [], []
+    for form in (Runwise, Blockwise):
+        made: list[Blockwise] = []
+
+        def eviction(n_blocks: int, form: type[Blockwise] = form, made: list[Blockwise] = made) -> Evictor:
+            made.append(form(EVICTORS[name](n_blocks)))
+            return made[-1]
+
+        listed = []
+        for i in range(120):
+            turn, user = divmod(i, 4)
+            content = ((1, 400), *((100 * user + 10 + said, 400) for said in range(turn)), (10_000 + i, 2))
+            n_tokens = sum(length for _, length in content)
+            listed.append(Request(i, i * 10_000_000, n_tokens, 1, 1, content=content))
+        house = serve(Listed(listed), kv=partial(PagedCache, 3 * 30 * 400, eviction, 4))
+        units.append(made[0].n_units)
+        rows.append([(row["cached_tokens"], row["finish_ns"]) for row in house.requests()])
+
+    assert rows[0] == rows[1]
+    assert sum(cached for cached, _ in rows[0]) > 0
+    assert units[0] * 20 < units[1]
+
+
+def given_up(form: type[Blockwise], name: str, first: int, n_blocks: int) -> list[int]:
+    """What goes, block by block, of two parked pieces of 6 blocks of which one is hit in part and parked again."""
+    evictor = form(EVICTORS[name](12))
+    index, table, part = PrefixIndex(4, evictor), BlockTable(), BlockTable()
+    evictor.victims(12)
+    text = block_ranges(((1, 24), (2, 24)), 48, 4)
+    index.name(table, text, 12)
+    for run in table.runs:
+        del run.tables[table]
+    evictor.park(table.runs[::-1])
+    for match in reversed(index.match([(text[1][0], text[1][1] + 4 * first, n_blocks)], n_blocks)):
+        index.claim(part, *match)
+    gone = evictor.victims(5)
+    for run in part.runs:
+        del run.tables[part]
+    evictor.park(part.runs)
+    gone += evictor.victims(7)
+    return [key for unit in gone for key in unit.block_keys()]
+
+
+@pytest.mark.parametrize("name", EVICTORS)
+@pytest.mark.parametrize(("first", "n_blocks"), [(0, 6), (0, 2), (2, 2), (3, 3)])
+def test_each_part_of_a_parked_run_goes_when_its_blocks_would(name: str, first: int, n_blocks: int) -> None:
+    keys = given_up(Runwise, name, first, n_blocks)
+    assert len(keys) == 12
+    assert keys == given_up(Blockwise, name, first, n_blocks)
 
 
 @given(PIECES, st.integers(1, 60), st.sampled_from([1, 4, 16]))
@@ -96,12 +206,12 @@ def test_ranges_cover_the_full_blocks_of_a_text_once(pieces: tuple[tuple[int, in
 
 
 def test_a_run_is_cut_where_a_second_text_departs() -> None:
-    index = PrefixIndex(4, is_divisible=True)
+    index = PrefixIndex(4, Lru(4))
     first, second = BlockTable(), BlockTable()
     index.name(first, block_ranges(((1, 16),), 16, 4), 4)
 
     ((run, offset, n_blocks),) = index.match(block_ranges(((1, 9),), 9, 4), 2)
-    index.hold(second, run, offset, n_blocks)
+    index.claim(second, run, offset, n_blocks)
 
     assert [run.n_blocks for run in first.runs] == [2, 2]
     assert second.runs == first.runs[:1]

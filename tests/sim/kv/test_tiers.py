@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from sim.kv.eviction import Arc, BlankFirst, Fifo, Gdsf, Lfu, Lru, S3Fifo
 from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.preemption import Cheaper, Recompute, Swap
-from sim.kv.tiers import Tier, Tiers, TierSpec
+from sim.kv.tiers import Tier, Tiers, TierSpec, after
 from sim.record import Recorder
 from sim.request import block_ranges
+from tests.sim.kv.test_prefix import Blockwise, Runwise
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 POLICIES = {
@@ -47,6 +48,29 @@ def test_a_tier_keeps_as_many_blocks_as_came_less_those_it_gave_up_and_never_mor
     assert tier.n_held == n_kept or policy != "lru", (
         "other orders leave holes, behind which equal blocks are kept twice"
     )
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 6), st.integers(1, 12)), min_size=10, max_size=60))
+def test_a_tier_of_runs_gives_up_what_one_of_single_blocks_does(policy, puts):
+    runs, blocks = (
+        Tier(spec(partial(one_by, form, POLICIES[policy])), SIZE, 40, simpy.Environment(), Recorder(), 0, 0)
+        for form in (Runwise, Blockwise)
+    )
+    for identity, start, n_blocks in puts:
+        part = after(text(identity, start + n_blocks), start, SIZE)
+        assert runs.match(part) == blocks.match(part)
+        assert one_by_one(runs.put(part)) == one_by_one(blocks.put(part))
+
+
+def one_by(form, policy, n_blocks):
+    return form(policy(n_blocks))
+
+
+def one_by_one(ranges):
+    """Blocks of given up ranges, of each the last first."""
+    return [(piece, end + i * SIZE) for piece, end, n_blocks in ranges for i in reversed(range(n_blocks))]
 
 
 def house(levels, preemption, overlap=True, write="through", n_requests=24):
