@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test bench reproduce clean
+.PHONY: run test fast bench reproduce clean
 
 run: .venv/core  ## simulate a chatbot's traffic and write the report
 	.venv/bin/python -m sim scenario=chatbot
@@ -14,8 +14,14 @@ test: .venv/dev  ## format, lint, types, import contracts, tests
 	.venv/bin/lint-imports
 	.venv/bin/pytest
 
+fast: .fast/built  ## the same program, its hot loop compiled: .fast/bin/kvtwin
+
 bench: .venv/core  ## how fast the simulator is: outputs/bench.json
-	.venv/bin/python -m tests.benchmarks.bench
+	if $(MAKE) --no-print-directory fast; then \
+		.fast/bin/python tests/benchmarks/bench.py; \
+	else \
+		.venv/bin/python tests/benchmarks/bench.py; \
+	fi
 
 reproduce: .venv/core  ## published tables, row by row
 	.venv/bin/python -m tests.reproductions
@@ -30,5 +36,14 @@ reproduce: .venv/core  ## published tables, row by row
 	$(PIP) -e '.[dev]'
 	touch $@ .venv/core
 
+.fast/built: .venv/core setup.py $(shell find sim scenarios calibration kernels conf -name '*.py' -o -name '*.yaml')
+	sh tests/setup_compiler.sh
+	$(PIP) -e '.[compile]'
+	rm -rf build
+	KVTWIN_COMPILED=1 .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv --clear .fast
+	.fast/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/kvtwin-*.whl
+	touch $@
+
 clean:
-	rm -rf .venv outputs multirun build dist *.egg-info
+	rm -rf .fast .venv outputs multirun build dist *.egg-info

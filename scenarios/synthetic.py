@@ -9,7 +9,7 @@ from scenarios.classify import Classifier
 from scenarios.distributions import require, require_positive
 from scenarios.lengths import Lengths
 from scenarios.prefixes import PROMPT, Prefixes, text_id
-from sim.request import Finished, Request, stream
+from sim.request import Finished, Request, new_tuple, stream
 from sim.units import ns_from_s
 
 
@@ -103,9 +103,22 @@ class Synthetic:
                 if head is not None:
                     content = (*head, (text_id(PROMPT, number), prompt))
                     total = prompt + sum(n_tokens for _, n_tokens in head)
-                yield Request(
-                    number, arrival_ns, total, output, allowed, content, None, None, 0, slo_class, priority, n_samples
+                facts = (
+                    number,
+                    arrival_ns,
+                    total,
+                    output,
+                    allowed,
+                    content,
+                    None,
+                    None,
+                    0,
+                    slo_class,
+                    priority,
+                    n_samples,
+                    "",
                 )
+                yield new_tuple(Request, facts)
                 number += 1
             if n < len(times):
                 return

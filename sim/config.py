@@ -4,18 +4,23 @@ A configuration is code (`_target_` names what is called), so only targets in kv
 the user lists under ``trusted_packages``, are allowed.
 """
 
+import importlib.util
 import inspect
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
+from functools import cache, partial
 from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from sim.errors import ConfigError, SimError
+from sim.errors import ConfigError, InvariantError, SimError
 
 PACKAGES = ("sim", "scenarios", "calibration", "kernels")
 RUN_ID = os.urandom(3).hex()  # two processes that start in the same second get two folders
@@ -151,7 +156,7 @@ def _parameters(node: Any, path: str) -> list[str]:
     """Those with a default of what a node's target calls."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         return []
-    parameters = inspect.signature(_find(str(node["_target_"]), path)).parameters.values()
+    parameters = signature(str(node["_target_"]), path).values()
     return [one.name for one in parameters if one.default is not one.empty]
 
 
@@ -205,7 +210,7 @@ def _check_experiment(name: str, config: Mapping[str, Any]) -> None:
             group = override.removeprefix("override /")
             if "_target_" not in config.get(group, {}):
                 continue
-            takes = inspect.signature(_find(str(config[group]["_target_"]), group)).parameters
+            takes = signature(str(config[group]["_target_"]), group)
             for key in file.get(group, {}):
                 if key not in takes:
                     raise ConfigError(
@@ -237,15 +242,23 @@ def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> A
 
     check(node, path, trusted)
     try:
-        if not given:
-            return instantiate(node, _convert_="all")
-        takes = inspect.signature(_find(node["_target_"], path)).parameters
+        takes = signature(node["_target_"], path)
         if taken := [key for key in node if key in given and key in takes]:
             raise ConfigError(f"{path}.{taken[0]} is not a setting: the run works it out from its other parts")
-        partial = instantiate({**node, "_partial_": True}, _convert_="all")
-        return partial(**{key: value for key, value in given.items() if key in takes})
+        values = {key: value for key, value in node.items() if key not in HYDRA_KEYS and not _makes(value)}
+        objects = {key: value for key, value in node.items() if key not in values}
+        maker = instantiate({**objects, "_partial_": True}, _convert_="all")  # which copies all it is given thrice
+        maker = partial(maker, **values, **{key: value for key, value in given.items() if key in takes})
+        return maker if node.get("_partial_") and not given else maker()
     except Exception as error:
         raise ConfigError(one_line(error, path)) from error
+
+
+def _makes(node: Any) -> bool:
+    """Whether something in a node is to be instantiated."""
+    if isinstance(node, Mapping):
+        return "_target_" in node or any(map(_makes, node.values()))
+    return isinstance(node, list) and any(map(_makes, node))
 
 
 def check(node: Any, path: str, trusted: tuple[str, ...] = ()) -> None:
@@ -270,7 +283,7 @@ def check(node: Any, path: str, trusted: tuple[str, ...] = ()) -> None:
                 f"{path}._target_ must be in one of {', '.join((*PACKAGES, *trusted))} "
                 f"(trusted_packages lists further ones), got {target!r}"
             )
-        parameters = inspect.signature(_find(target, path)).parameters
+        parameters = signature(target, path)
         is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for key, value in node.items():
             if key in HYDRA_KEYS:
@@ -330,6 +343,35 @@ def one_line(error: BaseException, path: str = "") -> str:
     cause = error.__cause__ or error
     first = str(cause).strip().splitlines()
     return f"{path}: {first[0] if first else type(cause).__name__}" if path else (first[0] if first else repr(cause))
+
+
+def signature(target: str, path: str) -> Mapping[str, inspect.Parameter]:
+    """What the thing a dotted name names is made of.
+
+    What was compiled no longer knows the types of its parameters, unless it is a dataclass: its source does.
+    """
+    found = _find(target, path)
+    if is_compiled(found.__module__) and not is_dataclass(found):
+        found = getattr(_as_source(found.__module__), found.__name__)
+    return inspect.signature(found).parameters
+
+
+def is_compiled(module: str) -> bool:
+    """Whether an imported module is an extension."""
+    path = getattr(sys.modules.get(module), "__file__", None) or ""
+    return path.endswith(tuple(EXTENSION_SUFFIXES))
+
+
+@cache
+def _as_source(name: str) -> types.ModuleType:
+    """A compiled module, from the Python file beside it."""
+    compiled = Path(str(sys.modules[name].__file__))
+    spec = importlib.util.spec_from_file_location(name, compiled.with_name(f"{compiled.name.split('.')[0]}.py"))
+    if spec is None or spec.loader is None:
+        raise InvariantError(f"{compiled} came without its source")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _find(target: str, path: str) -> Any:

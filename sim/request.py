@@ -10,6 +10,9 @@ Segment = tuple[int, int]
 """A piece of text: (identity, n_tokens). Equal identities after equal prefixes mean equal tokens."""
 
 
+new_tuple = tuple.__new__  # makes a NamedTuple in less than half the time of calling its class
+
+
 class Request(NamedTuple):
     """What a client asked for. A fact: nothing changes it after arrival.
 

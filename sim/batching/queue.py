@@ -40,25 +40,35 @@ class Queue(Protocol):
     def __len__(self) -> int: ...
 
 
-class Fcfs(deque[Sequence]):
+class Fcfs:
     """First come, first served; preempted sequences return to the front."""
 
-    keeps_head = True
-
     def __init__(self) -> None:
-        super().__init__()
+        self.keeps_head = True
+        self._waiting: deque[Sequence] = deque()
 
-    push = deque.append
-    push_back = deque.appendleft
-    take = deque.popleft
+    def push(self, sequence: Sequence) -> None:
+        """A request arrived."""
+        self._waiting.append(sequence)
+
+    def push_back(self, sequence: Sequence) -> None:
+        """A running sequence was preempted and waits again."""
+        self._waiting.appendleft(sequence)
 
     def head(self) -> Sequence:
         """The one to admit next."""
-        return self[0]
+        return self._waiting[0]
+
+    def take(self) -> Sequence:
+        """Remove the head."""
+        return self._waiting.popleft()
 
     def first(self, n: int) -> list[Sequence]:
         """Those to admit next, at most so many, in order."""
-        return list(islice(self, n))
+        return list(islice(self._waiting, n))
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
 
 RANKS: dict[str, Callable[[Sequence], int]] = {
@@ -85,7 +95,9 @@ class Ranked:
         rank = RANKS[self.by](sequence)
         heappush(self._heap, (rank, sequence.request.arrival_ns, next(self._ticket), sequence))
 
-    push_back = push
+    def push_back(self, sequence: Sequence) -> None:
+        """A running sequence was preempted and waits again."""
+        self.push(sequence)
 
     def head(self) -> Sequence:
         """The one to admit next."""
@@ -113,7 +125,22 @@ class LookAhead:
         self.queue = queue
         self.cache = cache
         self.keeps_head = queue.keeps_head
-        self.push, self.push_back, self.head, self.first = queue.push, queue.push_back, queue.head, queue.first
+
+    def push(self, sequence: Sequence) -> None:
+        """A request arrived."""
+        self.queue.push(sequence)
+
+    def push_back(self, sequence: Sequence) -> None:
+        """A running sequence was preempted and waits again."""
+        self.queue.push_back(sequence)
+
+    def head(self) -> Sequence:
+        """The one to admit next."""
+        return self.queue.head()
+
+    def first(self, n: int) -> list[Sequence]:
+        """Those to admit next, at most so many, in order."""
+        return self.queue.first(n)
 
     def take(self) -> Sequence:
         """Remove the head; the others move up."""

@@ -1,5 +1,7 @@
 """The best iteration times there are: a measured profile where one fits, else the data sheet."""
 
+from collections.abc import Sequence
+
 from sim.cost.calibrated import calibrated_cost
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
@@ -14,7 +16,7 @@ def best_cost(
     host: HostCost,
     efficiency: Efficiency,
     tensor_parallel: int = 1,
-    capture_sizes: tuple[int, ...] = CAPTURE_SIZES,
+    capture_sizes: Sequence[int] = CAPTURE_SIZES,
     sample: bool = False,
     seed: int = 0,
 ) -> IterationCost:

@@ -1,6 +1,6 @@
 """Iteration times from a kernel profile: what was measured on a device, fitted, for one model on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 import numpy as np
@@ -215,7 +215,7 @@ def calibrated_cost(
     profile: str | None = None,
     sample: bool = False,
     seed: int = 0,
-    capture_sizes: tuple[int, ...] = CAPTURE_SIZES,
+    capture_sizes: Sequence[int] = CAPTURE_SIZES,
 ) -> IterationCost:
     """Iteration times from a profile file: what ``conf/cost/calibrated.yaml`` calls.
 

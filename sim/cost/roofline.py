@@ -9,7 +9,7 @@ of an RTX PRO 6000, which nothing was taken from, come out within 4 % (median). 
 measured profile is better where there is one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sim.cost.operations import DecodeCurve
@@ -59,7 +59,7 @@ class Efficiency:
     pcie_all_reduce_floor_s: float = 12.7e-6
 
     def __post_init__(self) -> None:
-        shares = {name: getattr(self, name) for name in self.__slots__}
+        shares = {one.name: getattr(self, one.name) for one in fields(self)}
         positive("cost.operations.efficiency", **shares)
         for name, share in shares.items():
             if name.endswith("_frac") and share > 1.0:

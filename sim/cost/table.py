@@ -119,8 +119,9 @@ class Plane(Table):
         self._x, self._y = ((axis._shift, axis._first, axis._per_octave, axis._last) for axis in self.axes)
         self._stride = self.axes[0]._stride
 
-    def log(self, x: float, y: float) -> float:  # type: ignore[override]
+    def log(self, *point: float) -> float:
         """Logarithm of the time at a point."""
+        x, y = point
         shift, first, per_octave, last = self._x
         u = (log2(x + shift) - first) * per_octave
         i = int(u) if u > 0.0 else 0
@@ -141,10 +142,6 @@ class Plane(Table):
             return here + u * (middle - here) + v * (there - middle)
         middle = logs[at + 1]
         return here + v * (middle - here) + u * (there - middle)
-
-    def __call__(self, x: float, y: float) -> float:  # type: ignore[override]
-        """Time at a point [s]."""
-        return exp(self.log(x, y))
 
 
 class Space(Table):

@@ -322,6 +322,6 @@ host_bytes_per_s, model_max_len, element_bits, replica
 
 def _built(cache: Callable[..., PartCache], given: dict[str, Any]) -> PartCache:
     """A class's cache, from what it asks for and was not given by the configuration."""
-    asked = inspect.signature(cache).parameters
+    asked = inspect.signature(getattr(cache, "func", cache)).parameters
     fixed = getattr(cache, "keywords", {})
     return cache(**{key: value for key, value in given.items() if key in asked and key not in fixed})

@@ -3,7 +3,7 @@
 A tier keeps blocks by the identity of their text, in an order of eviction of its own, behind a link per direction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ class TierSpec:
 class Tiers:
     """The tiers below the device, fastest first."""
 
-    levels: tuple[TierSpec, ...]
+    levels: Sequence[TierSpec]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))

@@ -1,0 +1,78 @@
+"""The compiled program against its source: every fact of every run must be the same, byte for byte.
+
+``.fast/bin/python tests/compiled.py`` runs each configuration below in two processes of that environment, one of which
+finds the source tree first. `.ci/run` calls it.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TIGHT = ("scenario=synthetic", "scenario.rate=40", "scenario.n_requests=400", "hardware.kv_blocks=1500")
+TALKS = ("scenario=chatbot", "scenario.n_sessions=150", "hardware.kv_blocks=3000")
+CACHES = ("static", "dynamic", "predictive", "paged", "streaming", "compressed", "hierarchical")
+EVICTIONS = ("lru", "fifo", "lfu", "arc", "s3fifo", "gdsf")
+RUNS = (
+    *((*TIGHT, f"cache={cache}") for cache in CACHES if cache != "static"),
+    (*TIGHT, "cache=static", "cache.max_len=2048"),
+    *((*TALKS, f"cache={cache}") for cache in CACHES if cache != "static"),
+    (*TALKS, "cache=static", "cache.max_len=8192"),
+    *((*TALKS, f"eviction={eviction}") for eviction in EVICTIONS),
+    *((*TIGHT, f"batching={batching}") for batching in ("static", "dynamic", "continuous")),
+    *((*TIGHT, f"queue={queue}") for queue in ("sjf", "priority")),
+    *((*TIGHT, "cache=hierarchical", f"preemption={how}") for how in ("swap", "auto")),
+    (*TALKS, "cache=by_class", "classify=true"),
+    (*TIGHT, "scenario.n_samples=4"),
+    (*TIGHT, "batching.plans_ahead=true", "replicas=3", "router=least_loaded"),
+    (*TIGHT, "cost=roofline", "model=mistral-7b", "cost.host.scheduling=sync"),
+    (*TIGHT, "batching.max_num_batched_tokens=300", "batching.max_num_seqs=200"),
+)
+
+
+def digests() -> dict[str, str]:
+    """One number for all facts of each run."""
+    import sim
+
+    found = {}
+    for overrides in RUNS:
+        result = sim.simulate(*overrides)
+        facts = hashlib.sha256()
+        for table in (result.requests, result.iterations, result.preemptions, result.transfers, result.refused):
+            facts.update(table.rows().tobytes())
+        facts.update(json.dumps([result.end_ns, result.refusals, result.counts], sort_keys=True).encode())
+        found[" ".join(overrides)] = facts.hexdigest()
+    return found
+
+
+def digests_in(path: str | None) -> dict[str, str]:
+    """Those of a process that looks for the program in a folder first."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {} if path is None else {"PYTHONPATH": path}
+    command = [sys.executable, __file__, "digests"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    compiled, found = json.loads(done.stdout)
+    if compiled == (path is not None):
+        raise SystemExit(f"the engine is {'' if compiled else 'not '}compiled where it should {'not ' * compiled}be")
+    return found
+
+
+def main() -> None:
+    """Compare, or, with an argument, run for the process that asked."""
+    if len(sys.argv) > 1:
+        found = digests()
+        from sim.config import is_compiled
+
+        print(json.dumps([is_compiled("sim.engine"), found]))
+        return
+    source, compiled = digests_in(str(ROOT)), digests_in(None)
+    if other := [run for run in source if source[run] != compiled[run]]:
+        raise SystemExit("compiled differs from its source:\n  " + "\n  ".join(other))
+    print(f"compiled equals source in {len(source)} runs")
+
+
+if __name__ == "__main__":
+    main()
