@@ -4,6 +4,7 @@
 """
 
 from bisect import bisect_left, bisect_right
+from operator import sub
 
 from sim.errors import ConfigError, InvariantError
 
@@ -36,60 +37,70 @@ class Buddy:
             )
         self.capacity_tokens = capacity_tokens - capacity_tokens % min_tokens
         self._min_tokens = min_tokens
+        self.free_tokens = self.capacity_tokens  # slots in no extent [tokens]
         self._free: dict[int, dict[int, None]] = {}  # size -> offsets, the last freed is taken first
+        self._sizes = 0  # of the free pieces, or-ed: each is a bit of its own
         self._taken: dict[int, tuple[int, int]] = {}  # offset -> (size, asked)
         self._whole: set[tuple[int, int]] = set()  # (offset, size) of the pieces the row is made of: nothing to merge
         offset = 0
         while offset < self.capacity_tokens:
             size = 1 << ((self.capacity_tokens - offset).bit_length() - 1)
             self._whole.add((offset, size))
-            self._free.setdefault(size, {})[offset] = None
+            self._put(offset, size)
             offset += size
 
     def take(self, n_tokens: int) -> int | None:
-        """Offset of a free extent of at least ``n_tokens`` slots, or None: O(log capacity)."""
+        """Offset of a free extent of at least ``n_tokens`` slots, or None: O(log capacity), None in O(1)."""
         _refuse_empty(n_tokens)
         size = max(self._min_tokens, 1 << (n_tokens - 1).bit_length())
-        fitting = size
-        while not self._free.get(fitting):
-            fitting *= 2
-            if fitting > self.capacity_tokens:
-                return None
+        fitting = self._sizes & -size  # the sizes that suffice
+        if not fitting:
+            return None
+        fitting &= -fitting  # the smallest of them
         offset, _ = self._free[fitting].popitem()
+        self._note(fitting)
         while fitting > size:
             fitting //= 2
-            self._free.setdefault(fitting, {})[offset + fitting] = None
+            self._put(offset + fitting, fitting)
         self._taken[offset] = (size, n_tokens)
+        self.free_tokens -= size
         return offset
 
     def give(self, offset: int) -> None:
         """Free the extent at ``offset`` and merge it with its other half as long as that is free."""
         size, _ = _taken_at(self._taken, offset)
         del self._taken[offset]
+        self.free_tokens += size
         while (offset, size) not in self._whole and offset ^ size in self._free.get(size, ()):
             del self._free[size][offset ^ size]
+            self._note(size)
             offset &= ~size
             size *= 2
-        self._free.setdefault(size, {})[offset] = None
+        self._put(offset, size)
 
     def size_of(self, offset: int) -> int:
         """Slots of the extent at ``offset``, rounding included [tokens]."""
         return _taken_at(self._taken, offset)[0]
 
     @property
-    def free_tokens(self) -> int:
-        """Slots in no extent [tokens]."""
-        return sum(size * len(offsets) for size, offsets in self._free.items())
-
-    @property
     def largest_free_tokens(self) -> int:
         """The longest extent that could be taken now [tokens]."""
-        return max((size for size, offsets in self._free.items() if offsets), default=0)
+        return 1 << (self._sizes.bit_length() - 1) if self._sizes else 0
 
     @property
     def rounding_tokens(self) -> int:
         """Slots that rounding added to the extents taken: internal fragmentation [tokens]."""
         return sum(size - asked for size, asked in self._taken.values())
+
+    def _put(self, offset: int, size: int) -> None:
+        """A piece is free."""
+        self._free.setdefault(size, {})[offset] = None
+        self._sizes |= size
+
+    def _note(self, size: int) -> None:
+        """A piece of a size is free no more."""
+        if not self._free[size]:
+            self._sizes &= ~size
 
 
 class FirstFit:
@@ -105,7 +116,7 @@ class FirstFit:
     def __init__(self, capacity_tokens: int) -> None:
         if capacity_tokens < 1:
             raise ConfigError(f"cache.allocator.capacity_tokens must be >= 1 [tokens], got {capacity_tokens!r}")
-        self.capacity_tokens = capacity_tokens
+        self.capacity_tokens = self.free_tokens = capacity_tokens
         self._starts = [0]  # holes by offset: start and stop
         self._stops = [capacity_tokens]
         self._taken: dict[int, tuple[int, int]] = {}
@@ -119,6 +130,7 @@ class FirstFit:
                 if self._starts[i] == stop:
                     del self._starts[i], self._stops[i]
                 self._taken[start] = (n_tokens, n_tokens)
+                self.free_tokens -= n_tokens
                 return start
         return None
 
@@ -126,6 +138,7 @@ class FirstFit:
         """Free the extent at ``offset`` and join it with the holes beside it."""
         size, _ = _taken_at(self._taken, offset)
         del self._taken[offset]
+        self.free_tokens += size
         stop = offset + size
         first = bisect_left(self._stops, offset)  # the hole that ends here, if any
         last = bisect_right(self._starts, stop)  # one past the hole that starts where we stop
@@ -140,14 +153,9 @@ class FirstFit:
         return _taken_at(self._taken, offset)[0]
 
     @property
-    def free_tokens(self) -> int:
-        """Slots in no extent [tokens]."""
-        return sum(self._stops) - sum(self._starts)
-
-    @property
     def largest_free_tokens(self) -> int:
         """The longest extent that could be taken now [tokens]."""
-        return max((stop - start for start, stop in zip(self._starts, self._stops, strict=True)), default=0)
+        return max(map(sub, self._stops, self._starts), default=0)
 
 
 def external_frac(free_tokens: int, largest_free_tokens: int) -> float:

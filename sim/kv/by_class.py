@@ -242,8 +242,8 @@ host_bytes_per_s, model_max_len, element_bits, replica
         """Iterations have run: every class takes the memory of its own."""
         self._follow(ledger)
         for cache, part in self._pairs:
-            cache.advance(part, n_steps)
-            if n_steps:
+            if cache.held_tokens:  # else it serves nobody now
+                cache.advance(part, n_steps)
                 part.advance(n_steps)
 
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:

@@ -397,14 +397,16 @@ class ContiguousCache:
         """Offset of a new extent, idle conversations evicted until there is one."""
         while True:
             offset = self._allocator.take(n_slots)
-            if offset is not None or not len(self._order):
+            if offset is not None:
                 self._note_holes()
                 return offset
+            if not len(self._order):
+                return None
             for unit in self._order.victims(1):
                 self._n_evicted += 1
                 extent = self._idle.pop(unit.key)  # type: ignore[arg-type]
                 self.idle_tokens -= self._allocator.size_of(extent.offset)
-                self._allocator.give(extent.offset)
+                self._give(extent.offset)
 
     def _drop(self, session_id: int) -> None:
         """Forget what an earlier turn of a conversation left behind."""
