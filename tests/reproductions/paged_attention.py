@@ -91,6 +91,11 @@ def extents(reservation: Reservation) -> KVCache:
     return ContiguousCache(KV_SLOTS, partial(Buddy, min_tokens=16), reservation, Lru)
 
 
+def blocks(block_tokens: int, watermark: float = 0.0) -> Callable[[], KVCache]:
+    """The paper's cache: it knew no prefixes yet, so who was preempted computed all of its KV again."""
+    return partial(PagedCache, KV_SLOTS, Lru, block_tokens, prefix_caching=False, watermark=watermark)
+
+
 CACHES: dict[str, Callable[[], KVCache]] = {
     "Orca (Max)": partial(extents, Maximum(MAX_LEN)),
     "Orca (Pow2)": partial(extents, Oracle("power_of_two", MAX_LEN)),
@@ -103,8 +108,8 @@ def reproductions() -> list[Reproduction]:
     """Requests batched, live share of the memory, throughput."""
     lengths = sharegpt_lengths()
     orca = {name: saturated(cache, *lengths) for name, cache in CACHES.items()}
-    paged = {size: saturated(partial(PagedCache, KV_SLOTS, Lru, size), *lengths) for size, _ in LIVE_BY_BLOCK}
-    v0 = saturated(partial(PagedCache, KV_SLOTS, Lru, 16, watermark=0.01), *lengths)
+    paged = {size: saturated(blocks(size), *lengths) for size, _ in LIVE_BY_BLOCK}
+    v0 = saturated(blocks(16, watermark=0.01), *lengths)
     slowest = orca["Orca (Max)"].requests_per_s
     return [
         Reproduction(

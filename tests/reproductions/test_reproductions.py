@@ -20,13 +20,9 @@ def test_closed_forms_of_growth_are_met():
     assert [row.what for row in growth.forms() if not row.is_met] == []
 
 
-def test_orcas_batches_are_the_published_ones():
-    lengths = paged_attention.sharegpt_lengths()
-    for name, cache in paged_attention.CACHES.items():
-        batched, live_frac = paged_attention.PUBLISHED[name]
-        ours = paged_attention.saturated(cache, *lengths)
-        assert ours.batched == pytest.approx(batched, rel=0.08), name
-        assert ours.live_frac == pytest.approx(live_frac, abs=0.02), name
+def test_the_pagedattention_tables_are_met():
+    rows = [row for table in paged_attention.reproductions() for row in table.rows]
+    assert [row.what for row in rows if not row.is_met] == []
 
 
 def test_what_parallel_sampling_saves_is_the_published_range():
