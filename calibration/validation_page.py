@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calibration.comparison import METRICS, Line, predicted_latencies, recorded_latencies
+from calibration.comparison import Line, predicted_latencies, recorded_latencies
 from calibration.engine_run import EngineRun
 from calibration.prediction import Predicted
 from sim.record import Ints
@@ -23,7 +23,7 @@ def validation_page(
 ) -> str:
     """The page as HTML text. Predictions that are the same to the nanosecond are drawn once."""
     predictions = distinct(predictions)
-    real = recorded_latencies(run)
+    real = {metric: values for metric, values in recorded_latencies(run).items() if not np.isnan(values).all()}
     simulated = {name: predicted_latencies(run, predicted) for name, predicted in predictions.items()}
     distributions = [
         overlay(
@@ -32,9 +32,9 @@ def validation_page(
             {"recorded": real[metric], **{name: values[metric] for name, values in simulated.items()}},
             "From the time the engine's loop took the request into its queue.",
         )
-        for metric in METRICS
+        for metric in real
     ]
-    scatters = [scatter(metric, real[metric], {k: v[metric] for k, v in simulated.items()}) for metric in METRICS]
+    scatters = [scatter(metric, real[metric], {k: v[metric] for k, v in simulated.items()}) for metric in real]
     settings = run.settings
     page = Page(
         title=f"kvtwin: {run.path.name} predicted",

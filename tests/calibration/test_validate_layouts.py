@@ -79,9 +79,7 @@ def two_ranks(tmp_path_factory) -> Path:
         },
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    (folder / "requests.jsonl").write_text(
-        json.dumps(dict.fromkeys(("queued_ts", "first_token_ts", "last_token_ts"), 1.0) | LENGTHS) + "\n"
-    )
+    (folder / "requests.jsonl").write_text(json.dumps(PLACEHOLDER) + "\n")
     profile = kernels_of(read_engine_run(folder), folder, lambda _: None)
     overrides = [
         "model=qwen3-32b", "model.max_len=4096", "hardware=rtxpro6000", "hardware.tensor_parallel=2",
@@ -93,7 +91,7 @@ def two_ranks(tmp_path_factory) -> Path:
     return folder
 
 
-LENGTHS = {"input_toks": 1, "output_toks": 1}
+PLACEHOLDER = {"input_toks": 1, "output_toks": 1, "queued_ts": 1.0, "first_token_ts": 2.0, "last_token_ts": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +107,7 @@ def short_of_memory(tmp_path_factory) -> Path:
         "kv_cache": {"num_gpu_blocks": 700},
     }
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    (folder / "requests.jsonl").write_text(
-        json.dumps(dict.fromkeys(("queued_ts", "first_token_ts", "last_token_ts"), 1.0) | LENGTHS) + "\n"
-    )
+    (folder / "requests.jsonl").write_text(json.dumps(PLACEHOLDER) + "\n")
     profile = kernels_of(read_engine_run(folder), folder, lambda _: None)
     overrides = [
         "model=llama-3.1-8b", "hardware=rtxpro6000", "hardware.kv_blocks=700", "cache=paged", "batching=chunked",
@@ -225,6 +221,19 @@ def test_a_spoilt_folder_is_refused_by_file_and_field(two_ranks, tmp_path, name,
     folder = spoil(two_ranks, tmp_path, name, change)
     with pytest.raises(error, match=re.escape(said)):
         kernels_of(read_engine_run(folder), tmp_path, lambda _: None)
+
+
+def test_answers_of_one_token_have_no_tpot_and_a_page_without_it(short_of_memory, tmp_path, capsys):
+    rows = [json.loads(line) for line in (short_of_memory / "requests.jsonl").read_text().splitlines()]
+    single = [row | {"output_toks": 1, "last_token_ts": row["first_token_ts"]} for row in rows]
+    folder = spoil(
+        short_of_memory, tmp_path, "requests.jsonl", lambda _: "".join(json.dumps(row) + "\n" for row in single)
+    )
+    validate(str(folder), None, str(tmp_path / "out"))
+    page = (tmp_path / "out" / "validation.html").read_text(encoding="utf-8")
+    assert "cdf-ttft" in page
+    assert "cdf-tpot" not in page
+    assert "TPOT" not in capsys.readouterr().out
 
 
 def test_settings_that_only_shade_the_schedule_are_noted(two_ranks, tmp_path):
