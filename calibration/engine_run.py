@@ -27,7 +27,7 @@ from sim.units import NS_PER_S, ns_from_s
 LENGTHS = ("input_toks", "output_toks")
 TIMES = ("arrival_time", "queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
 NEEDED = ("queued_ts", "first_token_ts", "last_token_ts")
-OTHER_CLOCK_S = 100_000.0  # times further apart than a day are not of one clock: epoch seconds and a monotonic one
+ONE_CLOCK_S = 60.0  # where nobody was queued within a minute of arriving, arrivals are of another clock
 MAX_REQUESTS = 1_000_000
 MAX_BYTES = 1 << 30
 
@@ -104,13 +104,15 @@ def read_engine_run(path: Path) -> EngineRun:
         raise TraceError(
             f"{path / 'requests.jsonl'}: {len(rows) + n_incomplete} requests, but meta.json says num_requests {said}"
         )
-    times = {name: np.array([row.get(name) or np.nan for row in rows], dtype=np.float64) for name in TIMES}
+    times = {name: np.array([row.get(name) for row in rows], dtype=np.float64) for name in TIMES}  # None: NaN
     queued, arrival = times["queued_ts"], times["arrival_time"]
-    if np.isnan(arrival).any():
-        notes.append("requests.jsonl has no arrival_time: requests are taken to arrive when they were queued")
+    if n_unknown := int(np.isnan(arrival).sum()):
+        notes.append(
+            f"{n_unknown} of {len(rows)} requests have no arrival_time: all are taken to arrive when they were queued"
+        )
         arrival = queued
-    elif np.abs(arrival - queued).max() > OTHER_CLOCK_S:
-        arrival = arrival + (queued - arrival).min()
+    elif not 0.0 <= (least := (queued - arrival).min()) <= ONE_CLOCK_S:
+        arrival = arrival + least
     order = np.argsort(arrival, kind="stable")
     origin_s = float(arrival.min())
     ticks = {
@@ -118,14 +120,15 @@ def read_engine_run(path: Path) -> EngineRun:
         for name, values in (times | {"arrival_time": arrival}).items()
         if not np.isnan(values).any()
     }
+    lengths = {name: np.array([row[name] for row in rows], dtype=np.int64)[order] for name in LENGTHS}
     first, last = ticks["first_token_ts"], ticks["last_token_ts"]
-    if (wrong := np.flatnonzero((ticks["queued_ts"] > first) | (first > last))).size:
+    are_together = (first == last) & (lengths["output_toks"] > 1)
+    if (wrong := np.flatnonzero((ticks["queued_ts"] >= first) | (first > last) | are_together)).size:
         row = rows[int(order[wrong[0]])]
         raise TraceError(
             f"{path / 'requests.jsonl'}: request {row.get('request_id')!r}: queued_ts, first_token_ts, last_token_ts "
             f"must ascend, got {row['queued_ts']}, {row['first_token_ts']}, {row['last_token_ts']}"
         )
-    lengths = {name: np.array([row[name] for row in rows], dtype=np.int64)[order] for name in LENGTHS}
     return EngineRun(
         path,
         settings,
@@ -161,14 +164,14 @@ def _requests(path: Path) -> tuple[list[dict[str, Any]], int]:
         raise TraceError(f"{path}: at most {MAX_BYTES} [B], got {size}")
     rows: list[dict[str, Any]] = []
     n_incomplete = 0
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
                 continue
             if len(rows) == MAX_REQUESTS:
                 raise TraceError(f"{path}: line {number}: more than {MAX_REQUESTS} requests")
             row = _row(text, f"{path}: line {number}")
-            if any(row.get(name) is None for name in NEEDED):
+            if row is None:
                 n_incomplete += 1
             else:
                 rows.append(row)
@@ -177,24 +180,27 @@ def _requests(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, n_incomplete
 
 
-def _row(text: str, where: str) -> dict[str, Any]:
-    """One request, its lengths and times checked."""
+def _row(text: bytes, where: str) -> dict[str, Any] | None:
+    """One request, its lengths and times checked; None if it got no tokens: times null, NaN or vLLM's unset 0."""
     try:
         row = json.loads(text)
     except ValueError as error:
         raise TraceError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
-        raise TraceError(f"{where}: must be an object, got {text.strip()[:40]!r}")
+        raise TraceError(f"{where}: must be an object, got {str(row)[:40]!r}")
     if missing := [name for name in (*LENGTHS, *NEEDED) if name not in row]:
         raise TraceError(f"{where}: no {', '.join(missing)}; it has {', '.join(row)}")
+    row |= {name: None for name in TIMES if row.get(name) != row.get(name)}  # NaN
+    if any(row[name] is None for name in NEEDED) or 0.0 in (row["first_token_ts"], row["last_token_ts"]):
+        return None
     for name in LENGTHS:
         if type(row[name]) is not int or row[name] < 1:
             raise TraceError(f"{where}, {name}: must be a whole number >= 1 [tokens], got {row[name]!r}")
     for name in TIMES:
         value = row.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (is_number and np.isfinite(value) and value > 0):
-            raise TraceError(f"{where}, {name}: must be a time > 0 [s], got {value!r}")
+        if value is not None and not (is_number and np.isfinite(value) and value >= 0):
+            raise TraceError(f"{where}, {name}: must be a time >= 0 [s], got {value!r}")
     return row
 
 
@@ -203,7 +209,7 @@ def _timeseries(path: Path, notes: list[str]) -> dict[str, list[float]]:
     if not path.is_file():
         notes.append("no timeseries.csv: nothing to lay the simulation's course over")
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         columns: dict[str, list[float]] = {name: [] for name in reader.fieldnames or ()}
         if "t" not in columns:
@@ -216,6 +222,8 @@ def _timeseries(path: Path, notes: list[str]) -> dict[str, list[float]]:
                     raise TraceError(
                         f"{path}: line {reader.line_num}, column {name}: must be a number, got {row[name]!r}"
                     ) from None
+    if not columns["t"]:
+        raise TraceError(f"{path}: no rows")
     return columns
 
 

@@ -121,6 +121,8 @@ def test_engines_that_are_not_simulated_are_refused_by_name(folder, kwargs, said
         ([row(0), row(1, input_toks=0)], r"line 2, input_toks: must be a whole number >= 1 \[tokens\], got 0"),
         ([row(0, queued_ts="soon")], "line 1, queued_ts: must be a time"),
         ([row(0, first_token_ts=503.0)], "must ascend, got 500.25, 503.0, 502.0"),
+        ([row(0, first_token_ts=502.0)], "must ascend, got 500.25, 502.0, 502.0"),
+        ([row(0, first_token_ts=500.25)], "must ascend, got 500.25, 500.25, 502.0"),
     ],
 )
 def test_malformed_requests_are_refused_with_line_and_field(folder, rows, said):
@@ -140,16 +142,41 @@ def test_missing_files_and_counts_that_differ_are_refused(folder, tmp_path):
         read_engine_run(tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("requests.jsonl", b"\xff\xfe\x00", r"requests\.jsonl: line 1: not JSON"),
+        ("timeseries.csv", b"t,running\n\xff,1\n", "line 2, column t: must be a number"),
+        ("timeseries.csv", b"t,running\n", r"timeseries\.csv: no rows"),
+    ],
+)
+def test_files_that_are_no_text_or_hold_nothing_are_refused(folder, name, content, said):
+    (path := folder()).joinpath(name).write_bytes(content)
+    with pytest.raises(TraceError, match=said):
+        read_engine_run(path)
+
+
 def test_requests_that_failed_are_left_out_and_counted(folder):
-    run = read_engine_run(folder([row(0), row(1, first_token_ts=None, last_token_ts=None)]))
+    failed = [
+        row(1, first_token_ts=None, last_token_ts=None),
+        row(2, last_token_ts=None, output_toks=0),
+        row(3, last_token_ts=float("nan")),
+        row(4, first_token_ts=0.0, last_token_ts=0.0),
+    ]
+    run = read_engine_run(folder([row(0), *failed]))
     assert len(run) == 1
-    assert any("1 requests have no times" in note for note in run.notes)
+    assert any("4 requests have no times" in note for note in run.notes)
 
 
 def test_without_arrival_times_requests_arrive_when_they_were_queued(folder):
     run = read_engine_run(folder([row(0, arrival_time=None), row(1)]))
     assert run.arrival_ns.tolist() == run.queued_ns.tolist()
-    assert any("no arrival_time" in note for note in run.notes)
+    assert any("1 of 2 requests have no arrival_time" in note for note in run.notes)
+
+
+def test_arrivals_may_count_from_the_first_beside_a_clock_that_runs_since_an_hour(folder):
+    run = read_engine_run(folder([row(0, arrival_time=0.0), row(1, arrival_time=1.0)]))
+    assert run.last_token_ns.tolist() == [1_750_000_000, 2_750_000_000]
 
 
 def test_the_time_series_may_have_other_columns_but_not_other_words(folder):
