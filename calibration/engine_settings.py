@@ -35,6 +35,16 @@ DEFAULTS: dict[str, Any] = {
 (prefix caching and chunked prefill are on for decoder models; 256 and 8192 are the API server's on a large device)."""
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "auto": "bf16"}
+NO_GRAPHS = (0, "NONE")
+"""``cudagraph_mode`` of an engine without graphs, as recorded (vllm/config/compilation.py) or as given."""
+
+HARMLESS = {
+    "model", "seed", "load_format", "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "served_model_name",
+    "trust_remote_code", "download_dir", "revision", "disable_log_stats", "disable_log_requests",
+    "disable_custom_all_reduce", "compilation_config", "scheduler_config", "cache_config", "model_config",
+}  # fmt: skip
+"""Arguments that decide nothing here, or are read section by section. All-reduces are as the profile timed them."""
+
 KV_DTYPES = {"fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -57,6 +67,7 @@ class EngineSettings:
     weight_dtype: str
     kv_dtype: str
     reported_blocks: int | None  # that the engine said it allocated
+    kv_memory_bytes: int | None  # per device, where the engine was given it instead of a share of the memory
     watermark_frac: float  # of the blocks, left free when a request is admitted
     reserves_prompt: bool  # whether a request is admitted only if its whole prompt has room
     device: str | None  # as CUDA names it
@@ -70,16 +81,28 @@ class Recorded:
     def __init__(self, meta: Mapping[str, Any], path: Path) -> None:
         self.path = path
         self.assumed: list[str] = []
-        sections = [meta.get("engine_kwargs"), meta.get("kv_cache")]
+        arguments = meta.get("engine_kwargs")
+        if not isinstance(arguments, Mapping):
+            raise TraceError(f"{path}: engine_kwargs must be an object, got {arguments!r}")
+        self._arguments: Mapping[str, Any] = arguments
+        self._asked: set[str] = set()
+        sections = [arguments, *arguments.values(), meta.get("kv_cache")]
         resolved = meta.get("resolved_config")
         if isinstance(resolved, Mapping):
-            sections += [value for value in resolved.values() if isinstance(value, Mapping)]
+            sections += resolved.values()
         self._sections = [section for section in sections if isinstance(section, Mapping)]
-        if not isinstance(meta.get("engine_kwargs"), Mapping):
-            raise TraceError(f"{path}: engine_kwargs must be an object, got {meta.get('engine_kwargs')!r}")
+
+    def unread(self) -> list[str]:
+        """The engine's arguments that nobody asked for, and that are on."""
+        return [
+            f"{name} {value}"
+            for name, value in self._arguments.items()
+            if name not in self._asked | HARMLESS and value not in (None, False, 0, "", [], {})
+        ]
 
     def find(self, name: str) -> Any:
         """The setting's value where one is recorded, else None."""
+        self._asked.add(name)
         for section in self._sections:
             if section.get(name) is not None:
                 return section[name]
@@ -135,13 +158,13 @@ def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
     _refuse_what_is_not_simulated(recorded)
     max_num_seqs = recorded.setting("max_num_seqs", int)
     max_tokens = recorded.setting("max_num_batched_tokens", int)
+    max_tokens = min(max_tokens, recorded.fact("max_num_scheduled_tokens", int) or max_tokens)
     dtype = recorded.setting("dtype", str).removeprefix("torch.")
     kv_dtype = recorded.setting("kv_cache_dtype", str, "cache_dtype")
     for name, value, known in (("dtype", dtype, DTYPES), ("kv_cache_dtype", kv_dtype, {"auto": "", **KV_DTYPES})):
         if value not in known:
             raise ConfigError(f"{path}: {name} must be one of {', '.join(known)}, got {value!r}")
-    hardware = meta.get("hardware")
-    hardware = hardware if isinstance(hardware, Mapping) else {}
+    hardware = Recorded({"engine_kwargs": meta["hardware"] if isinstance(meta.get("hardware"), Mapping) else {}}, path)
     version = str(meta.get("vllm_version", "unknown"))
     return EngineSettings(
         model=model,
@@ -158,11 +181,12 @@ def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
         memory_utilization_frac=recorded.setting("gpu_memory_utilization", float),
         weight_dtype=DTYPES[dtype],
         kv_dtype=KV_DTYPES.get(kv_dtype, DTYPES[dtype]),
-        reported_blocks=recorded.fact("num_gpu_blocks", int),
+        reported_blocks=recorded.fact("num_gpu_blocks_override", int) or recorded.fact("num_gpu_blocks", int),
+        kv_memory_bytes=recorded.fact("kv_cache_memory_bytes", int),
         watermark_frac=recorded.find("watermark") or 0.0,
         reserves_prompt=_reserves_prompt(recorded, version),
-        device=hardware.get("device_name"),
-        device_memory_bytes=hardware.get("device_total_memory_bytes"),
+        device=hardware.fact("device_name", str),
+        device_memory_bytes=hardware.fact("device_total_memory_bytes", int),
         assumed=(
             *((f"not recorded, vLLM's default: {', '.join(recorded.assumed)}",) if recorded.assumed else ()),
             *_not_simulated(recorded),
@@ -179,9 +203,11 @@ def _not_simulated(recorded: Recorded) -> list[str]:
             ("max_num_partial_prefills", (None, 1)),
             ("prefill_schedule_interval", (None, 1)),
             ("kv_offloading_size", (None, 0)),
+            ("cudagraph_mode", (None, *NO_GRAPHS, 1, 2, [2, 1], "PIECEWISE", "FULL", "FULL_AND_PIECEWISE")),
         )
         if recorded.find(name) not in harmless
     ]
+    left_out += recorded.unread()
     return [f"recorded, but not simulated: {', '.join(left_out)}"] if left_out else []
 
 
@@ -193,6 +219,7 @@ def _refuse_what_is_not_simulated(recorded: Recorded) -> None:
         ("num_speculative_tokens", (None, 0)),
         ("quantization", (None,)),
         ("policy", (None, "fcfs")),
+        ("scheduling_policy", (None, "fcfs")),
         ("decode_context_parallel_size", (None, 1)),
         ("prefill_context_parallel_size", (None, 1)),
     ):
@@ -220,7 +247,7 @@ def _since(recorded: Recorded, name: str, version: str, first: tuple[int, int]) 
     if isinstance(value, bool):
         return value
     try:
-        major, minor = (int(part) for part in version.split(".")[:2])
+        major, minor = (int(part) for part in version.removeprefix("v").split(".")[:2])
     except ValueError:
         recorded.assumed.append(f"{name} true (vllm_version {version!r} is not a version)")
         return True
@@ -235,10 +262,10 @@ def _capture_sizes(recorded: Recorded, max_num_seqs: int, max_tokens: int) -> tu
     Source: vLLM, ``VllmConfig._set_cudagraph_sizes`` (vllm/config/vllm.py): sizes up to
     ``min(2 * max_num_seqs, 512, max_num_batched_tokens)``.
     """
-    if recorded.find("enforce_eager") is True:
+    if recorded.find("enforce_eager") is True or recorded.find("cudagraph_mode") in NO_GRAPHS:
         return ()
     sizes = recorded.find("cudagraph_capture_sizes")
-    if isinstance(sizes, list) and sizes and all(type(size) is int and size > 0 for size in sizes):
+    if isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes):
         return tuple(sorted(set(sizes)))
     largest = recorded.find("max_cudagraph_capture_size")
     if type(largest) is not int:

@@ -88,7 +88,9 @@ def test_what_newer_recorders_resolved_is_read(folder):
     assert settings.device == "NVIDIA H200"
 
 
-@pytest.mark.parametrize(("version", "is_async"), [("0.13.2", False), ("0.14.0", True), ("1.0", True), ("dev", True)])
+@pytest.mark.parametrize(
+    ("version", "is_async"), [("0.13.2", False), ("0.14.0", True), ("1.0", True), ("dev", True), ("v0.10", False)]
+)
 def test_async_scheduling_is_the_default_since_0_14(folder, version, is_async):
     assert read_engine_run(folder(meta=META | {"vllm_version": version})).settings.is_async is is_async
 
@@ -99,12 +101,49 @@ def test_an_eager_engine_has_no_graphs(folder):
 
 
 @pytest.mark.parametrize(
+    ("kwargs", "resolved", "sizes"),
+    [
+        ({"cudagraph_capture_sizes": []}, {}, ()),
+        ({"compilation_config": {"cudagraph_capture_sizes": [1, 512]}}, {}, (1, 512)),
+        ({"compilation_config": {"cudagraph_mode": "NONE"}}, {}, ()),
+        ({}, {"compilation_config": {"cudagraph_mode": 0, "max_cudagraph_capture_size": 256}}, ()),
+        ({}, {"compilation_config": {"cudagraph_mode": [2, 1], "cudagraph_capture_sizes": [1, 2]}}, (1, 2)),
+    ],
+)
+def test_graphs_are_those_that_were_captured(folder, kwargs, resolved, sizes):
+    run = read_engine_run(folder(meta=META | {"engine_kwargs": KWARGS | kwargs, "resolved_config": resolved}))
+    assert run.settings.capture_sizes == sizes
+    assert "CUDA graphs" not in run.notes[0]
+    assert "not simulated" not in " ".join(run.notes)
+
+
+def test_arguments_that_nobody_reads_are_said(folder):
+    kwargs = KWARGS | {"enable_lora": True, "frobnicate": 3, "cpu_offload_gb": 0, "seed": 42}
+    notes = " ".join(read_engine_run(folder(meta=META | {"engine_kwargs": kwargs})).notes)
+    assert "recorded, but not simulated: enable_lora True, frobnicate 3" in notes
+    assert "cpu_offload_gb" not in notes
+    assert "seed" not in notes
+
+
+def test_tokens_an_iteration_may_schedule_are_the_budget_where_they_were_recorded(folder):
+    meta = META | {"resolved_config": {"scheduler_config": {"max_num_scheduled_tokens": 256}}}
+    assert read_engine_run(folder(meta=meta)).settings.max_num_batched_tokens == 256
+
+
+@pytest.mark.parametrize("facts", [{"device_name": 7}, {"device_total_memory_bytes": "many"}])
+def test_a_device_told_in_other_words_is_refused(folder, facts):
+    with pytest.raises(TraceError, match=f"{next(iter(facts))} must be a"):
+        read_engine_run(folder(meta=META | {"hardware": facts}))
+
+
+@pytest.mark.parametrize(
     ("kwargs", "said"),
     [
         ({"enable_expert_parallel": True}, "enable_expert_parallel True"),
         ({"speculative_config": {"method": "eagle"}}, "speculative_config"),
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size 2"),
         ({"enable_chunked_prefill": False}, "chunked prefill"),
+        ({"scheduling_policy": "priority"}, "scheduling_policy 'priority'"),
         ({"dtype": "int3"}, "dtype must be one of"),
     ],
 )
