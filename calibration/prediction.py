@@ -27,6 +27,7 @@ from sim.run import Builder, run
 from sim.spec import HardwareSpec, ModelSpec
 from sim.units import GIB
 
+N_NULL_BLOCKS = 1
 CAPACITY_TOLERANCE_FRAC = 0.05  # between the derived KV capacity and the engine's own, beyond which we warn
 
 
@@ -233,14 +234,21 @@ class Predictor:
 def predictor(recorded: EngineRun, profile: KernelProfile, hardware: str | None = None) -> Predictor:
     """Put together what simulates a run.
 
-    The KV capacity is derived from data sheets; where the engine reported its own, that one is simulated with, so that
-    an error of the derivation is seen as such and not as one of the engine's times.
+    The KV capacity is derived from data sheets, or from the bytes that the engine was given for it; where the engine
+    reported its own, that one is simulated with, so that an error of the derivation is seen as such and not as one of
+    the engine's times. One of its blocks holds nobody's KV: vLLM keeps it for positions that need none
+    (``null_block``, vllm/v1/core/block_pool.py).
     """
-    config = configuration(recorded, profile, hardware)
+    config, settings = configuration(recorded, profile, hardware), recorded.settings
     made = Builder(config)
     derived = made.capacity()
-    if recorded.settings.reported_blocks is not None:
-        config["hardware"]["kv_blocks"] = recorded.settings.reported_blocks
+    if settings.kv_memory_bytes is not None:
+        n_blocks = int(settings.kv_memory_bytes // (derived.block_tokens * derived.bytes_per_token))
+        derived = replace(derived, n_blocks=n_blocks, is_given=True)
+    n_blocks = settings.reported_blocks or derived.n_blocks
+    if n_blocks <= N_NULL_BLOCKS:
+        raise TraceError(f"{recorded.path / 'meta.json'}: {n_blocks} KV blocks leave none to use")
+    config["hardware"]["kv_blocks"] = n_blocks - N_NULL_BLOCKS
     operations: Operations
     if profile.subject:
         operations = RankOperations(profile, made.model, made.hardware)

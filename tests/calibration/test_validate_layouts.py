@@ -16,7 +16,7 @@ from calibration.comparison import compare
 from calibration.engine_run import read_engine_run
 from calibration.importers.llmservingsim import import_llmservingsim, model_key
 from calibration.prediction import Predicted, RankOperations, kernels_of, predictor, queued_ns
-from calibration.steps.validate import validate
+from calibration.steps.validate import capacity_words, validate
 from sim.config import compose, make
 from sim.cost.host import HostCost
 from sim.cost.iteration import IterationCost
@@ -83,7 +83,7 @@ def two_ranks(tmp_path_factory) -> Path:
     profile = kernels_of(read_engine_run(folder), folder, lambda _: None)
     overrides = [
         "model=qwen3-32b", "model.max_len=4096", "hardware=rtxpro6000", "hardware.tensor_parallel=2",
-        "hardware.kv_blocks=120", "cache=paged", "cache.block_tokens=32", "batching=chunked",
+        "hardware.kv_blocks=119", "cache=paged", "cache.block_tokens=32", "batching=chunked",
         "cache.reserves_prompt=true", "cache.watermark=0.01",
         "batching.max_num_seqs=48", "batching.max_num_batched_tokens=256", "batching.plans_ahead=true",
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def short_of_memory(tmp_path_factory) -> Path:
     (folder / "requests.jsonl").write_text(json.dumps(PLACEHOLDER) + "\n")
     profile = kernels_of(read_engine_run(folder), folder, lambda _: None)
     overrides = [
-        "model=llama-3.1-8b", "hardware=rtxpro6000", "hardware.kv_blocks=700", "cache=paged", "batching=chunked",
+        "model=llama-3.1-8b", "hardware=rtxpro6000", "hardware.kv_blocks=699", "cache=paged", "batching=chunked",
         "batching.max_num_seqs=32", "batching.max_num_batched_tokens=512", "batching.plans_ahead=false",
     ]  # fmt: skip
     told = answered(profile, overrides, "sync", (), requests)
@@ -127,6 +127,20 @@ def test_a_run_written_by_a_simulation_is_predicted_exactly(which, request):
     lines = compare(recorded, predict(predict.host()))
     assert len(lines) == 16
     assert max(abs(line.error_frac) for line in lines) < 1e-4, [(line.metric, line.error_frac) for line in lines]
+
+
+@pytest.mark.parametrize("argument", [{"num_gpu_blocks_override": 700}, {"kv_cache_memory_bytes": 700 * 16 * 131_072}])
+def test_a_capacity_that_was_given_is_simulated_with_where_none_was_reported(short_of_memory, tmp_path, argument):
+    def change(text: str) -> str:
+        meta = json.loads(text)
+        del meta["kv_cache"]
+        return json.dumps(meta | {"engine_kwargs": meta["engine_kwargs"] | argument})
+
+    folder = spoil(short_of_memory, tmp_path, "meta.json", change)
+    recorded = read_engine_run(folder)
+    predict = predictor(recorded, kernels_of(recorded, folder, lambda _: None))
+    assert max(abs(line.error_frac) for line in compare(recorded, predict(predict.host()))) < 1e-4
+    assert "700 blocks" in capacity_words(predict) or "engine's 700" in capacity_words(predict)
 
 
 def test_the_device_of_a_run_can_be_named_on_the_command_line(short_of_memory, tmp_path, capsys):
