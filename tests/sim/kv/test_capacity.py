@@ -108,7 +108,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_arithmetic():
         kv_capacity(*specs("model=llama-3.1-70b", "hardware=h100"), max_seqs=256)
     message = str(refused.value)
     assert message.startswith(
-        "model=llama-3.1-70b (bf16 weights) does not fit hardware=NVIDIA H100 SXM (tensor_parallel=1): "
+        "model=llama-3.1-70b (bf16 weights) does not fit hardware=NVIDIA H100 80GB HBM3 (tensor_parallel=1): "
         "memory 79.20 - kept free 7.92 - weights 131.42 - activation peak "
     )
     assert "GiB for the KV cache. Take more or larger devices, fp8 weights" in message
