@@ -55,11 +55,16 @@ def kernels_of(recorded: EngineRun, cache: Path, say: Any = print, hardware: str
             f"tensor_parallel {degree} on {device or 'an unnamed device (give hardware=)'}"
         )
     measured = import_llmservingsim(recorded.profile_path, degree)
+    if (device := recorded.settings.device) is not None and hardware is None and not is_of(measured.device, device):
+        raise ProfileError(
+            f"{recorded.profile_path}: measured on {measured.device!r}, the run is of {device!r}; give hardware= to "
+            "take them all the same"
+        )
     measured = replace(measured, sha256=sha256(csv_bytes(measured.rows)).hexdigest())
     fitted_before = cache / f"{measured.sha256[:16]}.json"
     for path in (*shipped_profiles().values(), *([fitted_before] if fitted_before.is_file() else [])):
         profile = read_profile(path)
-        if profile.provenance.get("measurements_sha256") == measured.sha256:
+        if profile.provenance.get("measurements_sha256") == measured.sha256 and profile.device == measured.device:
             break
     else:
         say(f"fitting {len(measured.rows)} kernel times of {measured.device}")

@@ -4,6 +4,7 @@ Each is simulated with a configuration composed here by hand, written with the m
 predicted from that metadata: whatever the reader takes wrongly shows as an error.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from calibration.__main__ import main
 from calibration.comparison import compare
 from calibration.engine_run import read_engine_run
 from calibration.importers.llmservingsim import import_llmservingsim, model_key
-from calibration.prediction import Predicted, RankOperations, kernels_of, predictor, queued_ns
+from calibration.prediction import Predicted, RankOperations, configuration, kernels_of, predictor, queued_ns
 from calibration.steps.validate import capacity_words, validate
 from sim.config import compose, make
 from sim.cost.host import HostCost
@@ -227,6 +228,7 @@ def spoil(folder: Path, tmp_path: Path, name: str, change) -> Path:
         ("profile/tp2/attention.csv", lambda t: t.replace("attention,", "indexer,"), ProfileError, "other than att"),
         ("meta.json", lambda t: t.replace('size": 2', 'size": 4', 1), ProfileError, "no kernel times of that tensor-p"),
         ("meta.json", lambda t: t.replace("/data/model/Qwen3-32B", "a/b"), ProfileError, "measured Qwen/Qwen3-32B"),
+        ("meta.json", lambda t: t.replace("NVIDIA RTX PRO", "NVIDIA GTX"), ProfileError, "run is of 'NVIDIA GTX 60"),
         ("meta.json", lambda t: t.replace('"fcfs"', '"priority"'), ConfigError, "policy 'priority' are not simulated"),
         ("meta.json", lambda t: t.replace('_length"', '"').replace("true", "1"), TraceError, "must be a bool, got 1"),
     ],
@@ -248,6 +250,35 @@ def test_answers_of_one_token_have_no_tpot_and_a_page_without_it(short_of_memory
     assert "cdf-ttft" in page
     assert "cdf-tpot" not in page
     assert "TPOT" not in capsys.readouterr().out
+
+
+def test_kernel_times_of_another_device_are_not_a_shipped_profiles_though_they_be_the_same(short_of_memory, tmp_path):
+    recorded = read_engine_run(short_of_memory)
+    known = kernels_of(recorded, tmp_path, lambda _: None)
+    folder = spoil(
+        short_of_memory, tmp_path, "profile/meta.yaml", lambda t: t.replace(known.device, "NVIDIA GeForce RTX 4090")
+    )
+    recorded = read_engine_run(folder)
+    assert kernels_of(recorded, tmp_path, lambda _: None).device == "NVIDIA GeForce RTX 4090"
+
+
+@pytest.mark.parametrize(
+    ("cuda_name", "choice"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtxpro6000"),
+    ],
+)
+def test_a_data_sheet_is_found_by_the_name_that_cuda_gives_the_device(short_of_memory, cuda_name, choice):
+    recorded = read_engine_run(short_of_memory)
+    profile = kernels_of(recorded, short_of_memory, lambda _: None)
+    elsewhere = dataclasses.replace(recorded, settings=dataclasses.replace(recorded.settings, device=cuda_name))
+    sheet = compose([f"hardware={choice}"])["hardware"]["device"]
+    assert configuration(elsewhere, profile)["hardware"]["device"] == sheet
 
 
 def test_settings_that_only_shade_the_schedule_are_noted(two_ranks, tmp_path):
