@@ -82,12 +82,11 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
         has, or ``skew.csv`` does not repeat the grid.
     """
     import pandas as pd
-    import yaml
 
     about_path = path / "meta.yaml"
     if not about_path.is_file():
         raise ProfileError(f"{about_path}: missing; path must be the profile folder of an LLMServingSim bundle")
-    about = yaml.safe_load(about_path.read_text(encoding="utf-8"))
+    about = _mapping(about_path)
     n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = published_shape(str(about.get("model")), about_path)
     kv_of_a_rank = max(1, n_kv_heads // tensor_parallel)  # where there are fewer than ranks, ranks hold copies
     heads = {"n_heads": n_heads // tensor_parallel, "n_kv_heads": kv_of_a_rank, "head_dim": head_dim}
@@ -144,17 +143,36 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
     )
 
 
+def _mapping(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise ProfileError(f"{path}: must hold a mapping, got {type(content).__name__}")
+    return content
+
+
 def _table(path: Path, columns: tuple[str, ...]) -> Any:
     """A CSV with these columns, every one but ``layer`` finite and >= 0, times > 0."""
     import pandas as pd
 
     if not path.is_file():
         raise ProfileError(f"{path}: missing")
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         header = next(csv.reader(file), [])
     if missing := [column for column in columns if column not in header]:
         raise ProfileError(f"{path}: no column {', '.join(missing)}, it has {', '.join(header)}")
-    return _checked(pd.read_csv(path), path, columns)
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:
+        raise ProfileError(f"{path}: not a CSV ({' '.join(str(error).split())})") from None
+    if table.empty:
+        raise ProfileError(f"{path}: no rows")
+    return _checked(table, path, columns)
 
 
 def _checked(table: Any, path: Path, columns: tuple[str, ...]) -> Any:
@@ -192,9 +210,7 @@ def _grid(path: Path) -> Any:
 
 def _collectives(path: Path, n_ranks: int) -> Any:
     """All-reduces timed between the devices of a degree; no rows where another number of them was timed."""
-    import yaml
-
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    content = _mapping(path)
     measured = (content.get("measured") or {}).get("interconnect") or {}
     samples = [s for s in measured.get("samples", ()) if s.get("collective", "all_reduce") == "all_reduce"]
     if measured.get("npus") != n_ranks or len(samples) < 2:
@@ -230,7 +246,7 @@ def _attention(table: Any, heads: dict[str, int]) -> Any:
 def _skewed(table: Any, grid: Any, path: Path, heads: dict[str, int]) -> Any:
     """Batches with unequal contexts; times are brought from sums to means, checked against the grid."""
     n_calls = _n_calls(table, grid)
-    if not abs(n_calls - round(n_calls)) < 0.05 or round(n_calls) < 1:
+    if not np.isfinite(n_calls) or abs(n_calls - round(n_calls)) >= 0.05 or round(n_calls) < 1:
         raise ProfileError(f"{path}: skew.csv must hold a whole multiple of the grid's times, got {n_calls:.3f} times")
     per_call = US / round(n_calls)
     table = table.drop_duplicates(["n", "nb", "kvs", "kv_big", "pc", "kp"], keep="last")
