@@ -5,6 +5,8 @@ import sys
 
 from sim.errors import ConfigError, InvariantError, SimError
 
+STOPPED = 128 + 2  # what a shell reports of a program that Ctrl-C ended
+
 
 def main(arguments: list[str]) -> int:
     """Compose the configuration, call the step it names; the exit code, 2 for whatever the user got wrong.
@@ -39,6 +41,9 @@ def main(arguments: list[str]) -> int:
     except SimError as error:
         print(f"calibration: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("calibration: stopped; what step=measure timed is kept, the same command goes on there", file=sys.stderr)
+        return STOPPED
     return 0
 
 

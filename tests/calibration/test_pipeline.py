@@ -7,6 +7,7 @@ import pytest
 
 from calibration.__main__ import main
 from calibration.bench import run_bench
+from calibration.cpu import CpuBench
 from calibration.measurements import frame, read_measurements, write_measurements
 from calibration.points import Point, cpu_points, decode, point
 from sim.errors import ProfileError
@@ -145,6 +146,23 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(tmp_path):
     assert len(first.asked) < total
     assert len(first.asked) + len(second.asked) == total + 2  # and a sentinel each
     assert result.provenance["repeats_differ_by"] == {"decode_attention": 0.0}
+
+
+def test_ctrl_c_ends_in_one_line_and_keeps_what_was_timed(tmp_path, capsys, monkeypatch):
+    command = ["step=measure", "device=cpu", f"out={tmp_path}"]
+    times, n_timed = CpuBench.seconds, []
+
+    def interrupted(self, point):
+        if len(n_timed) == 4:
+            raise KeyboardInterrupt
+        n_timed.append(point)
+        return times(self, point)
+
+    monkeypatch.setattr(CpuBench, "seconds", interrupted)
+    assert main(command) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("calibration: stopped; what step=measure timed is kept")
+    timed = (tmp_path / "timings.jsonl").read_text(encoding="utf-8")
+    assert json.dumps(n_timed[-1].key) in timed
 
 
 def test_timings_of_another_device_are_not_mixed_in(tmp_path):
