@@ -67,6 +67,7 @@ class EngineSettings:
     weight_dtype: str
     kv_dtype: str
     reported_blocks: int | None  # that the engine said it allocated
+    given_blocks: int | None  # that the engine was told to allocate
     kv_memory_bytes: int | None  # per device, where the engine was given it instead of a share of the memory
     watermark_frac: float  # of the blocks, left free when a request is admitted
     reserves_prompt: bool  # whether a request is admitted only if its whole prompt has room
@@ -181,7 +182,8 @@ def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
         memory_utilization_frac=recorded.setting("gpu_memory_utilization", float),
         weight_dtype=DTYPES[dtype],
         kv_dtype=KV_DTYPES.get(kv_dtype, DTYPES[dtype]),
-        reported_blocks=recorded.fact("num_gpu_blocks_override", int) or recorded.fact("num_gpu_blocks", int),
+        reported_blocks=recorded.fact("num_gpu_blocks", int),
+        given_blocks=recorded.fact("num_gpu_blocks_override", int),
         kv_memory_bytes=recorded.fact("kv_cache_memory_bytes", int),
         watermark_frac=recorded.find("watermark") or 0.0,
         reserves_prompt=_reserves_prompt(recorded, version),

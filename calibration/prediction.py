@@ -239,7 +239,7 @@ class Predictor:
 def predictor(recorded: EngineRun, profile: KernelProfile, hardware: str | None = None) -> Predictor:
     """Put together what simulates a run.
 
-    The KV capacity is derived from data sheets, or from the bytes that the engine was given for it; where the engine
+    The KV capacity is derived from data sheets, or from the blocks or bytes that the engine was given; where the engine
     reported its own, that one is simulated with, so that an error of the derivation is seen as such and not as one of
     the engine's times. One of its blocks holds nobody's KV: vLLM keeps it for positions that need none
     (``null_block``, vllm/v1/core/block_pool.py).
@@ -247,8 +247,10 @@ def predictor(recorded: EngineRun, profile: KernelProfile, hardware: str | None 
     config, settings = configuration(recorded, profile, hardware), recorded.settings
     made = Builder(config)
     derived = made.capacity()
-    if settings.kv_memory_bytes is not None:
+    n_blocks = settings.given_blocks
+    if n_blocks is None and settings.kv_memory_bytes is not None:
         n_blocks = int(settings.kv_memory_bytes // (derived.block_tokens * derived.bytes_per_token))
+    if n_blocks is not None:
         derived = replace(derived, n_blocks=n_blocks, is_given=True)
     n_blocks = settings.reported_blocks or derived.n_blocks
     if n_blocks <= N_NULL_BLOCKS:

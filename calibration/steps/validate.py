@@ -66,7 +66,7 @@ def capacity_words(predict: Predictor) -> str:
     """The derived KV capacity, beside the engine's own where it said."""
     derived, said = predict.derived, predict.recorded.settings.reported_blocks
     sheet = predict.config["hardware"]["device"]["name"]
-    source = "kv_cache_memory_bytes" if derived.is_given else f"the data sheet of {sheet}"
+    source = "the engine's arguments" if derived.is_given else f"the data sheet of {sheet}"
     words = f"KV capacity derived from {source}: {derived.n_blocks} blocks of {derived.block_tokens} tokens"
     if said is None:
         return f"{words}; the engine's own was not recorded"

@@ -141,7 +141,7 @@ def test_a_capacity_that_was_given_is_simulated_with_where_none_was_reported(sho
     recorded = read_engine_run(folder)
     predict = predictor(recorded, kernels_of(recorded, folder, lambda _: None))
     assert max(abs(line.error_frac) for line in compare(recorded, predict(predict.host()))) < 1e-4
-    assert "700 blocks" in capacity_words(predict) or "engine's 700" in capacity_words(predict)
+    assert "derived from the engine's arguments: 700 blocks" in capacity_words(predict)
 
 
 def test_the_device_of_a_run_can_be_named_on_the_command_line(short_of_memory, tmp_path, capsys):
