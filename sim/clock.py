@@ -11,6 +11,8 @@ import simpy
 
 from sim.units import LAST_NS
 
+BEFORE_ALL = simpy.events.URGENT - 1
+
 
 class Clock(simpy.Environment):
     """Simulated time, in whole nanoseconds."""
@@ -46,6 +48,10 @@ class Clock(simpy.Environment):
         """Let an event that has happened, or never did, happen at a moment: events are made once and used again."""
         event.callbacks = [] if callback is None else [callback]
         heappush(self._queue, (at_ns, priority, next(self._eid), event))  # type: ignore[misc]
+
+    def interrupt(self) -> None:
+        """Let the next event be a KeyboardInterrupt."""
+        self.ring(simpy.Event(self), self.now_ns, BEFORE_ALL, _interrupt)
 
 
 class Turn(simpy.Event):
@@ -103,3 +109,7 @@ class Arrival(simpy.Event):
         self._ok = True
         self._value = value
         self._defused = False
+
+
+def _interrupt(_: simpy.Event) -> None:
+    raise KeyboardInterrupt

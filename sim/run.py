@@ -112,7 +112,7 @@ def run(
         for index in range(config["replicas"])
     ]
     traffic.start(replicas)
-    with frozen_heap(), progress(recorder, console):
+    with frozen_heap(), progress(recorder, console), interruptible(env):
         env.run()
     check_conservation(replicas, traffic.n_arrived, recorder)
     requests = recorder.requests
@@ -289,6 +289,29 @@ def frozen_heap() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def interruptible(env: "Clock") -> Iterator[None]:
+    """Let Ctrl-C end a compiled simulation between two events; plain Python can be interrupted anywhere.
+
+    Python looks for signals while it multiplies large integers too. An exception there is none that mypyc expects: it
+    takes it for a lack of memory and aborts the process.
+    """
+    import signal
+    from threading import current_thread, main_thread
+
+    from sim.config import is_compiled
+
+    is_ours = current_thread() is main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_ours or not is_compiled("sim.engine"):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: env.interrupt())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -7,9 +7,11 @@ finds the source tree first. `.ci/run` calls it.
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 ROOT = Path(__file__).parents[1]
 TIGHT = ("scenario=synthetic", "scenario.rate=40", "scenario.n_requests=400", "hardware.kv_blocks=1500")
@@ -48,6 +50,21 @@ def digests() -> dict[str, str]:
     return found
 
 
+def interrupted() -> None:
+    """Ctrl-C ends a run wherever it stands."""
+    from sim.config import compose
+    from sim.run import run
+
+    config = compose(["scenario=synthetic", "scenario.n_requests=1000000"])
+    for seconds in (1.0, 1.1, 1.2):
+        Timer(seconds, signal.raise_signal, [signal.SIGINT]).start()
+        try:
+            run(config)
+        except KeyboardInterrupt:
+            continue
+        raise SystemExit("Ctrl-C did not end the run")
+
+
 def digests_in(path: str | None) -> dict[str, str]:
     """Those of a process that looks for the program in a folder first."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -63,6 +80,7 @@ def digests_in(path: str | None) -> dict[str, str]:
 def main() -> None:
     """Compare, or, with an argument, run for the process that asked."""
     if len(sys.argv) > 1:
+        interrupted()
         found = digests()
         from sim.config import is_compiled
 
