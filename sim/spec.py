@@ -8,11 +8,16 @@ from sim.units import GIB
 DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 
 
+def as_given(value: object) -> str:
+    """A wrong setting in a message: 1.0 reads 1, for where a float may be given compiled code knows no other number."""
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
+
+
 def positive(owner: str, **values: float) -> None:
     """Refuse values that are not positive and finite, naming ``owner.key``."""
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ConfigError(f"{owner}.{key} must be a finite number > 0, got {value!r}")
+            raise ConfigError(f"{owner}.{key} must be a finite number > 0, got {as_given(value)}")
 
 
 def whole(owner: str, **values: int) -> None:
@@ -225,7 +230,7 @@ class HardwareSpec:
         positive("hardware", memory_utilization_frac=self.memory_utilization_frac)
         if self.memory_utilization_frac > 1.0:
             raise ConfigError(
-                f"hardware.memory_utilization_frac must be > 0 and <= 1, got {self.memory_utilization_frac!r}"
+                f"hardware.memory_utilization_frac must be > 0 and <= 1, got {as_given(self.memory_utilization_frac)}"
             )
         if self.kv_blocks is not None:
             whole("hardware", kv_blocks=self.kv_blocks)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sim.batching.plan import DECODE_ON, Batch, Plan
 from sim.errors import ConfigError
+from sim.spec import as_given
 from sim.units import MS_PER_S, ns_from_s
 
 
@@ -36,7 +37,9 @@ class RequestLevel:
         if self.max_batch_size < 1:
             raise ConfigError(f"batching.max_batch_size must be >= 1 [requests], got {self.max_batch_size}")
         if not 0 <= self.max_wait_time_ms < float("inf"):
-            raise ConfigError(f"batching.max_wait_time_ms must be >= 0 and finite [ms], got {self.max_wait_time_ms}")
+            raise ConfigError(
+                f"batching.max_wait_time_ms must be >= 0 and finite [ms], got {as_given(self.max_wait_time_ms)}"
+            )
         self._max_wait_ns = ns_from_s(self.max_wait_time_ms / MS_PER_S)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 
 from sim.cost.operations import DecodeCurve
 from sim.errors import ConfigError
-from sim.spec import DeviceSpec, ModelSpec, positive
+from sim.spec import DeviceSpec, ModelSpec, as_given, positive
 from sim.step import Chunk
 
 ACTIVATION_BYTES = 2.0  # hidden states are bf16
@@ -63,7 +63,7 @@ class Efficiency:
         positive("cost.operations.efficiency", **shares)
         for name, share in shares.items():
             if name.endswith("_frac") and share > 1.0:
-                raise ConfigError(f"cost.operations.efficiency.{name} must be > 0 and <= 1, got {share!r}")
+                raise ConfigError(f"cost.operations.efficiency.{name} must be > 0 and <= 1, got {as_given(share)}")
 
 
 @dataclass(frozen=True, slots=True)

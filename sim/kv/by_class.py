@@ -27,6 +27,7 @@ from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import Request
 from sim.sequence import Sequence
+from sim.spec import as_given
 from sim.step import CostModel
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ClassShare:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
-            raise ConfigError(f"cache.classes: share must be > 0 and <= 1, got {self.share!r}")
+            raise ConfigError(f"cache.classes: share must be > 0 and <= 1, got {as_given(self.share)}")
 
 
 class CacheByClass:

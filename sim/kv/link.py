@@ -9,6 +9,7 @@ import simpy
 
 from sim.errors import ConfigError, InvariantError
 from sim.record import Recorder
+from sim.spec import as_given
 from sim.units import NS_PER_S, ns_from_s
 
 _TICKS_PER_NS = 720_720  # the least number that 1 to 16 divide: so many transfers share a nanosecond without a rest
@@ -65,10 +66,10 @@ class Link:
         replica: int = 0,
     ) -> None:
         if not 1.0 <= bytes_per_s < float("inf"):
-            raise ConfigError(f"link {name}: bytes_per_s must be finite and >= 1 [B/s], got {bytes_per_s!r}")
+            raise ConfigError(f"link {name}: bytes_per_s must be finite and >= 1 [B/s], got {as_given(bytes_per_s)}")
         for key, value in (("latency_s", latency_s), ("piece_s", piece_s)):
             if not 0.0 <= value < float("inf"):
-                raise ConfigError(f"link {name}: {key} must be finite and >= 0 [s], got {value!r}")
+                raise ConfigError(f"link {name}: {key} must be finite and >= 0 [s], got {as_given(value)}")
         self._env = env
         self._bytes_per_s = round(bytes_per_s)
         self._latency_ns = ns_from_s(latency_s)

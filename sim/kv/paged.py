@@ -27,6 +27,7 @@ from sim.kv.prefix import BlockTable, Match, PrefixIndex, Run
 from sim.ledger import DecodeLedger
 from sim.request import BlockRange, Request, Segment, block_ranges, own_text
 from sim.sequence import Sequence
+from sim.spec import as_given
 
 
 class PagedCache:
@@ -67,7 +68,7 @@ class PagedCache:
         if block_tokens < 1 or block_tokens & (block_tokens - 1):
             raise ConfigError(f"cache.block_tokens must be a power of two >= 1 [tokens], got {block_tokens}")
         if not 0 <= watermark < 1:
-            raise ConfigError(f"cache.watermark must be in [0, 1), got {watermark}")
+            raise ConfigError(f"cache.watermark must be in [0, 1), got {as_given(watermark)}")
         if capacity_tokens < block_tokens:
             raise ConfigError(f"KV capacity must hold one block of {block_tokens} tokens, got {capacity_tokens} tokens")
         self.block_tokens = block_tokens

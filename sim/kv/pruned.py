@@ -18,6 +18,7 @@ from sim.kv.retention import Kept, Retention
 from sim.ledger import DecodeLedger
 from sim.request import Request, Segment
 from sim.sequence import Sequence
+from sim.spec import as_given
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +71,7 @@ class PrunedCache:
         if block_tokens < 1 or block_tokens & (block_tokens - 1):
             raise ConfigError(f"cache.block_tokens must be a power of two >= 1 [tokens], got {block_tokens}")
         if not 0.0 < element_bits < float("inf"):
-            raise ConfigError(f"cache.element_bits must be > 0 and finite [bits], got {element_bits}")
+            raise ConfigError(f"cache.element_bits must be > 0 and finite [bits], got {as_given(element_bits)}")
         self.bits_per_element = min(element_bits, getattr(retention, "bits_per_element", element_bits))
         self.width_frac = self.bits_per_element / element_bits  # of an element's full width
         capacity_tokens = int(capacity_tokens * element_bits / self.bits_per_element)

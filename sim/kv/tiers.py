@@ -13,6 +13,7 @@ from sim.kv.link import Link
 from sim.kv.prefix import BlockTable, PrefixIndex
 from sim.record import Recorder
 from sim.request import BlockRange
+from sim.spec import as_given
 from sim.units import GIB, ns_from_s
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ class TierSpec:
             ("write_bytes_per_s", self.write_bytes_per_s),
         ):
             if not 0.0 < value < float("inf"):
-                raise ConfigError(f"{path}.{key} must be > 0 and finite, got {value!r}")
+                raise ConfigError(f"{path}.{key} must be > 0 and finite, got {as_given(value)}")
         for key, value in (("latency_s", self.latency_s), ("piece_s", self.piece_s)):
             if not 0.0 <= value < float("inf"):
-                raise ConfigError(f"{path}.{key} must be >= 0 and finite [s], got {value!r}")
+                raise ConfigError(f"{path}.{key} must be >= 0 and finite [s], got {as_given(value)}")
         if self.fails_at_s is not None and not 0.0 <= self.fails_at_s < float("inf"):
-            raise ConfigError(f"{path}.fails_at_s must be null or >= 0 [s], got {self.fails_at_s!r}")
+            raise ConfigError(f"{path}.fails_at_s must be null or >= 0 [s], got {as_given(self.fails_at_s)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class Tier:
         self.n_blocks = int(spec.capacity_gib * GIB // block_bytes)
         if self.n_blocks < 1:
             raise ConfigError(
-                f"tiers.levels.{level}.capacity_gib must hold one block of {block_bytes} bytes, got {spec.capacity_gib}"
+                f"tiers.levels.{level}.capacity_gib must hold one block of {block_bytes} bytes, got "
+                f"{as_given(spec.capacity_gib)}"
             )
         self._env = env
         self._fails_ns = None if spec.fails_at_s is None else ns_from_s(spec.fails_at_s)

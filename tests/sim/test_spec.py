@@ -8,7 +8,7 @@ import pytest
 
 from sim.config import compose, make
 from sim.errors import ConfigError
-from sim.spec import DeviceSpec, HardwareSpec, ModelSpec
+from sim.spec import DeviceSpec, HardwareSpec, ModelSpec, as_given
 
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -120,7 +120,7 @@ def test_a_wrong_model_is_refused_by_key_and_value(fields, message):
         ({"memory_gib": float("nan")}, "hardware.device.memory_gib must be a finite number > 0, got nan"),
         ({"n_sms": 0}, "hardware.device.n_sms must be a whole number >= 1, got 0"),
         ({"peak_flops": {"fp8": 1e15}}, "hardware.device.peak_flops must name bf16, got fp8"),
-        ({"peak_flops": {"bf16": -1.0}}, "hardware.device.peak_flops.bf16 must be a finite number > 0, got -1.0"),
+        ({"peak_flops": {"bf16": -1.0}}, "hardware.device.peak_flops.bf16 must be a finite number > 0, got -1"),
     ],
 )
 def test_a_wrong_device_is_refused_by_key_and_value(fields, message):
@@ -141,3 +141,9 @@ def test_wrong_hardware_is_refused_by_key_and_value(fields, message):
     with pytest.raises(ConfigError) as refused:
         HardwareSpec(DEVICE, **fields)
     assert str(refused.value) == message
+
+
+def test_a_wrong_number_reads_the_same_whether_or_not_it_was_given_as_a_float():
+    assert as_given(1) == as_given(1.0) == "1"
+    assert as_given(-0.5) == "-0.5"
+    assert (as_given(True), as_given("x")) == ("True", "'x'")

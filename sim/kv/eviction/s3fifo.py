@@ -3,6 +3,7 @@
 from sim.errors import ConfigError
 from sim.kv.eviction.queue import Ghosts, Queue, cut_where
 from sim.kv.eviction.unit import Unit
+from sim.spec import as_given
 
 _MAX_COUNT = 3  # two bits per unit (Yang et al. 2023, section 4.1)
 
@@ -35,7 +36,7 @@ class S3Fifo:
     ) -> None:
         for name, frac in (("small_frac", small_frac), ("ghost_frac", ghost_frac)):
             if not 0.0 < frac < 1.0:
-                raise ConfigError(f"eviction.order.{name} must be in (0, 1), got {frac!r}")
+                raise ConfigError(f"eviction.order.{name} must be in (0, 1), got {as_given(frac)}")
         if promote_at < 1:
             raise ConfigError(f"eviction.order.promote_at must be >= 1 [hits], got {promote_at!r}")
         self._small_blocks = int(capacity_blocks * small_frac)

@@ -62,7 +62,7 @@ def test_a_member_that_still_generates_is_preempted_into_a_later_batch():
     ("settings", "message"),
     [
         ({"max_batch_size": 0}, r"batching.max_batch_size must be >= 1 \[requests\], got 0"),
-        ({"max_wait_time_ms": -1.0}, r"batching.max_wait_time_ms must be >= 0 and finite \[ms\], got -1.0"),
+        ({"max_wait_time_ms": -1.0}, r"batching.max_wait_time_ms must be >= 0 and finite \[ms\], got -1"),
         ({"max_wait_time_ms": float("nan")}, "got nan"),
         ({"max_wait_time_ms": float("inf")}, "got inf"),
     ],

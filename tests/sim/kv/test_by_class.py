@@ -157,7 +157,7 @@ def test_empty_slots_of_the_caches_add_up():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ClassShare(0.0, PAGED), r"cache.classes: share must be > 0 and <= 1, got 0.0"),
+        (lambda: ClassShare(0.0, PAGED), r"cache.classes: share must be > 0 and <= 1, got 0"),
         (lambda: by_class(classes={})(), "cache.classes must name at least one class, got none"),
         (
             lambda: by_class(classes={"a": ClassShare(0.7, PAGED), "b": ClassShare(0.7, PAGED)})(),
