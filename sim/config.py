@@ -12,7 +12,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
 from importlib import import_module
@@ -332,6 +331,8 @@ def one_line(error: BaseException, path: str = "") -> str:
         return f"{match[1]} must be a part with settings of its own, got a single value"
     if match := re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: (.+)", text):
         return f"{path}: {match[1]} must be given"
+    if match := re.search(r"missing required argument ('.+?')", text):  # as compiled code says it
+        return f"{path}: {match[1]} must be given"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if match := re.search(r"In '.*?': Could not find '(.+?)'", text):
@@ -348,10 +349,10 @@ def one_line(error: BaseException, path: str = "") -> str:
 def signature(target: str, path: str) -> Mapping[str, inspect.Parameter]:
     """What the thing a dotted name names is made of.
 
-    What was compiled no longer knows the types of its parameters, unless it is a dataclass: its source does.
+    What was compiled no longer knows the types of its parameters: its source does.
     """
     found = _find(target, path)
-    if is_compiled(found.__module__) and not is_dataclass(found):
+    if is_compiled(found.__module__):
         found = getattr(_as_source(found.__module__), found.__name__)
     return inspect.signature(found).parameters
 
