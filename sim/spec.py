@@ -10,7 +10,7 @@ DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
 
 def as_given(value: object) -> str:
     """A wrong setting in a message: 1.0 reads 1, for where a float may be given compiled code knows no other number."""
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
+    return f"{value:.12g}" if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
 
 
 def positive(owner: str, **values: float) -> None:
