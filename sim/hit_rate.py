@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Arc, Belady, BlankFirst, Evictor, Fifo, Gdsf, Lfu, Lru, S3Fifo
-from sim.kv.replay import Hits, Touch, Trace, all_requests, read, replay
+from sim.kv.replay import Touch, Trace, all_requests, read, replay
+from sim.report.hit_rate import Point, page, table
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from sim.request import Scenario
 
@@ -34,35 +34,6 @@ POLICIES: dict[str, Callable[[Trace], Callable[[int], Evictor]]] = {
     "belady": lambda trace: partial(BlankFirst, order=partial(Belady, future=trace.future())),
 }
 """How a replay makes the evictors of ``conf/eviction/``: the bound alone needs the trace."""
-
-
-ORDERS = {
-    "tail_first": "last blocks freed first",
-    "head_first": "block by block",
-    "head_first_once": "block by block, all looked up first",
-}
-"""`Touch` in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One replay: a policy at a capacity."""
-
-    policy: str
-    capacity_blocks: int
-    hits: Hits
-    accesses_per_s: float  # block accesses per second of this machine's processor time
-
-    def row(self) -> dict[str, str | int | float]:
-        """What is written down; nothing of it depends on the machine."""
-        return {
-            "policy": self.policy,
-            "capacity_blocks": self.capacity_blocks,
-            "block_frac": self.hits.block_frac,
-            "full_frac": self.hits.full_frac,
-            "token_frac": self.hits.token_frac,
-            "resident_frac": self.hits.resident_frac,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +89,9 @@ class HitRate:
             "points": [point.row() for point in points],
         }
         (out / "hit_rate.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        curve(points, ceiling, self.block_tokens).write_html(
-            out / "hit_rate.html", include_plotlyjs=True, config={"displaylogo": False, "showSendToCloud": False}
-        )
+        (out / "hit_rate.html").write_text(page(points, trace, ceiling, self.touch), encoding="utf-8")
         console.print(table(points, trace, ceiling, self.touch))
-        console.print(f"Curve: {out / 'hit_rate.html'}", soft_wrap=True)
+        console.print(f"Page: {out / 'hit_rate.html'}", soft_wrap=True)
 
     def points(self, trace: Trace) -> list[Point]:
         """One replay per policy and capacity."""
@@ -134,64 +103,6 @@ class HitRate:
                 hits = replay(trace, evictor(capacity), self.touch)  # type: ignore[arg-type]
                 points.append(Point(policy, capacity, hits, trace.n_references / (process_time() - start_s)))
         return points
-
-
-def table(points: Sequence[Point], trace: Trace, ceiling: Hits, touch: str) -> "Table":
-    """The points as a terminal table, the best policy of each capacity marked."""
-    from rich.table import Table
-
-    shown = Table(
-        title=f"{len(trace.blocks):,} prompts, {trace.n_references:,} blocks of {trace.block_tokens} tokens: share hit",
-        caption=f"answers do not count; {touch}: {ORDERS[touch]}\n*: most tokens hit at this capacity",
-    )
-    shown.add_column("policy")
-    for column in ("capacity [blocks]", "all blocks", "full blocks", "tokens", "M accesses/s"):
-        shown.add_column(column, justify="right")
-    best = {
-        p.capacity_blocks: max(q.hits.hit_tokens for q in points if q.capacity_blocks == p.capacity_blocks)
-        for p in points
-    }
-    for point in sorted(points, key=lambda point: point.capacity_blocks):
-        hits = point.hits
-        mark = "*" if hits.hit_tokens == best[point.capacity_blocks] else ""
-        shown.add_row(
-            f"{point.policy}{mark}",
-            f"{point.capacity_blocks:,}",
-            f"{hits.block_frac:.4f}",
-            f"{hits.full_frac:.4f}",
-            f"{hits.token_frac:.4f}",
-            f"{point.accesses_per_s / 1e6:.2f}",
-        )
-    shown.add_section()
-    shown.add_row(
-        "unlimited", "", f"{ceiling.block_frac:.4f}", f"{ceiling.full_frac:.4f}", f"{ceiling.token_frac:.4f}", ""
-    )
-    return shown
-
-
-def curve(points: Sequence[Point], ceiling: Hits, block_tokens: int) -> Any:
-    """Share of prompt tokens hit over capacity, one line per policy: a Plotly figure."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for policy in dict.fromkeys(point.policy for point in points):
-        line = sorted((p for p in points if p.policy == policy), key=lambda point: point.capacity_blocks)
-        figure.add_scatter(
-            x=[point.capacity_blocks for point in line],
-            y=[point.hits.token_frac for point in line],
-            customdata=[point.capacity_blocks * block_tokens for point in line],
-            name=policy,
-            mode="lines+markers",
-            hovertemplate="%{x:,} blocks (%{customdata:,} tokens)<br>%{y:.2%} of prompt tokens hit",
-        )
-    figure.add_hline(y=ceiling.token_frac, line_dash="dot", annotation_text="unlimited")
-    figure.update_layout(
-        title="Prompt tokens found in the prefix cache",
-        xaxis={"title": f"capacity [blocks of {block_tokens} tokens]", "type": "log"},
-        yaxis={"title": "share of prompt tokens", "tickformat": ".0%", "rangemode": "tozero"},
-        hovermode="x unified",
-    )
-    return figure
 
 
 def _some(key: str, values: Any) -> Sequence[Any]:

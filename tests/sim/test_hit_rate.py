@@ -11,10 +11,12 @@ from scenarios.replay import Replay
 from sim import simulate
 from sim.config import compose, make
 from sim.errors import ConfigError
+from sim.hit_rate import POLICIES, HitRate
 from sim.kv.eviction import BlankFirst, Fifo, Lru
-from sim.kv.hit_rate import ORDERS, POLICIES, HitRate, curve
 from sim.kv.replay import Touch, Trace, all_requests, read, replay
+from sim.report.hit_rate import ORDERS, curve
 from sim.request import Request
+from tests.sim.report.browser import CHROMIUM, Browser
 
 TRACE = Path("../shared/data/traces/mooncake/conversation_trace.jsonl.gz")
 
@@ -162,10 +164,26 @@ def test_the_curve_has_a_line_per_policy_over_rising_capacity():
     trace = read([request(0, (1, 8)), request(1, (1, 8))], 4)
     points = HitRate(["lru", "fifo"], [30, 20]).points(trace)
     figure = curve(points, points[0].hits, 4)
-    assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
-        ("lru", [20, 30], [0.5, 0.5]),
-        ("fifo", [20, 30], [0.5, 0.5]),
+    assert [(line["name"], line["x"], line["y"]) for line in figure.traces] == [
+        ("lru", [20, 30], [50, 50]),
+        ("fifo", [20, 30], [50, 50]),
+        ("unlimited", [20, 30], [50, 50]),
     ]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: run tests/setup_chromium.sh as root")
+def test_the_page_is_drawn_offline_in_the_dark_and_no_wider_than_a_phone(tmp_path):
+    scenario = Prompts(*(request(i, (i % 3, 8), (i % 5, 8)) for i in range(40)))
+    task = HitRate(["lru", "fifo", "belady"], [4, 8, 400], block_tokens=4)
+    task(scenario=scenario, seed=0, out=tmp_path, console=Console(record=True))
+    with Browser(tmp_path / "profile") as browser:
+        phone = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        browser.send("Emulation.setDeviceMetricsOverride", **phone)
+        browser.open(tmp_path / "hit_rate.html", scheme="dark")
+        assert browser.n_drawn() == 1
+        assert browser.evaluate("document.documentElement.scrollWidth") == 390
+        assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 21, 28)"
+        assert (browser.problems, browser.requests) == ([], [])
 
 
 @pytest.mark.parametrize(
