@@ -95,6 +95,23 @@ def test_a_phone_does_not_scroll_sideways(page, browser):
     browser.send("Emulation.clearDeviceMetricsOverride")
 
 
+@needs_browser
+def test_on_a_phone_no_number_is_broken_and_no_legend_is_cut(page, browser):
+    browser.send("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=False)
+    browser.open(page)
+    cells = "[...document.querySelectorAll('main > section > .card td')]"
+    lines = (
+        "(cell) => { const r = document.createRange(); r.selectNodeContents(cell); return r.getClientRects().length; }"
+    )
+    broken = f"{cells}.filter((cell) => /^[\\d,.]+$/.test(cell.textContent) && ({lines})(cell) > 1)"
+    assert browser.evaluate(f"{broken}.map((cell) => cell.textContent)") == []
+    bars = (
+        "[...document.querySelectorAll('.legend .scrollbar')].filter((bar) => bar.getBoundingClientRect().height > 0)"
+    )
+    assert browser.evaluate(f"{bars}.map((bar) => bar.closest('.plot').id)") == []
+    browser.send("Emulation.clearDeviceMetricsOverride")
+
+
 def test_settings_are_shown_as_text_and_never_run(page):
     text = page.read_text()
     assert "<script>alert" not in text
