@@ -14,7 +14,7 @@ from sim.report.words import rate
 from sim.units import GIB
 
 MAX_CURVES = 8
-LOG_ABOVE = 40.0  # ratio of the longest bar to the shortest beyond which their axis is logarithmic
+LOG_ABOVE = 40.0  # ratio of the largest number to the smallest beyond which their axis is logarithmic
 RATE_KEY = "scenario.rate"
 TITLES = {"ttft_ms": "Time to first token", "tpot_ms": "Time per output token", "e2el_ms": "End-to-end latency"}
 
@@ -68,6 +68,9 @@ def reuse(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
     if len(set(hits)) < 2:
         return []
     ttft = {key: [of[f"{key}_ttft_ms"] for _, of in known] for key in ("mean", "p99")}
+    yaxis: Json = {"title": {"text": "ms"}, "rangemode": "tozero"}
+    if is_far_apart([value for values in ttft.values() for value in values]):
+        yaxis = {"title": {"text": "ms, logarithmic"}, "type": "log"}
     shown = [name for name, _ in known]
     traces: list[Json] = [
         {
@@ -98,7 +101,7 @@ def reuse(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
             traces,
             {
                 "xaxis": {"title": {"text": "prompt tokens found [%]"}},
-                "yaxis": {"title": {"text": "ms"}, "rangemode": "tozero"},
+                "yaxis": yaxis,
                 "hovermode": "closest",
             },
             ("", "hit rate", "TTFT mean [ms]", "TTFT p99 [ms]"),
@@ -303,6 +306,11 @@ def _values(table: Any, key: str) -> Any:
     return table.column(key).to_numpy(zero_copy_only=False).astype(np.float64)
 
 
+def is_far_apart(sizes: Sequence[float]) -> bool:
+    """Whether the smaller ones could not be told from zero, or from one another, beside the largest."""
+    return bool(sizes) and max(sizes) > LOG_ABOVE * min(sizes) > 0.0
+
+
 def _bars(
     key: str,
     title: str,
@@ -316,7 +324,7 @@ def _bars(
     colours = ("--blue", "--orange", "--red") if is_stacked else ("--blue", "--teal")
     xaxis: Json = {"title": {"text": unit}, "rangemode": "tozero"}
     sizes = [value for values in series.values() for value in values if value]
-    if unit != "%" and not is_stacked and sizes and max(sizes) > LOG_ABOVE * min(sizes):
+    if unit != "%" and not is_stacked and is_far_apart(sizes):
         ends = np.log10([0.5 * min(sizes), 1.2 * max(sizes)])
         xaxis = {"title": {"text": f"{unit}, logarithmic"}, "type": "log", "range": numbers(ends)}
     for (name, values), colour in zip(series.items(), colours, strict=False):

@@ -206,6 +206,15 @@ def test_hit_rates_are_shown_beside_the_time_they_save(tmp_path):
     assert reuse([points[0], points[0]], ["a", "b"]) == [], "the same share: nothing to see"
 
 
+@pytest.mark.parametrize(("slowest_ms", "kind"), [(2_000.0, "log"), (60.0, None)])
+def test_times_to_first_token_far_apart_are_shown_on_a_logarithmic_axis(tmp_path, slowest_ms, kind):
+    points = two(tmp_path, ({}, {"eviction": {"_target_": "a.Lru"}}), ({}, {"eviction": {"_target_": "a.Lfu"}}))
+    for point, mean_ms, p99_ms in zip(points, (20.0, 30.0), (40.0, slowest_ms), strict=True):
+        point.numbers["mean_ttft_ms"], point.numbers["p99_ttft_ms"] = mean_ms, p99_ms
+    (chart,) = reuse(points, labels(points))
+    assert chart.layout["yaxis"].get("type") == kind
+
+
 def test_where_prompts_were_found_is_shown_as_soon_as_one_point_has_tiers(tmp_path):
     points = two(tmp_path, ({}, {"seed": 1}), ({"preempts": 0.1}, {"seed": 2}))
     _, found = reuse(points, labels(points))
