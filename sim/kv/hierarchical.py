@@ -138,6 +138,7 @@ class HierarchicalCache(PagedCache):
         self._ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
         self._loads: dict[Sequence, int] = {}  # tokens under way
         self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
+        self._n_lost: dict[Sequence, int] = {}  # tokens that preempted sequences had computed
         self._prefetched: set[Sequence] = set()  # of those that wait
         self._coming: dict[tuple[Sequence, int], tuple[int, simpy.Event]] = {}  # prefetched blocks, by their tier
         self._is_naming = True
@@ -204,6 +205,8 @@ class HierarchicalCache(PagedCache):
             super().release(sequence, now_ns)
             return
         self.abandon(sequence)
+        if not sequence.is_finished:
+            self._n_lost[sequence] = sequence.computed_tokens
         blocks = []
         if self._write != "back" and not sequence.dropped_tokens:
             blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
@@ -245,7 +248,8 @@ class HierarchicalCache(PagedCache):
         """Facts of the run.
 
         ``hit_tokens_*`` are of requests' first admission: they sum up to what the requests table calls cached.
-        ``reloaded_tokens`` and ``recomputed_tokens`` are of preempted sequences that came back.
+        ``reloaded_tokens`` and ``recomputed_tokens`` are of preempted sequences that came back; what they had not
+        computed before, as the rest of a prompt, is not computed again.
         """
         size = self.block_tokens
         counts = {**super().counts(), "hit_tokens_device": self._hit_tokens[0]}
@@ -273,7 +277,8 @@ class HierarchicalCache(PagedCache):
         sequence.is_swapped_in = n_below > 0
         counts["swapped_in" if n_below else "recomputed"] += 1
         counts["reloaded_tokens"] += n_below * size
-        counts["recomputed_tokens"] += sequence.target_tokens - (n_here + n_below) * size
+        n_lost = self._n_lost.pop(sequence, sequence.target_tokens - 1)  # an answer without room for its copy: all
+        counts["recomputed_tokens"] += max(0, n_lost - (n_here + n_below) * size)
 
     def _ranges(self, sequence: Sequence) -> list[BlockRange]:
         """Full blocks of a waiting sequence's text, all but the one with its last token."""

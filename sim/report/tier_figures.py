@@ -165,7 +165,7 @@ def _preempted_table(result: Result, counts: Mapping[str, int | float]) -> Table
         (
             "computed again",
             0,
-            f"{count(counts['recomputed_tokens'])} computed, those after a swap's last full block too",
+            f"{count(counts['recomputed_tokens'])} computed again, those after a swap's last full block too",
         ),
     ):
         mine = (preemptions.column("is_swap") == is_swap) & (next_ns >= 0)

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from sim.batching import Chunked
 from sim.errors import ConfigError
 from sim.kv.eviction import Lru
 from sim.kv.hierarchical import HierarchicalCache
@@ -22,7 +23,7 @@ def tier(name="dram", n_bytes=1e6, rate=1e9, fails_at_s=None, write_rate=None):
 DRAM = (tier(),)
 
 
-def house(listed, turns=None, levels=DRAM, capacity=64, **fields):
+def house(listed, turns=None, levels=DRAM, capacity=64, scheduler=Chunked, **fields):
     kv = partial(
         HierarchicalCache,
         capacity_tokens=capacity,
@@ -33,7 +34,7 @@ def house(listed, turns=None, levels=DRAM, capacity=64, **fields):
         block_tokens=4,
         **fields,
     )
-    return serve(Listed(listed, turns or {}), kv=kv, cost=lambda: COST)
+    return serve(Listed(listed, turns or {}), kv=kv, cost=lambda: COST, scheduler=scheduler)
 
 
 def conversation_and_crowd():
@@ -174,7 +175,9 @@ def test_swapped_in_by_hand():
     ]
     counts = run.replicas[0].kv.counts()
     assert (counts["swapped_out"], counts["swapped_in"], counts["recomputed"]) == (1, 1, 0)
-    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (24, 1)
+    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (24, 0), (
+        "the 33rd is computed for the first time"
+    )
 
 
 def test_text_that_nobody_shares_goes_down_when_it_is_preempted_and_not_before_or_after():
@@ -189,7 +192,16 @@ def test_recomputed_by_hand():
     assert preemption_of(run) == (43_850, 0)
     counts = run.replicas[0].kv.counts()
     assert (counts["swapped_in"], counts["recomputed"]) == (0, 1)
-    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (0, 25)
+    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (0, 24)
+
+
+def test_the_part_of_a_prompt_that_was_not_computed_yet_is_not_computed_again():
+    """The second's prompt, 8 tokens an iteration, gives way to the first's answer after 16; 8 of these are lost."""
+    listed = [asked(0, 0, 16, 25), asked(1, 10_000, 33, 2)]
+    run = house(listed, capacity=40, preemption=Recompute(), scheduler=partial(Chunked, 9, 4))
+    counts = run.replicas[0].kv.counts()
+    assert (counts["recomputed"], counts["recomputed_tokens"]) == (1, 8)
+    assert sum(row["prefill_tokens"] for row in run.iterations()) == 16 + 33 + 8
 
 
 @pytest.mark.parametrize(("rate", "is_swap"), [(2.1e8, 1), (1.9e8, 0)])
