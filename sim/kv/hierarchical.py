@@ -258,7 +258,7 @@ class HierarchicalCache(PagedCache):
             counts |= {
                 f"hit_tokens_{name}": hit_tokens,
                 f"evicted_blocks_{name}": tier.n_evicted,
-                f"kept_tokens_{name}": tier.n_held * size,
+                f"kept_tokens_{name}": 0 if tier.is_gone else tier.n_held * size,
                 f"room_tokens_{name}": tier.n_blocks * size,
             }
         return counts | self._counts

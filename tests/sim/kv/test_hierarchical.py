@@ -81,6 +81,8 @@ def test_a_lost_tier_costs_recomputation_and_nothing_else():
     lost = house(**conversation_and_crowd(), levels=(tier(fails_at_s=30e-6),))
     assert len(lost.requests()) == len(whole.requests()) == 3
     assert lost.requests()[-1]["cached_tokens"] < whole.requests()[-1]["cached_tokens"]
+    kept = [run.replicas[0].kv.counts()["kept_tokens_dram"] for run in (whole, lost)]
+    assert kept[0] > kept[1] == 0, "it is gone, and what it held"
 
 
 def test_a_full_tier_sends_blocks_further_down_and_they_come_back_from_there():
