@@ -4,6 +4,7 @@ Imports of what is heavy stand in the functions that use them, so that ``--help`
 """
 
 import os
+import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sim.engine import Replica
     from sim.kv.cache import KVCache
     from sim.kv.capacity import KVCapacity
-    from sim.record import Recorder, Result
+    from sim.record import Recorder, Result, Table
     from sim.request import Scenario
     from sim.step import CostModel
 
@@ -35,6 +36,7 @@ GIVEN = {
     "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo", "task", "seed",
     "replicas", "trusted_packages",
 }  # fmt: skip
+TOO_LONG = "iterations take longer than 106 days, 2**63 ps: look for a unit in hardware, cost and model"
 MAX_REPLICAS = 4096  # engine instances in one process; each is built from the configuration
 
 
@@ -113,8 +115,12 @@ def run(
     ]
     traffic.start(replicas)
     with frozen_heap(), progress(recorder, console), interruptible(env):
-        env.run()
+        try:
+            env.run()
+        except struct.error:  # a number of the facts has more than 64 bits
+            raise ConfigError(TOO_LONG) from None
     check_conservation(replicas, traffic.n_arrived, recorder)
+    check_durations(recorder.iterations)
     requests = recorder.requests
     return Result(
         requests,
@@ -275,6 +281,18 @@ def check_conservation(replicas: "list[Replica]", n_arrived: int, recorder: "Rec
     for replica in replicas:
         if replica.kv.held_tokens or replica.ledger.members or replica.batch.partial:
             raise InvariantError(f"replica {replica.index} still holds {replica.kv.held_tokens} KV slots after the end")
+
+
+def check_durations(iterations: "Table") -> None:
+    """Every run of iterations lasts for a time that 64 bits hold, as all metrics assume.
+
+    Raises
+    ------
+    ConfigError
+    """
+    n, first_ps, growth_ps = (iterations.column(name).astype(float) for name in ("n_steps", "first_ps", "growth_ps"))
+    if (n * (first_ps + (n - 1.0) / 2.0 * growth_ps)).max(initial=0.0) >= 2.0**63:
+        raise ConfigError(TOO_LONG)
 
 
 @contextmanager

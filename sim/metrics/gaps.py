@@ -77,14 +77,15 @@ def _gaps_of(column: dict[str, Ints], decodes: npt.NDArray[np.intp], has_previou
     if not len(decodes):
         return []
     n, first, growth, decoding = (column[name] for name in ("n_steps", "first_ps", "growth_ps", "decode_seqs"))
-    start_ps = column["start_ns"] * PS_PER_NS + column["carry_ps"]
+    origin_ns = column["start_ns"][0]  # 64 bits hold 106 days in picoseconds: traces are longer
+    start_ps = (column["start_ns"] - origin_ns) * PS_PER_NS + column["carry_ps"]
     end_ps = start_ps + n * first + n * (n - 1) // 2 * growth
     token_ps = start_ps + first  # when the first iteration of a row ends
 
     # Those whose prompt was completed by a row without decodes, until the next decode row; less those preempted before.
     joined = np.where(decoding > 0, 0, column["joined_seqs"])
     if len(cut):
-        joined = joined - _matches(cut, end_ps // PS_PER_NS) * (joined > 0)
+        joined = joined - _matches(cut, origin_ns + end_ps // PS_PER_NS) * (joined > 0)
     prefills = np.flatnonzero(joined)
     following = np.searchsorted(decodes, prefills)
     prefills, following = prefills[following < len(decodes)], following[following < len(decodes)]
@@ -102,7 +103,8 @@ def _gaps_of(column: dict[str, Ints], decodes: npt.NDArray[np.intp], has_previou
     if has_previous:  # its own gaps were counted with the rows before
         decodes, old, gap = decodes[1:], old[1:], gap[1:]
     elif old[0]:
-        raise InvariantError(f"{old[0]} sequences decode at {token_ps[decodes[0]]} ps that no iteration has started")
+        at_ns = column["start_ns"][decodes[0]]
+        raise InvariantError(f"{old[0]} sequences decode at {at_ns} ns that no iteration has started")
     if np.any(old < 0):
         raise InvariantError("more sequences have started decoding than decode")
     plain = (gap == first[decodes]) & (old == decoding[decodes])

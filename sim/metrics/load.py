@@ -112,9 +112,10 @@ def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> N
     """Add each decode iteration's tokens to the second in which it ends."""
     runs = np.flatnonzero(column["decode_seqs"])
     n, first, growth, decoding = (column[name][runs] for name in ("n_steps", "first_ps", "growth_ps", "decode_seqs"))
-    start_ps = (column["start_ns"][runs] - origin_ns) * PS_PER_NS + column["carry_ps"][runs]
-    first_second = (start_ps + first) // PS_PER_S
-    last_second = (start_ps + n * first + n * (n - 1) // 2 * growth) // PS_PER_S
+    start_second, start_ns = np.divmod(column["start_ns"][runs] - origin_ns, NS_PER_S)
+    start_ps = start_ns * PS_PER_NS + column["carry_ps"][runs]  # of that second: 64 bits hold 106 days in picoseconds
+    first_second = start_second + (start_ps + first) // PS_PER_S
+    last_second = start_second + (start_ps + n * first + n * (n - 1) // 2 * growth) // PS_PER_S
     _scatter(per_second, last_second, n * decoding)
 
     # Runs that reach over full seconds: move what had ended before each of them one second back.
@@ -124,7 +125,8 @@ def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> N
     before, most = np.zeros_like(run), n[run]  # iterations ended by then, by bisection
     while np.any(before < most):
         k = (before + most + 1) // 2
-        has_ended = start_ps[run] + k * first[run] + k * (k - 1) // 2 * growth[run] < second * PS_PER_S
+        elapsed_ps = start_ps[run] + k * first[run] + k * (k - 1) // 2 * growth[run]
+        has_ended = elapsed_ps < (second - start_second[run]) * PS_PER_S
         before, most = np.where(has_ended, k, before), np.where(has_ended, most, k - 1)
     _scatter(per_second, second - 1, before * decoding[run])
     _scatter(per_second, second, -before * decoding[run])

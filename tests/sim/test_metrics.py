@@ -15,7 +15,7 @@ from sim.metrics.gaps import token_gaps
 from sim.metrics.load import load, requests_in_second
 from sim.metrics.population import Population, Series
 from sim.metrics.summary import total_counts
-from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, Result
+from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, Result, Table
 from tests.sim.tiny_run import table, tiny_run
 
 SLO = Slo(ttft_ms=40, tpot_ms=6, classes={"code": {"ttft_ms": 20, "e2el_ms": 150}})
@@ -112,6 +112,36 @@ def test_gaps_from_iterations_are_the_gaps_between_all_tokens(options, chunk_row
     absences = {1000 * (row[4] - row[3]) for row in run.result.preemptions.rows()}  # known to the tick only
     found = gaps.order_statistics(np.arange(gaps.size)) if gaps.size else np.zeros(0)
     assert np.abs(found - expected).max(initial=0) <= (1000 if absences else 0)
+
+
+LATE_NS = 200 * 24 * 3600 * 10**9  # 200 days: 64 bits hold 106 of them in picoseconds
+
+
+def later(facts: Table) -> Table:
+    """The same facts, 200 days later."""
+    rows = facts.rows().copy()
+    for i, name in enumerate(facts.columns):
+        if name.endswith("_ns"):
+            rows[:, i] += LATE_NS * (rows[:, i] >= 0)
+    return table(facts.columns, [dict(zip(facts.columns, row, strict=True)) for row in rows.tolist()])
+
+
+@pytest.mark.parametrize("preempts", [0.0, 0.6])
+def test_gaps_are_the_same_after_more_than_100_days(preempts):
+    run = tiny_run(n_requests=20, rate_per_s=200.0, preempts=preempts).result
+    late = replace(run, iterations=later(run.iterations), preemptions=later(run.preemptions))
+    assert token_gaps(late).mean_std() == token_gaps(run).mean_std()
+    assert token_gaps(late).size == token_gaps(run).size
+
+
+def test_a_second_after_more_than_100_days_has_its_tokens():
+    run = tiny_run(n_requests=1).result
+    seconds = load(run).output_tokens_in_second
+    first = {name: run.requests.column(name)[0] - LATE_NS * (name == "arrival_ns") for name in run.requests.columns}
+    early = replace(run, requests=table(run.requests.columns, [first]))
+    found = load(early).output_tokens_in_second
+    assert found.sum() == seconds.sum()
+    assert np.flatnonzero(found)[0] * 10**9 >= LATE_NS
 
 
 @pytest.mark.parametrize("batching", ["chunked", "continuous"])
