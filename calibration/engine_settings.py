@@ -41,9 +41,9 @@ NO_GRAPHS = (0, "NONE")
 HARMLESS = {
     "model", "seed", "load_format", "tokenizer", "tokenizer_mode", "skip_tokenizer_init", "served_model_name",
     "trust_remote_code", "download_dir", "revision", "disable_log_stats", "disable_log_requests",
-    "disable_custom_all_reduce", "compilation_config", "scheduler_config", "cache_config", "model_config",
+    "compilation_config", "scheduler_config", "cache_config", "model_config",
 }  # fmt: skip
-"""Arguments that decide nothing here, or are read section by section. All-reduces are as the profile timed them."""
+"""Arguments that decide nothing here, or are read section by section."""
 
 KV_DTYPES = {"fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -209,6 +209,8 @@ def _not_simulated(recorded: Recorded) -> list[str]:
         )
         if recorded.find(name) not in harmless
     ]
+    if recorded.find("disable_custom_all_reduce") and recorded.find("tensor_parallel_size") not in (None, 1):
+        left_out.append("disable_custom_all_reduce true")  # all-reduces are as the profile timed them
     left_out += recorded.unread()
     return [f"recorded, but not simulated: {', '.join(left_out)}"] if left_out else []
 

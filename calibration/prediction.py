@@ -31,29 +31,36 @@ N_NULL_BLOCKS = 1
 CAPACITY_TOLERANCE_FRAC = 0.05  # between the derived KV capacity and the engine's own, beyond which we warn
 
 
-def kernels_of(recorded: EngineRun, cache: Path, say: Any = print, hardware: str | None = None) -> KernelProfile:
+def kernels_of(recorded: EngineRun, cache: Path, say: Any = print, hardware: str | None = None) -> KernelProfile | None:
     """The profile of the kernel times beside a run: the shipped one if it was fitted to them, else fitted now.
 
-    Without kernel times beside it, a shipped profile of the run's device is taken, of its model or of any. A run that
-    names no device is of the one chosen with ``hardware``.
+    Without kernel times beside it, a shipped profile of the run's device is taken, of its model or of any; without one,
+    none: times are those of the device's data sheet, and that is said. A run that names no device is of the one chosen
+    with ``hardware``.
 
     Raises
     ------
     ProfileError
-        If there are neither, or the kernel times are not those of the run's model.
+        If the kernel times are not those of the run's model or device, or nothing names a device.
     """
     degree = recorded.settings.tensor_parallel
     if not recorded.profile_path.is_dir():
         device = recorded.settings.device or (_device(_choice("hardware", hardware)) if hardware else None)
+        if device is None:
+            raise ProfileError(
+                f"{recorded.profile_path}: missing, and the run names no device: give hardware=, one of "
+                f"{', '.join(names('hardware'))}"
+            )
         for path in shipped_profiles().values():
             profile = read_profile(path)
-            if device is not None and is_of(profile.device, device) and _is_subject(profile, recorded):
+            if is_of(profile.device, device) and _is_subject(profile, recorded):
                 say(f"no kernel times beside the run: taking {profile.name}")
                 return profile
-        raise ProfileError(
-            f"{recorded.profile_path}: missing, and no shipped profile is of {recorded.settings.model} with "
-            f"tensor_parallel {degree} on {device or 'an unnamed device (give hardware=)'}"
+        say(
+            f"no kernel times beside the run, and no profile of {recorded.settings.model} with tensor_parallel "
+            f"{degree} on {device}: its data sheet's times, of kernels as efficient as an H200's (cost=roofline)"
         )
+        return None
     measured = import_llmservingsim(recorded.profile_path, degree)
     if (device := recorded.settings.device) is not None and hardware is None and not is_of(measured.device, device):
         raise ProfileError(
@@ -86,7 +93,7 @@ def _is_subject(profile: KernelProfile, recorded: EngineRun) -> bool:
     )
 
 
-def configuration(recorded: EngineRun, profile: KernelProfile, hardware: str | None = None) -> dict[str, Any]:
+def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None) -> dict[str, Any]:
     """The simulator's configuration of the engine that was recorded.
 
     Raises
@@ -95,9 +102,10 @@ def configuration(recorded: EngineRun, profile: KernelProfile, hardware: str | N
         If its model or device has no data sheet here; names those that have.
     """
     settings = recorded.settings
-    device = settings.device or profile.device
+    device = settings.device or (profile.device if profile else None)
     model = _choice("model", model_key(settings.model))
-    hardware = hardware or next((name for name in names("hardware") if is_of(_device(name), device)), None)
+    if hardware is None and device is not None:
+        hardware = next((name for name in names("hardware") if is_of(_device(name), device)), None)
     if hardware is None:
         raise ConfigError(f"no data sheet of {device!r} in conf/hardware, there are {', '.join(names('hardware'))}")
     overrides = [
@@ -107,8 +115,7 @@ def configuration(recorded: EngineRun, profile: KernelProfile, hardware: str | N
         f"hardware={hardware}",
         f"hardware.tensor_parallel={settings.tensor_parallel}",
         f"hardware.memory_utilization_frac={settings.memory_utilization_frac}",
-        "cost=calibrated",
-        f"cost.profile={profile.path}",
+        *(("cost=calibrated", f"cost.profile={profile.path}") if profile else ("cost=roofline",)),
         f"cost.capture_sizes={list(settings.capture_sizes)}",
         f"cost.host.scheduling={'async' if settings.is_async else 'sync'}",
         "batching=chunked",
@@ -236,8 +243,8 @@ class Predictor:
         return host
 
 
-def predictor(recorded: EngineRun, profile: KernelProfile, hardware: str | None = None) -> Predictor:
-    """Put together what simulates a run.
+def predictor(recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None) -> Predictor:
+    """Put together what simulates a run; without a profile, from the data sheet.
 
     The KV capacity is derived from data sheets, or from the blocks or bytes that the engine was given; where the engine
     reported its own, that one is simulated with, so that an error of the derivation is seen as such and not as one of
@@ -257,7 +264,9 @@ def predictor(recorded: EngineRun, profile: KernelProfile, hardware: str | None 
         raise TraceError(f"{recorded.path / 'meta.json'}: {n_blocks} KV blocks leave none to use")
     config["hardware"]["kv_blocks"] = n_blocks - N_NULL_BLOCKS
     operations: Operations
-    if profile.subject:
+    if profile is None:
+        operations = Roofline(made.model, made.hardware.device, made.hardware.tensor_parallel)
+    elif profile.subject:
         operations = RankOperations(profile, made.model, made.hardware)
     else:  # of any model: all-reduces are among its operations
         operations = CalibratedOperations(profile, made.model, made.hardware.device, made.hardware.tensor_parallel)

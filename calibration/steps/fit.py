@@ -50,10 +50,13 @@ def fit_host(run: Path, hardware: str | None, out: Path) -> None:
     from calibration.engine_run import read_engine_run
     from calibration.host_time import learn_host, provenance
     from calibration.prediction import kernels_of, predictor
+    from sim.errors import ProfileError
     from sim.profile import content_sha256
 
     recorded = read_engine_run(run)
     profile = kernels_of(recorded, out.parent, hardware=hardware)
+    if profile is None:
+        raise ProfileError(f"{recorded.profile_path}: missing, and there is no profile to write the host's time into")
     host = provenance(recorded, learn_host(predictor(recorded, profile, hardware)))
     content = json.loads(Path(profile.path).read_text(encoding="utf-8"))
     content["provenance"]["host_time"] = host

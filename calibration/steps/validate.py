@@ -12,6 +12,7 @@ from calibration.measurements import replace
 from calibration.prediction import CAPACITY_TOLERANCE_FRAC, Predictor, kernels_of, predictor
 from calibration.validation_page import validation_page
 from sim.errors import TraceError
+from sim.profile import KernelProfile
 
 COLUMNS = ("kernels alone", "default host time", "learnt host time")
 
@@ -37,7 +38,7 @@ def validate(run: str, hardware: str | None, out: str) -> None:
     predict = predictor(recorded, profile, hardware)
     predictions = {COLUMNS[0]: predict(predict.host()), COLUMNS[1]: predict(predict.default_host())}
     lines = {name: compare(recorded, predicted) for name, predicted in predictions.items()}
-    notes = [*recorded.notes, capacity_words(predict), f"kernel times: {profile.name}, {profile.convention}"]
+    notes = [*recorded.notes, capacity_words(predict), _kernel_words(profile)]
     try:
         judged = ~first_third(recorded)
         host = learn_host(predict)
@@ -60,6 +61,13 @@ def validate(run: str, hardware: str | None, out: str) -> None:
     replace(folder / "validation.json", json.dumps({"lines": summary(lines), "notes": notes}, indent=1).encode())
     replace(folder / "validation.html", validation_page(recorded, predictions, lines, notes).encode())
     console.print(f"Report: {folder / 'validation.html'}", soft_wrap=True)
+
+
+def _kernel_words(profile: KernelProfile | None) -> str:
+    """Where the kernels' times are from."""
+    if profile is None:
+        return "kernel times: nobody measured them; from the data sheet, of kernels as efficient as an H200's"
+    return f"kernel times: {profile.name}, {profile.convention}"
 
 
 def capacity_words(predict: Predictor) -> str:

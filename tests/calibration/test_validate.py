@@ -227,9 +227,31 @@ def test_the_time_series_may_have_other_columns_but_not_other_words(folder):
         read_engine_run(folder(timeseries="time,running\n1.0,3\n"))
 
 
-def test_a_run_without_kernel_times_says_what_it_needs(folder):
-    with pytest.raises(ProfileError, match="profile: missing, and no shipped profile is of"):
-        kernels_of(read_engine_run(folder(meta=META | {"model": "x/y"})), Path("nowhere"))
+def test_a_run_without_kernel_times_of_an_unnamed_device_says_what_it_needs(folder):
+    with pytest.raises(ProfileError, match="profile: missing, and the run names no device: give hardware="):
+        kernels_of(read_engine_run(folder()), Path("nowhere"))
+
+
+def test_a_device_that_nobody_measured_is_simulated_from_its_data_sheet_and_that_is_said(folder, tmp_path, capsys):
+    meta = META | {"hardware": {"device_name": "NVIDIA H100 80GB HBM3"}}
+    validate(str(folder(meta=meta)), None, str(tmp_path / "out"))
+
+    printed = capsys.readouterr().out
+    assert "no profile of meta-llama/Llama-3.1-8B with tensor_parallel 1 on NVIDIA H100" in printed
+    assert "kernel times: nobody measured them; from the data sheet" in printed
+    lines = json.loads((tmp_path / "out" / "validation.json").read_text())["lines"]
+    tpot_ms = next(line["simulated"] for line in lines if line["metric"] == "tpot")  # kernels alone
+    weights_ms = 16e9 / 3.35e12 * 1e3  # read once a token, at the data sheet's bandwidth
+    assert weights_ms < tpot_ms < 2 * weights_ms
+    with pytest.raises(ProfileError, match="no profile to write the host's time into"):
+        fit("run", None, str(tmp_path), None, str(tmp_path / "profile.json"), 0, False)
+
+
+def test_a_custom_all_reduce_that_was_off_is_said_where_there_are_ranks(folder):
+    for degree, is_said in ((1, False), (2, True)):
+        kwargs = KWARGS | {"disable_custom_all_reduce": True, "tensor_parallel_size": degree}
+        notes = " ".join(read_engine_run(folder(meta=META | {"engine_kwargs": kwargs})).notes)
+        assert ("not simulated: disable_custom_all_reduce true" in notes) == is_said
 
 
 def test_a_request_is_queued_when_the_iteration_it_arrives_in_ends():
