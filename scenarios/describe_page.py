@@ -11,6 +11,7 @@ from scenarios.statistics import Spread, counts
 from scenarios.traces.servegen import Clients
 from sim.report.figure import Figure, curve, line, numbers, time_axis
 from sim.report.html import Page, Section, Table, Tile, render
+from sim.report.words import percent
 from sim.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -62,22 +63,22 @@ def facts(description: Description) -> Iterator[tuple[str, str]]:
     if r := d.reuse:
         yield (
             "prefix reuse",
-            f"{r.ceiling_frac:.1%} of prompt tokens seen before: the most that a prefix cache can save",
+            f"{percent(r.ceiling_frac)} of prompt tokens seen before: the most that a prefix cache can save",
         )
         yield (
             "pieces of text",
-            f"{r.n_pieces:,}; {r.n_unique_pieces:,} different ones, of which {r.once_frac:.1%} used once",
+            f"{r.n_pieces:,}; {r.n_unique_pieces:,} different ones, of which {percent(r.once_frac)} used once",
         )
         if r.common_tokens:
             yield "common to all", f"the first {r.common_tokens:,} tokens"
-        yield "requests with a parent", f"{r.child_frac:.1%}; {r.single_frac:.1%} of the others have no child"
+        yield "requests with a parent", f"{percent(r.child_frac)}; {percent(r.single_frac)} of the others have no child"
     if load := d.load:
         offered = (
             f"{short(load.prompt_tokens_per_s)} prompt and {short(load.output_tokens_per_s)} answer tokens per second"
         )
         yield "offered load", f"{offered}, {short(load.new_prompt_tokens_per_s)} prompt tokens new"
         if load.capacity_tokens_per_s is not None and load.least_utilization_frac is not None:
-            used = f"at least {load.least_utilization_frac:.1%} of {short(load.capacity_tokens_per_s)} tokens/s"
+            used = f"at least {percent(load.least_utilization_frac)} of {short(load.capacity_tokens_per_s)} tokens/s"
             yield "of the hardware", f"{used}, its peak arithmetic without attention"
 
 

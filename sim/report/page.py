@@ -255,7 +255,7 @@ def _errors(errors: Mapping[str, Any]) -> list[Table]:
             count(found["n"]),
             percent(found["mape"]),
             percent(found["p90"]),
-            f"{100 * found['bias']:+.1f} %",
+            f"{100 * found['bias']:+z.1f} %",
         )
         for name, found in ((name, of.get("held_out")) for name, of in errors.items() if isinstance(of, Mapping))
         if found
