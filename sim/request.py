@@ -112,15 +112,15 @@ def block_ranges(content: tuple[Segment, ...], n_tokens: int, block_tokens: int)
     [(16, 2), (48, 2)]
     """
     ranges = []
-    start = chain = 0
+    end = chain = n_before = 0
     for identity, length in content:
-        chain = hash((chain, identity, start))
-        stop = min(start + length, n_tokens)
-        n_blocks = stop // block_tokens - start // block_tokens
+        chain = hash((chain, identity, end))
+        end += length
+        n_blocks = (end if end < n_tokens else n_tokens) // block_tokens - n_before
         if n_blocks > 0:
-            ranges.append((chain, (start // block_tokens + 1) * block_tokens, n_blocks))
-        start += length
-        if start >= n_tokens:
+            ranges.append((chain, (n_before + 1) * block_tokens, n_blocks))
+            n_before += n_blocks
+        if end >= n_tokens:
             break
     return ranges
 
