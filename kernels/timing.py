@@ -7,6 +7,7 @@ ones by Triton's ``do_bench``, which clears the cache. Medians, because clocks a
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
@@ -38,15 +39,15 @@ def captured(launch: Launch, n_variants: int) -> torch.cuda.CUDAGraph:
 def graph_us(launch: Launch, n_variants: int = N_VARIANTS) -> float:
     """Time of one launch inside a CUDA graph of ``n_variants``, median of several replays [us]."""
     graph = captured(launch, n_variants)
-    times_us: list[float] = []
-    for _ in range(N_REPLAYS + 1):  # the first replay is slower and not counted
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
-        start.record()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(N_REPLAYS + 1)]
+    graph.replay()  # slower, not counted, and busy until the host is ahead: none after it waits for its own launch
+    events[0].record()
+    for event in events[1:]:
         graph.replay()
-        end.record()
-        end.synchronize()
-        times_us.append(start.elapsed_time(end) * 1e3 / n_variants)
-    return float(statistics.median(times_us[1:]))
+        event.record()
+    events[-1].synchronize()
+    times_ms = [start.elapsed_time(end) for start, end in pairwise(events)]
+    return float(statistics.median(times_ms)) * 1e3 / n_variants
 
 
 def long_us(launch: Launch) -> float:
