@@ -18,6 +18,7 @@ from sim.step import Chunk
 
 BF16 = torch.bfloat16
 RESERVE_BYTES = 4 * 2**30  # left free on the device
+TABLE_WIDTH = 16  # rows of block tables start at multiples of it, as engines' do: one compiled kernel for all lengths
 SLOWEST_LINK_BYTES_PER_S, SHORTEST_DECODE_S = 10e9, 5e-4  # work beside a transfer is made to outlast it with these
 
 
@@ -225,7 +226,10 @@ class Launches:
         k, v = self._pool(n_kv_heads, head_dim, wanted * BLOCK_TOKENS)
         n_tables = min(N_VARIANTS, len(k) // wanted)
         ids = self._permutation(len(k))[: n_tables * wanted].to(torch.int32)
-        return k, v, list(ids.view(n_tables, len(lens), columns))
+        width = -(-columns // TABLE_WIDTH) * TABLE_WIDTH
+        tables = torch.zeros(n_tables, len(lens), width, dtype=torch.int32, device=self._device)[:, :, :columns]
+        tables.copy_(ids.view(n_tables, len(lens), columns))
+        return k, v, list(tables)
 
     def _pool(self, n_kv_heads: int, head_dim: int, least_tokens: int) -> tuple[Tensor, Tensor]:
         """Keys and values of at least ``least_tokens``, (n_blocks, block_tokens, heads, head_dim)."""

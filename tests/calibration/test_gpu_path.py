@@ -295,3 +295,30 @@ def test_a_batch_written_is_the_batch_read():
     assert read_batch(write_batch(chunks, [])) == (chunks, [])
     equal = SimpleNamespace(detail="", new_tokens=7, context_tokens=9, prefill_seqs=2)
     assert batch_of(equal) == ((Chunk(7, 9), Chunk(7, 9)), [])
+
+
+def test_rows_of_block_tables_start_alike_at_any_length():
+    """Triton compiles a kernel anew for another alignment of a pointer or a stride."""
+    launches = GpuBench(torch.device("cpu"))._launches
+    launches._pool_bytes = 1 << 26
+    for lens in ([16], [100, 70], [1000] * 3):
+        k, _, tables = launches._cache(2, 64, lens)
+        columns = -(-max(lens) // BLOCK_TOKENS)
+        assert len(tables) == 20
+        assert {table.stride(0) % 16 for table in tables} == {0}
+        assert {(table.data_ptr() - tables[0].data_ptr()) % 64 for table in tables} == {0}
+        ids = torch.stack(tables).flatten()
+        assert len(ids) == 20 * len(lens) * columns
+        assert len(ids.unique()) == len(ids)
+        assert 0 <= int(ids.min()) <= int(ids.max()) < len(k)
+
+
+def test_what_is_proven_on_a_gpu_is_both_cut_and_whole():
+    from calibration.gpu import PROOF_LENS, PROOF_WHOLE
+    from kernels.decode_plan import plan_decode
+
+    for heads in GPU.heads:
+        shape = {**heads, "device": "cpu", "n_programs": 2 * 132}
+        assert plan_decode([*PROOF_LENS, 0], **shape).is_split
+        assert not plan_decode(PROOF_WHOLE, **shape).is_split
+    assert {-(-max(lens) // BLOCK_TOKENS) % 16 for lens in (PROOF_LENS, PROOF_WHOLE)} == {0}
