@@ -238,6 +238,7 @@ class Launches:
         key = (n_blocks, n_kv_heads, head_dim)
         if key not in self._pools:
             if self._device.type == "cuda":
+                torch.cuda.empty_cache()  # what a point that failed still held when its memory was given back
                 free = torch.cuda.mem_get_info()[0] - RESERVE_BYTES
                 if n_blocks * block_bytes > free:
                     raise MemoryError(f"needs {n_blocks * block_bytes / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
