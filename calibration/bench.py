@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -16,7 +17,12 @@ from sim.errors import ProfileError
 N_PASSES = 2
 SENTINEL = -1  # in place of the pass
 SENTINEL_S = 60.0  # a known point is timed again this often
+MOST_FATAL = 2  # points of an operation that took the device: no other of it is tried
 DRIFT_FRAC = 0.03  # more than this between sentinels is reported
+
+
+class LostError(ProfileError):
+    """The device refuses this process everything from now on; another process may go on in the same folder."""
 
 
 class Bench(Protocol):
@@ -32,7 +38,7 @@ class Bench(Protocol):
         ...
 
     def seconds(self, at: Point) -> float:
-        """Time of one point [s]."""
+        """Time of one point [s]; `LostError` if nothing can be timed after it."""
         ...
 
 
@@ -56,6 +62,8 @@ def time_points(
     ------
     ProfileError
         If the folder's timings are of another device.
+    LostError
+        After a point that took the device from this process; it is recorded, and a run that goes on leaves it out.
     """
     points = bench.points()
     log = folder / "timings.jsonl"
@@ -66,9 +74,16 @@ def time_points(
             f"{log}: timings of {about['device']!r}, this machine is {bench.device!r}; take another out="
         )
     done = {(row["pass"], row["key"]) for row in rows}
+    fatal = {row["key"] for row in rows if row.get("fatal")}
+    kinds = Counter(json.loads(key)[0] for key in fatal)
+    hopeless = {kind for kind, n in kinds.items() if n >= MOST_FATAL}
     rng = np.random.default_rng(seed)
     order = [(n_pass, points[i]) for n_pass in range(N_PASSES) for i in rng.permutation(len(points))]
-    todo = [(n_pass, at) for n_pass, at in order if (n_pass, at.key) not in done]
+    todo = [
+        (n_pass, at)
+        for n_pass, at in order
+        if (n_pass, at.key) not in done and at.key not in fatal and at.operation not in hopeless
+    ]
     stop = clock() + 60.0 * minutes
     next_sentinel = -np.inf
     with log.open("a", encoding="utf-8") as file:
@@ -76,6 +91,8 @@ def time_points(
         def write(row: dict[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
+            if row.get("fatal"):
+                raise LostError(f"{row['key']}: {row['error']}; the same command goes on after it")
 
         if not about:
             write(
@@ -92,7 +109,7 @@ def time_points(
         for n_pass, at in progress(todo):
             if clock() >= stop:
                 break
-            if clock() >= next_sentinel:
+            if clock() >= next_sentinel and points[0].key not in fatal:
                 write({"pass": SENTINEL, "key": points[0].key, **timed(bench, points[0])})
                 next_sentinel = clock() + SENTINEL_S
             write({"pass": n_pass, "key": at.key, **timed(bench, at)})
@@ -104,8 +121,15 @@ def timed(bench: Bench, at: Point) -> dict[str, Any]:
     """The time of a point, or why there is none: out of memory, say, or a kernel that does not launch."""
     try:
         return {"seconds": bench.seconds(at)}
+    except LostError as error:
+        return {"error": str(error), "fatal": True}
     except Exception as error:  # the others are still wanted
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
+        return {"error": said_by(error)}
+
+
+def said_by(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def read_timings(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -6,23 +6,24 @@ the measurement table of them elsewhere.
 """
 
 import argparse
+import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from calibration.bench import time_points
+from calibration.bench import LostError, said_by, time_points
 from calibration.gpu_launches import BF16, Launched, Launches
 from calibration.points import Point
 from calibration.points_gpu import GPU, TINY, gpu_points
 from kernels import correctness, reference
 from kernels.operations import operations
-from kernels.timing import COLD_BYTES, N_REPLAYS, host_us, measure_us
+from kernels.timing import COLD_BYTES, N_REPLAYS, host_us, is_lost, measure_us
 
 PROOF_NEW, PROOF_LENS = [33, 1, 100], [33, 700, 1_270]  # a small ragged batch: tiles begun, split and skipped
 PROOF_WHOLE = [250] * 40  # so many that no sequence is split; both as wide in blocks as tables that are timed
@@ -78,12 +79,19 @@ class GpuBench:
         ------
         RuntimeError
             If the kernel's result is not the reference's.
+        LostError
+            If a kernel's error leaves nothing that could be timed after it.
         """
-        self.prove(at)
         try:
-            return self.time(self._launches.of(at))
-        finally:
+            self.prove(at)
+            seconds = self.time(self._launches.of(at))
+        except Exception as error:
+            if is_lost(self._device):
+                raise LostError(said_by(error)) from None
             self._launches.free()
+            raise
+        self._launches.free()
+        return seconds
 
     def time(self, launched: Launched) -> float:
         """Time of one launch [s]."""
@@ -93,6 +101,7 @@ class GpuBench:
             if launched.beside is not None:
                 launched.beside()
             return host_us(launched.run) / 1e6
+        enough_s = time.monotonic() + LONG_ENOUGH_S
         flush = torch.empty(COLD_BYTES, dtype=torch.int8, device=self._device)
         side = torch.cuda.Stream()
         times = []
@@ -101,7 +110,6 @@ class GpuBench:
             torch.cuda.synchronize()
             start, end, over = (torch.cuda.Event(enable_timing=True) for _ in "seo")
             if launched.beside is not None:
-        enough_s = time.monotonic() + LONG_ENOUGH_S
                 with torch.cuda.stream(side):
                     launched.beside()
                     over.record()
@@ -112,6 +120,8 @@ class GpuBench:
             if launched.beside is not None and over.query():
                 raise RuntimeError("what was to run beside it ended first")
             times.append(start.elapsed_time(end) / 1e3)
+            if len(times) > LEAST_REPEATS and time.monotonic() > enough_s:
+                break
         torch.cuda.synchronize()
         return float(median(times[1:]))
 
@@ -120,8 +130,6 @@ class GpuBench:
 
         Raises
         ------
-            if len(times) > LEAST_REPEATS and time.monotonic() > enough_s:
-                break
         RuntimeError
             If it differs by more than its gate.
         """
@@ -179,6 +187,7 @@ def clocks() -> dict[str, str]:
             ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"],  # noqa: S607
             capture_output=True,
             text=True,
+            timeout=20,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
@@ -187,9 +196,8 @@ def clocks() -> dict[str, str]:
     return dict(zip(asked, values, strict=False))
 
 
-            timeout=20,
 def main(arguments: list[str]) -> int:
-    """Time all points into a folder; 2 where there is no such device."""
+    """Time all points into a folder; 2 where there is no such device, 3 where it was lost and no time is left."""
     parser = argparse.ArgumentParser(prog="python -m calibration.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder; a run that was cut off goes on there")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu rehearses")
@@ -199,8 +207,18 @@ def main(arguments: list[str]) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("calibration.gpu: torch sees no GPU here; --device cpu rehearses", file=sys.stderr)
         return 2
+    stop = time.monotonic() + 60.0 * options.minutes
     bench = GpuBench(torch.device(options.device))
-    n_timed = time_points(bench, options.out, options.minutes, options.seed)
+    try:
+        n_timed = time_points(bench, options.out, options.minutes, options.seed)
+    except LostError as lost:
+        print(f"calibration.gpu: {lost}", file=sys.stderr, flush=True)
+        left = (stop - time.monotonic()) / 60.0
+        if left > LEAST_MINUTES:  # in place of this process, so that what it held on the device is free
+            rest = ["--out", str(options.out), "--device", options.device, "--seed", str(options.seed)]
+            rest += ["--minutes", f"{left:.3f}"]
+            os.execv(sys.executable, [sys.executable, "-m", "calibration.gpu", *rest])  # noqa: S606 our own program
+        return 3
     print(f"{n_timed} timings of {bench.device} in {options.out / 'timings.jsonl'}; next, where kvtwin is installed:")
     print(f"python -m calibration step=import source=timings path={options.out} out={options.out}")
     return 0

@@ -2,7 +2,8 @@
 
 Correctness comes first, then the table; every row is written as soon as it is known. On a CPU the references stand in
 for the kernels at tiny sizes: a rehearsal of the very same code, whose timings mean nothing and are written nowhere as
-results. ``RESULTS.md`` is written by runs on a GPU alone.
+results. ``RESULTS.md`` is written by runs on a GPU alone. A kernel that takes the device from the process, by a bad
+address say, is written down as failed, and a new process goes on after it, as ``--continue`` does after a run cut off.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import torch
 from kernels.correctness import checks
 from kernels.operations import operations
 from kernels.speed import Speed, jobs
+from kernels.timing import DeviceLostError, is_lost
 
 CHECK_COLUMNS = ("kernel", "case", "error", "gate", "passed", "seconds", "remark")
 SPEED_COLUMNS = (
@@ -54,15 +58,22 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 class Rows:
-    """A CSV file that holds every row as soon as it is added, under the machine it was measured on."""
+    """A CSV file that holds every row as soon as it is added, under the machine it was measured on.
 
-    def __init__(self, path: Path, columns: tuple[str, ...], facts: dict[str, str]) -> None:
+    With ``is_continued`` the rows that are in the file already stay, but for those of skipped work.
+    """
+
+    def __init__(
+        self, path: Path, columns: tuple[str, ...], facts: dict[str, str], *, is_continued: bool = False
+    ) -> None:
         self.columns = columns
-        self.rows: list[dict[str, Any]] = []
+        found = read_rows(path) if is_continued and path.is_file() else []
+        self.rows = [row for row in found if "skipped" not in (row["kernel"], row.get("passed"))]
         self._file = path.open("w", newline="")
         self._file.write("# " + "; ".join(f"{k} {v}" for k, v in facts.items()) + "\n")
         self._writer = csv.DictWriter(self._file, columns)
         self._writer.writeheader()
+        self._writer.writerows(self.rows)
         self._file.flush()
 
     def add(self, **row: Any) -> None:
@@ -86,9 +97,26 @@ class Rows:
         self._file.close()
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file that `Rows` wrote, numbers as numbers; a last line that was cut off is dropped."""
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    rows: list[dict[str, Any]] = list(csv.DictReader(lines[1:]))
+    for row in rows:
+        for column, value in row.items():
+            with suppress(ValueError):
+                row[column] = float(value)
+    return rows
+
+
 def prove(ops: Any, device: torch.device, rows: Rows, deadline_s: float) -> None:
-    """Run every check; one that raises is a failed one, and what the time does not allow is written as skipped."""
-    for check in checks(ops, device, is_tiny=device.type != "cuda"):
+    """Run every check after those there are rows of; one that raises is a failed one, one out of time is skipped.
+
+    Raises
+    ------
+    DeviceLostError
+        After a check that took the device from this process, and its row.
+    """
+    for check in islice(checks(ops, device, is_tiny=device.type != "cuda"), len(rows.rows), None):
         row: dict[str, Any] = {"kernel": check.kernel, "case": check.case}
         if time.monotonic() > deadline_s:
             rows.add(**row, passed="skipped", remark="out of time")
@@ -99,10 +127,17 @@ def prove(ops: Any, device: torch.device, rows: Rows, deadline_s: float) -> None
             found, gate = check.run()
             row |= {"error": found, "gate": gate, "passed": "yes" if found <= gate else "NO"}
         except Exception as failure:  # one kernel that fails must not hide the others
-            row |= {"passed": "NO", "remark": f"{type(failure).__name__}: {str(failure)[:200]}"}
+            row |= {"passed": "NO", "remark": said_by(failure)}
         rows.add(**row, seconds=round(time.monotonic() - start_s, 2))
+        if row["passed"] == "NO" and is_lost(device):
+            raise DeviceLostError(f"{check.kernel} {check.case}")
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def said_by(failure: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0][:200]}"
 
 
 def judge(speed: Speed, ceilings: dict[str, float]) -> dict[str, Any]:
@@ -128,10 +163,16 @@ def judge(speed: Speed, ceilings: dict[str, float]) -> dict[str, Any]:
 
 
 def tabulate(ops: Any, device: torch.device, rows: Rows, deadline_s: float) -> None:
-    """Time everything, ceilings first; what fails or does not fit the time is written as such."""
-    ceilings: dict[str, float] = {}
+    """Time everything after what there are rows of, ceilings first; what fails or does not fit the time is written.
+
+    Raises
+    ------
+    DeviceLostError
+        After a timing that took the device from this process, and its row.
+    """
+    ceilings = {row["unit"]: row["rate"] for row in rows.rows if row["kernel"] == "ceiling"}
     n_left = 0
-    for job in jobs(ops, device, is_tiny=device.type != "cuda"):
+    for job in islice(jobs(ops, device, is_tiny=device.type != "cuda"), len(rows.rows), None):
         if time.monotonic() > deadline_s:
             n_left += 1
             continue
@@ -142,7 +183,9 @@ def tabulate(ops: Any, device: torch.device, rows: Rows, deadline_s: float) -> N
                 ceilings[speed.unit] = speed.rate
             rows.add(**judge(speed, ceilings))
         except Exception as failure:  # one kernel that fails must not hide the others
-            rows.add(kernel="failed", case=f"{type(failure).__name__}: {str(failure)[:200]}", verdict="failed")
+            rows.add(kernel="failed", case=said_by(failure), verdict="failed")
+            if is_lost(device):
+                raise DeviceLostError(said_by(failure)) from None
         if device.type == "cuda":
             torch.cuda.empty_cache()
     if n_left:
@@ -196,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to rehearse with the references")
     parser.add_argument("--out", type=Path, default=Path("outputs/kernels"), help="folder for the rows as they come")
     parser.add_argument("--budget-s", type=float, default=440.0, help="start nothing after this many seconds [s]")
+    parser.add_argument("--continue", action="store_true", dest="is_continued", help="after the rows in the folder")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -207,10 +251,20 @@ def main(arguments: list[str] | None = None) -> int:
     facts = machine(device)
     print("; ".join(f"{k} {v}" for k, v in facts.items()), flush=True)
     ops = operations(device)
-    proven = Rows(options.out / "correctness.csv", CHECK_COLUMNS, facts)
-    timed = Rows(options.out / "speed.csv", SPEED_COLUMNS, facts)
-    prove(ops, device, proven, start_s + 0.6 * options.budget_s)
-    tabulate(ops, device, timed, start_s + options.budget_s)
+    proven, timed = (
+        Rows(options.out / name, columns, facts, is_continued=options.is_continued)
+        for name, columns in (("correctness.csv", CHECK_COLUMNS), ("speed.csv", SPEED_COLUMNS))
+    )
+    try:
+        prove(ops, device, proven, start_s + 0.6 * options.budget_s)
+        tabulate(ops, device, timed, start_s + options.budget_s)
+    except DeviceLostError as lost:
+        proven.close()
+        timed.close()
+        print(f"the device is lost to this process after {lost}; a new one goes on", flush=True)
+        left_s = max(0.0, start_s + options.budget_s - time.monotonic())
+        rest = ["--device", options.device, "--out", str(options.out), "--budget-s", f"{left_s:.0f}", "--continue"]
+        os.execv(sys.executable, [sys.executable, "-m", "kernels", *rest])  # noqa: S606 our own program
     proven.close()
     timed.close()
     if device.type == "cuda":

@@ -16,8 +16,24 @@ N_REPLAYS = 11
 LONG_US = 100.0  # from here on the cost of a launch no longer matters
 COLD_BYTES = 300 << 20  # of memory the variants should spread over: six times the L2 cache of an H200
 
+
+class DeviceLostError(RuntimeError):
+    """A kernel has left the device in a state that refuses this process everything; a new one may go on."""
+
+
 Launch = Callable[[int], object]
 """Launches the work on the i-th variant of its data, ``i`` in ``range(N_VARIANTS)``."""
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether an error was one that CUDA does not forgive, an illegal access say: every later call fails too."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def captured(launch: Launch, n_variants: int) -> torch.cuda.CUDAGraph:
@@ -58,6 +74,9 @@ def long_us(launch: Launch) -> float:
     from triton.testing import do_bench
 
     graph = captured(launch, 1)
+    rough_us = float(do_bench(graph.replay, warmup=1, rep=2, return_mode="median")) * 1e3
+    if rough_us < LONG_US:
+        return rough_us
     return float(do_bench(graph.replay, warmup=5, rep=25, return_mode="median")) * 1e3
 
 
@@ -74,6 +93,3 @@ def measure_us(launch: Launch, device: torch.device, *, n_variants: int = N_VARI
         return host_us(launch), "rehearsal"
     time_us = long_us(launch)
     return (time_us, "do_bench") if time_us >= LONG_US else (graph_us(launch, n_variants), "graph")
-    rough_us = float(do_bench(graph.replay, warmup=1, rep=2, return_mode="median")) * 1e3
-    if rough_us < LONG_US:
-        return rough_us

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from calibration.__main__ import main
-from calibration.bench import gather, time_points
+from calibration.bench import LostError, gather, time_points
 from calibration.copies import fit_copy, fit_link
 from calibration.fit import fit_profile
 from calibration.gpu import GpuBench
@@ -322,3 +322,74 @@ def test_what_is_proven_on_a_gpu_is_both_cut_and_whole():
         assert plan_decode([*PROOF_LENS, 0], **shape).is_split
         assert not plan_decode(PROOF_WHOLE, **shape).is_split
     assert {-(-max(lens) // BLOCK_TOKENS) % 16 for lens in (PROOF_LENS, PROOF_WHOLE)} == {0}
+
+
+class LosesItsDevice(FormulaBench):
+    """Two points take the device; nothing is answered after one of them."""
+
+    def __init__(self, fatal):
+        super().__init__(torch.device("cpu"))
+        self.fatal, self.asked, self.is_lost = fatal, [], False
+
+    def seconds(self, at):
+        assert not self.is_lost, "nobody asks a lost device"
+        self.asked.append(at.key)
+        if at.key in self.fatal:
+            self.is_lost = True
+            raise LostError("AcceleratorError: an illegal memory access was encountered")
+        return super().seconds(at)
+
+
+def test_a_run_goes_on_after_points_that_took_the_device_and_tries_no_third_of_their_kind(tmp_path):
+    points = gpu_points(TINY)
+    ragged = [at.key for at in points if at.operation == "ragged_decode_attention"]
+    benches = []
+    for n_lost in range(3):
+        benches.append(LosesItsDevice(set(ragged)))
+        if n_lost < 2:
+            with pytest.raises(LostError, match="illegal memory access"):
+                time_points(benches[-1], tmp_path, 5.0, 0)
+        else:
+            time_points(benches[-1], tmp_path, 5.0, 0)
+    asked = [key for bench in benches for key in bench.asked]
+    assert sum(key in ragged for key in asked) == 2
+    measured = gather(tmp_path)
+    assert set(measured.rows["operation"]) == {at.operation for at in points} - {"ragged_decode_attention"}
+    assert measured.provenance["n_points_timed"] == len(points) - len(ragged)
+    assert sum("illegal memory access" in note for note in measured.notes) == 2
+
+
+def test_a_lost_device_is_told_from_a_point_that_failed(monkeypatch):
+    import calibration.gpu
+
+    def fails(at):
+        raise RuntimeError("CUDA error\nand much advice")
+
+    bench = GpuBench(torch.device("cpu"))
+    monkeypatch.setattr(bench, "prove", fails)
+    with pytest.raises(RuntimeError, match="much advice"):
+        bench.seconds(bench.points()[0])
+    monkeypatch.setattr(calibration.gpu, "is_lost", lambda _: True)
+    monkeypatch.setattr(bench._launches, "free", None)  # a lost device gives nothing back
+    with pytest.raises(LostError, match=r"^RuntimeError: CUDA error$"):
+        bench.seconds(bench.points()[0])
+
+
+def test_the_entry_goes_on_in_a_new_process_with_the_minutes_left(tmp_path, monkeypatch):
+    import calibration.gpu
+
+    def loses(*_):
+        raise LostError("RuntimeError: x")
+
+    started = []
+    monkeypatch.setattr(calibration.gpu, "time_points", loses)
+    monkeypatch.setattr(calibration.gpu.os, "execv", lambda path, command: started.append(command))
+    options = ["--out", str(tmp_path), "--device", "cpu", "--seed", "3"]
+    assert calibration.gpu.main([*options, "--minutes", "0.1"]) == 3
+    assert started == []
+    calibration.gpu.main([*options, "--minutes", "5"])
+    [command] = started
+    assert command[1:3] == ["-m", "calibration.gpu"]
+    again = dict(zip(command[3::2], command[4::2], strict=True))
+    assert 4.0 < float(again.pop("--minutes")) <= 5.0
+    assert again == {"--out": str(tmp_path), "--device": "cpu", "--seed": "3"}

@@ -76,12 +76,15 @@ def test_a_wrong_kernel_a_crash_and_a_lack_of_time_are_all_written_down(tmp_path
 
 
 def test_timings_that_crash_or_find_no_time_are_written_down(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "jobs", lambda *_, **__: [lambda: 1 / 0])
+    monkeypatch.setattr(command, "jobs", lambda *_, **__: [lambda: 1 / 0] * 3)
     rows = command.Rows(tmp_path / "a", command.SPEED_COLUMNS, {"device": "x"})
     command.tabulate(None, CPU, rows, NEVER)
-    command.tabulate(None, CPU, rows, time.monotonic() - 1)
     rows.close()
-    assert [row["kernel"] for row in rows_of(tmp_path / "a")] == ["failed", "skipped"]
+    late = command.Rows(tmp_path / "b", command.SPEED_COLUMNS, {"device": "x"})
+    command.tabulate(None, CPU, late, time.monotonic() - 1)
+    late.close()
+    assert [row["kernel"] for row in rows_of(tmp_path / "a")] == ["failed"] * 3
+    assert [(row["kernel"], row["case"]) for row in rows_of(tmp_path / "b")] == [("skipped", "3 timings, out of time")]
 
 
 @pytest.mark.parametrize(
@@ -110,3 +113,52 @@ def test_the_report_counts_what_passed_and_escapes_nothing_into_the_table():
     assert "* device: a GPU" in text
     assert "| 1.23 |" in text
     assert "a|b" not in text
+
+
+def test_a_check_that_takes_the_device_is_written_down_and_a_new_process_goes_on_after_it(tmp_path, monkeypatch):
+    found = [
+        Check("good", "", lambda: (0.1, 0.2)),
+        Check("fatal", "", lambda: 1 / 0),
+        Check("other", "", lambda: (0.1, 0.2)),
+    ]
+    ceiling, timing = (
+        Speed(name, "", 1.0, rate, "TB/s", None, "graph", {}) for name, rate in (("ceiling", 4.0), ("x", 2.0))
+    )
+    started = []
+
+    class Replaced(BaseException):
+        """What exec does: nothing after it runs."""
+
+    def execv(path, arguments):
+        started.append(arguments)
+        raise Replaced
+
+    monkeypatch.setattr(command, "checks", lambda *_, **__: iter(found))
+    monkeypatch.setattr(command, "jobs", lambda *_, **__: iter([lambda: ceiling, lambda: 1 / 0, lambda: timing]))
+    monkeypatch.setattr(command, "is_lost", lambda _: True)
+    monkeypatch.setattr(command.os, "execv", execv)
+    with pytest.raises(Replaced):
+        command.main(["--device", "cpu", "--out", str(tmp_path)])
+    assert [row["kernel"] for row in rows_of(tmp_path / "correctness.csv")] == ["good", "fatal"]
+    with pytest.raises(Replaced):
+        command.main(started[0][3:])
+    assert command.main(started[1][3:]) == 1
+    assert [row["passed"] for row in rows_of(tmp_path / "correctness.csv")] == ["yes", "NO", "yes"]
+    timed = rows_of(tmp_path / "speed.csv")
+    assert [row["kernel"] for row in timed] == ["ceiling", "failed", "x"]
+    assert timed[2]["of_ceiling_frac"] == "0.5"
+    assert 400.0 < float(started[1][started[1].index("--budget-s") + 1]) <= 440.0
+
+
+def test_a_run_that_goes_on_keeps_rows_and_tries_again_what_was_skipped_or_cut_off(tmp_path):
+    rows = command.Rows(tmp_path / "a", command.CHECK_COLUMNS, {"device": "x"})
+    rows.add(kernel="k", case="a, b", error=0.25, passed="yes")
+    rows.add(kernel="k", case="c", passed="skipped")
+    rows.close()
+    with (tmp_path / "a").open("a") as file:
+        file.write("k,half a l")
+    rows = command.Rows(tmp_path / "a", command.CHECK_COLUMNS, {"device": "x"}, is_continued=True)
+    rows.add(kernel="k", case="c", passed="NO")
+    rows.close()
+    assert [(row["case"], row["passed"]) for row in rows_of(tmp_path / "a")] == [("a, b", "yes"), ("c", "NO")]
+    assert rows.rows[0]["error"] == 0.25
