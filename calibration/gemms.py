@@ -71,7 +71,8 @@ def fit_gemm(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points
     element_bytes = ELEMENT_BYTES[rows["dtype"].iloc[0]]
     m, n, k = (rows[axis].to_numpy(dtype=np.float64) for axis in AXES)
     seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
-    is_kept = np.array([shape in shapes for shape in zip(rows["n"], rows["k"], strict=True)], dtype=np.bool_)
+    whole = whole_curves(rows, shapes)
+    is_kept = np.array([shape in whole for shape in zip(rows["n"], rows["k"], strict=True)], dtype=np.bool_)
     test = held_out("gemm", {"n": n, "k": k}, seed, whole=True) & ~is_kept
     train = ~test
     work = gemm_work(m, n, k, element_bytes)
@@ -104,6 +105,16 @@ def fit_gemm(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points
         form["error"]["compared"] = compared(shape, work, seconds, test, KINDS, soft)
     form["residual"] = condensed(form["residual"], shape, logs)
     return form
+
+
+def whole_curves(rows: Any, shapes: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Those of ``shapes`` measured at the most token counts that one was: curves share their counts.
+
+    After a run that was cut off, other shapes lack some; the surface tells those.
+    """
+    counts = {shape: tuple(sorted(group["m"])) for shape, group in rows.groupby(["n", "k"]) if shape in shapes}
+    most = max(counts.values(), key=len, default=())
+    return {shape for shape, found in counts.items() if found == most}
 
 
 def fit_curves(rows: Any, seed: int) -> tuple[Form, Form, Form]:

@@ -393,3 +393,31 @@ def test_the_entry_goes_on_in_a_new_process_with_the_minutes_left(tmp_path, monk
     again = dict(zip(command[3::2], command[4::2], strict=True))
     assert 4.0 < float(again.pop("--minutes")) <= 5.0
     assert again == {"--out": str(tmp_path), "--device": "cpu", "--seed": "3"}
+
+
+def test_what_a_run_cut_off_leaves_is_fitted_and_served(tmp_path):
+    """Matrix shapes that lack token counts are told by the surface, since curves share their counts."""
+    from calibration.fit import write_profile
+    from calibration.gemms import shipped_shapes, whole_curves
+    from sim.config import conf_dir
+    from sim.cost.dense import gemm_curve
+
+    class Cut(FormulaBench):
+        def points(self):
+            grid = GPU._replace(n_ragged=12, n_varlen=12, n_mixed=12, heads=GPU.heads[:1])
+            points = gpu_points(grid)
+            drawn = np.random.default_rng(0).random(len(points)) < 0.7
+            return [at for at, is_drawn in zip(points, drawn, strict=True) if is_drawn]
+
+    time_points(Cut(torch.device("cpu")), tmp_path, 5.0, 0)
+    measured = gather(tmp_path)
+    shapes = shipped_shapes(conf_dir())
+    content = fit_profile(measured, compare=False, say=lambda _: None)
+    write_profile(content, tmp_path / "profile.json")
+    gemm = read_profile(tmp_path / "profile.json").operations["gemm"]
+    kept = gemm["curves"]["seconds"]
+    assert {len(curve) for curve in kept.values()} == {len(gemm["curves"]["m"])}
+    assert 0 < len(kept) == len(whole_curves(measured.of("gemm"), shapes))
+    for n, k in shapes & set(GPU.matrices):
+        measured_s = FLOOR_S + 2.0 * 16 * n * k / 1e12
+        assert gemm_curve(gemm, n, k, 2.0, 0.0)(16) == pytest.approx(measured_s, rel=0.25)
