@@ -231,6 +231,7 @@ def checks(ops: Any, device: torch.device, *, is_tiny: bool) -> Iterator[Check]:
     n = 256 if is_tiny else 1  # sizes are divided by this
     q_lens, kv_lens = [3000 // n, 1, 777 // n, 16], [3000 // n, 5000 // n + 1, 9000 // n, 40]
     decode_lens = [1, 17, 0, 5000 // n, 33_000 // n, 2048 // n]
+    many = [1000 // n] * (8 if is_tiny else 64)  # so many that none is split
     dtypes = (torch.bfloat16, torch.float16)
     window = {"window": 1024 // n, "n_sinks": 4}
 
@@ -245,7 +246,8 @@ def checks(ops: Any, device: torch.device, *, is_tiny: bool) -> Iterator[Check]:
     def decode(case: str, dtype: torch.dtype, heads: tuple[int, int], head_dim: int, **more: Any) -> Check:
         kernel = "decode_attention" if more.get("bits", 16) == 16 else "quant_decode_attention"
         name = f"{case} {heads[0]}/{heads[1]} d{head_dim} {str(dtype).removeprefix('torch.')}"
-        return Check(kernel, name, partial(check_decode, ops, device, dtype, decode_lens, heads, head_dim, **more))
+        lens = more.pop("kv_lens", decode_lens)
+        return Check(kernel, name, partial(check_decode, ops, device, dtype, lens, heads, head_dim, **more))
 
     few = (8, 2) if is_tiny else (32, 8)
     ring = {"window": 512 // n, "n_sinks": 4}
@@ -265,6 +267,8 @@ def checks(ops: Any, device: torch.device, *, is_tiny: bool) -> Iterator[Check]:
     yield decode("contiguous", bf16, few, 128, is_contiguous=True)
     yield decode("ring", bf16, few, 128, ring_blocks=512 // n // BLOCK_TOKENS + 2, **ring)
     yield decode("fixed grid", bf16, few, 128, is_fixed_grid=True)
+    for dtype in dtypes:
+        yield decode("whole", dtype, few, 128, kv_lens=many)
     if not is_tiny:
         yield Check("decode_attention", "captured, refilled, replayed", partial(check_graph, ops, device))
     for bits in (8, 4):
@@ -273,6 +277,7 @@ def checks(ops: Any, device: torch.device, *, is_tiny: bool) -> Iterator[Check]:
         yield decode(f"{bits} bits", bf16, few, 64, bits=bits)
         yield decode(f"{bits} bits", bf16, few, 256, bits=bits)
         yield decode(f"{bits} bits window", bf16, few, 128, bits=bits, **window)
+        yield decode(f"{bits} bits whole", bf16, few, 128, bits=bits, kv_lens=many)
         yield Check("kv_quantise", f"{bits} bits", partial(check_quantise, ops, device, bf16, 8192 // n, bits))
     for dtype in dtypes:
         kind = str(dtype).removeprefix("torch.")
