@@ -11,6 +11,7 @@ from kernels import reference
 from kernels.angles import cos_sin_table
 from kernels.decode_plan import plan_decode
 from kernels.prefill_plan import plan_prefill
+from kernels.timing import capturing
 
 GATES = {torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}  # relative error, Frobenius norm
 BLOCK_TOKENS = 16
@@ -215,7 +216,7 @@ def check_graph(ops: Any, device: torch.device) -> tuple[float, float]:
     if device.type == "cuda":
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with capturing(graph):
             launch()
         plan.refill([9000, 700, 3])
         graph.replay()

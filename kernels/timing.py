@@ -4,9 +4,11 @@ Short launches are timed inside a CUDA graph of several, each reading other memo
 ones by Triton's ``do_bench``, which clears the cache. Medians, because clocks and neighbours disturb upwards only.
 """
 
+import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -36,6 +38,19 @@ def is_lost(device: torch.device) -> bool:
     return False
 
 
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Capture what is launched. Garbage waits: an older graph or kernel that is freed meanwhile ends the capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph):
+            yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def captured(launch: Launch, n_variants: int) -> torch.cuda.CUDAGraph:
     """A CUDA graph of ``n_variants`` launches, warmed up first: replaying it costs the host next to nothing."""
     stream = torch.cuda.Stream()
@@ -46,7 +61,7 @@ def captured(launch: Launch, n_variants: int) -> torch.cuda.CUDAGraph:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph):
         for i in range(n_variants):
             launch(i)
     return graph

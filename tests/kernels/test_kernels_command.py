@@ -1,8 +1,10 @@
 import csv
+import gc
 import os
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,14 @@ def test_a_run_that_goes_on_keeps_rows_and_tries_again_what_was_skipped_or_cut_o
     rows.close()
     assert [(row["case"], row["passed"]) for row in rows_of(tmp_path / "a")] == [("a, b", "yes"), ("c", "NO")]
     assert rows.rows[0]["error"] == 0.25
+
+
+def test_no_garbage_is_collected_while_a_graph_is_captured(monkeypatch):
+    from kernels.timing import capturing
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext(seen.append(graph)))
+    with capturing("graph"):
+        seen.append(gc.isenabled())
+    assert seen == ["graph", False]
+    assert gc.isenabled()
