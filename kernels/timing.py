@@ -67,18 +67,21 @@ def captured(launch: Launch, n_variants: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def graph_us(launch: Launch, n_variants: int = N_VARIANTS) -> float:
-    """Time of one launch inside a CUDA graph of ``n_variants``, median of several replays [us]."""
-    graph = captured(launch, n_variants)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(N_REPLAYS + 1)]
+def replays_us(graph: torch.cuda.CUDAGraph, n_replays: int) -> float:
+    """Time of a graph, median of several replays one behind the other [us]."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(n_replays + 1)]
     graph.replay()  # slower, not counted, and busy until the host is ahead: none after it waits for its own launch
     events[0].record()
     for event in events[1:]:
         graph.replay()
         event.record()
     events[-1].synchronize()
-    times_ms = [start.elapsed_time(end) for start, end in pairwise(events)]
-    return float(statistics.median(times_ms)) * 1e3 / n_variants
+    return float(statistics.median(start.elapsed_time(end) for start, end in pairwise(events))) * 1e3
+
+
+def graph_us(launch: Launch, n_variants: int = N_VARIANTS) -> float:
+    """Time of one launch inside a CUDA graph of ``n_variants`` [us]."""
+    return replays_us(captured(launch, n_variants), N_REPLAYS) / n_variants
 
 
 def long_us(launch: Launch) -> float:
@@ -89,7 +92,7 @@ def long_us(launch: Launch) -> float:
     from triton.testing import do_bench
 
     graph = captured(launch, 1)
-    rough_us = float(do_bench(graph.replay, warmup=1, rep=2, return_mode="median")) * 1e3
+    rough_us = replays_us(graph, 1)
     if rough_us < LONG_US:
         return rough_us
     return float(do_bench(graph.replay, warmup=5, rep=25, return_mode="median")) * 1e3
