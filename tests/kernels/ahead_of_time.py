@@ -92,12 +92,12 @@ def prefill(sm, head_dim, block_tokens=16, span="causal", dtype="bf16"):
     return compiled(prefill_kernel, sm, args, tiles.n_warps, tiles.n_stages)
 
 
-def decode(sm, head_dim, block_tokens=16, span="causal", dtype="bf16"):
+def decode(sm, head_dim, block_tokens=16, span="causal", dtype="bf16", is_split=True):
     from kernels.configs import DECODE
     from kernels.decode_attention import decode_kernel
 
     tiles = DECODE[f"sm_{sm}", 1 << (head_dim - 1).bit_length()]
-    args = attention(tiles, head_dim, block_tokens, span, "seq") | {"SPLIT": True, "work_ptr": "*i32"}
+    args = attention(tiles, head_dim, block_tokens, span, "seq") | {"SPLIT": is_split, "work_ptr": "*i32"}
     args |= dict.fromkeys(["q_ptr", "k_ptr", "v_ptr", "out_ptr"], f"*{dtype}")
     args |= dict.fromkeys(["part_out_ptr", "part_lse_ptr"], "*fp32") | dict.fromkeys(CACHE_STRIDES, "i32:16")
     return compiled(decode_kernel, sm, args, tiles.n_warps, tiles.n_stages)
@@ -193,6 +193,8 @@ def variants(sm):
     yield "decode_window", decode, (sm, 128, 16, "window")
     yield "decode_ring", decode, (sm, 128, 16, "ring")
     yield "decode_contiguous", decode, (sm, 128, 1)
+    yield "decode_whole", decode, (sm, 128, 16, "causal", "bf16", False)
+    yield "decode_fp16", decode, (sm, 128, 16, "causal", "fp16")
     yield from (("quant_decode", quant_decode, (sm, d, bits)) for d, bits in ((64, 4), (128, 8), (256, 8)))
     yield from (("quantise", quantise, (sm, bits)) for bits in (8, 4))
     yield from ((one.__name__, one, (sm,)) for one in (reduce, append, copy, norms))
