@@ -12,6 +12,7 @@ from calibration.engine_run import EngineRun, Recorded
 from calibration.fit import fit_profile, write_profile
 from calibration.importers.llmservingsim import import_llmservingsim, model_key
 from calibration.measurements import csv_bytes
+from sim.build import Builder
 from sim.config import compose, conf_dir, make
 from sim.cost.calibrated import CalibratedOperations
 from sim.cost.dense import all_reduce_curve
@@ -23,7 +24,7 @@ from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity
 from sim.profile import KernelProfile, is_of, read_profile, shipped_profiles
 from sim.record import Ints, Result, Table
-from sim.run import Builder, run
+from sim.run import run
 from sim.spec import HardwareSpec, ModelSpec
 from sim.units import GIB
 

@@ -1,6 +1,6 @@
 """The command line: ``python -m sim``, or ``kvtwin``."""
 
-from sim.run import main
+from sim.command import main
 
 __all__ = ["main"]
 

@@ -78,8 +78,8 @@ class SwapOrRecompute:
 
     def crossing(self, config: Mapping[str, Any], results: Mapping[str, "Result"]) -> Crossing:
         """The point of the map."""
+        from sim.build import Builder
         from sim.kv.preemption import Estimator
-        from sim.run import Builder
 
         preempted = {
             request_id for result in results.values() for request_id in result.preemptions.column("request_id").tolist()
@@ -88,9 +88,9 @@ class SwapOrRecompute:
         ways = {way: way_of(result, e2el_ms[way], preempted) for way, result in results.items()}
         made = Builder(config)
         tier = made("tiers").levels[0]
-        cache, batching = config["cache"], config["batching"]
+        cache = config["cache"]
         block_tokens = cache["block_tokens"]
-        estimator = Estimator(made("cost"), batching.get("max_num_batched_tokens", 8192))
+        estimator = Estimator(made("cost"), made.max_batched_tokens)
         n_moved = (self.context_tokens - 1) // block_tokens * block_tokens  # full blocks, all but the last token
         n_bytes = n_moved * results["swap"].kv_bytes_per_token / made.hardware.tensor_parallel
         compute_s = estimator.computing_ps(0, self.context_tokens, None) / PS_PER_S

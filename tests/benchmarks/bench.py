@@ -105,8 +105,8 @@ def chunk_query_us(n_queries: int = 4000) -> float:
     """What the measured H200 profile takes for an iteration with a prompt piece it has never seen, the median."""
     from random import Random
 
+    from sim.build import Builder
     from sim.config import compose
-    from sim.run import Builder
 
     cost = Builder(compose(["cost=calibrated", "model=llama-3.1-8b", "hardware=h200"]))("cost")
     random, taken = Random(0), []

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sim.command import main
 from sim.config import compose
 from sim.crossover import SwapOrRecompute
 from sim.errors import ConfigError
 from sim.report.crossover import FILE, read_crossings
-from sim.run import main
 
 POINT = [
     "experiment=swap_or_recompute",

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import sim
+from sim.command import help_text, main
 from sim.config import compose, conf_dir
 from sim.errors import ConfigError
-from sim.run import help_text, main, run
+from sim.run import run
 
 SMALL = ["scenario=chatbot", "scenario.n_sessions=20"]
 

@@ -5,8 +5,9 @@ from math import inf, nan
 
 import pytest
 
+from sim.command import main
 from sim.errors import ConfigError
-from sim.run import main, run, simulate
+from sim.run import run, simulate
 from tests.sim.kv.composed import configured
 
 TRAFFIC = ("scenario=synthetic",)

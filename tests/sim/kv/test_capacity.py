@@ -5,12 +5,13 @@ from functools import cache
 import pytest
 
 import sim
+from sim.build import Builder
 from sim.clock import Clock
 from sim.config import compose, make
 from sim.errors import ConfigError
 from sim.kv.capacity import activation_peak_bytes, kv_capacity, weights_bytes
 from sim.record import Recorder
-from sim.run import Builder, run
+from sim.run import run
 from sim.units import GIB
 
 

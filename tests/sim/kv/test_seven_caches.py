@@ -5,9 +5,10 @@ from functools import cache
 import numpy as np
 import pytest
 
+from sim.build import Builder
 from sim.metrics import measure, summary
 from sim.record import Result
-from sim.run import Builder, run
+from sim.run import run
 from tests.sim.kv.composed import configured
 
 CACHES = ("static", "dynamic", "predictive", "paged", "streaming", "compressed", "hierarchical")

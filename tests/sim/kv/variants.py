@@ -1,10 +1,10 @@
 """Every cache of conf/cache/, and what can be set about it: small enough that a dozen requests fill it."""
 
+from sim.build import Builder
 from sim.clock import Clock
 from sim.config import conf_dir
 from sim.kv.cache import KVCache
 from sim.record import Recorder
-from sim.run import Builder
 from tests.sim.kv.composed import configured
 from tests.sim.serving import LinearCost
 
