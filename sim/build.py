@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sim.step import CostModel
 
 REQUIRED = {
-    "model", "hardware", "cost", "scenario", "cache", "eviction", "batching", "queue", "router", "slo",
+    "model", "hardware", "cost", "scenario", "cache", "eviction", "preemption", "batching", "queue", "router", "slo",
     "task", "seed", "replicas", "trusted_packages",
 }  # fmt: skip
-OPTIONAL = {"preemption", "tiers", "classify", "experiment", "choices"}
+OPTIONAL = {"tiers", "classify", "experiment", "choices"}
 OF_TASKS = {"policies", "capacity_blocks", "dir"}  # what conf/task/ sets beside them
 MAX_REPLICAS = 4096  # engine instances in one process; each is built from the configuration
 

@@ -78,6 +78,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["cache._target_=sim.kv.paged.PagedCach"], "did you mean sim.kv.paged.PagedCache?"),
         (["hardware.kv_blocks=99999999999999999999999"], "hardware.kv_blocks must fit 64 bits"),
         (["~seed"], "seed must be given, it was taken out of the configuration"),
+        (["~preemption"], "preemption must be given, it was taken out of the configuration"),
         (["~scenario"], "scenario must be given, it was taken out of the configuration"),
         (["~scenario.rate"], "scenario.rate must be given"),
         (["cache=[paged,static]"], "cache must be the name of one file in conf/cache/; -m cache=A,B compares two"),
