@@ -16,7 +16,8 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices are small: threads would only wait for one another
     from hydra.utils import get_method
 
-    from sim.config import compose, unknown
+    from sim.check import unknown
+    from sim.config import compose
 
     if {"-h", "--help"} & set(arguments):
         print(help_text())

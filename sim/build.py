@@ -6,7 +6,8 @@ Imports of numpy and SimPy stand in the functions that use them, so that ``--hel
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sim.config import as_written, check, make, unknown
+from sim.check import as_written, check, unknown
+from sim.config import make
 from sim.errors import ConfigError
 
 if TYPE_CHECKING:

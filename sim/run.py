@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.build import Builder, check_run
-from sim.config import compose, is_compiled, make
+from sim.check import is_compiled
+from sim.config import compose, make
 from sim.errors import ConfigError, InvariantError
 
 if TYPE_CHECKING:

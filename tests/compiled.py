@@ -82,7 +82,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         interrupted()
         found = digests()
-        from sim.config import is_compiled
+        from sim.check import is_compiled
 
         print(json.dumps([is_compiled("sim.engine"), found]))
         return

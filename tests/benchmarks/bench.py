@@ -134,7 +134,7 @@ def figures() -> dict[str, tuple[float, str]]:
         print(f"{name:32} {value:12,.3f} {unit}", flush=True)
 
     from sim import engine  # noqa: F401
-    from sim.config import is_compiled
+    from sim.check import is_compiled
 
     timeouts_per_s = bare_timeouts_per_s()
     note("simpy_timeouts", timeouts_per_s, "timeouts/s, this machine's yardstick")

@@ -3,7 +3,8 @@
 import pytest
 
 import sim
-from sim.config import check, compose, make, unknown
+from sim.check import check, unknown
+from sim.config import compose, make
 from sim.errors import ConfigError
 
 
