@@ -108,7 +108,6 @@ class Arrival(simpy.Event):
         self.env = env
         self._ok = True
         self._value = value
-        self._defused = False
 
 
 def _interrupt(_: simpy.Event) -> None:

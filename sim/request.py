@@ -47,7 +47,11 @@ class Finished:
 
 
 class Scenario(Protocol):
-    """Traffic: an open stream of requests, and what finished requests bring about."""
+    """Traffic: an open stream of requests, and what finished requests bring about.
+
+    Where they bring about none, a scenario may say ``is_open_loop = True``: then it is never asked, and engines look
+    ahead to the stream's next arrival.
+    """
 
     def requests(self, seed: int) -> Iterator[Request]:
         """Requests in order of arrival. Every call starts the same stream anew."""

@@ -46,13 +46,12 @@ class LeastLoaded:
 class Traffic:
     """The scenario's requests, handed to the replicas at their time of arrival."""
 
-    def __init__(self, env: Clock, scenario: Scenario, seed: int, router: Router, is_open_loop: bool) -> None:
+    def __init__(self, env: Clock, scenario: Scenario, seed: int, router: Router) -> None:
         self.env = env
         self.scenario = scenario
         self.router = router
         self.replicas: list[Replica] = []
         self.n_arrived = 0
-        self.is_open_loop = is_open_loop
         self._stream: Iterator[Request] = scenario.requests(seed)
         self._next: Request | None = None
         self._arrival = env.arrival = Arrival(env)  # of the stream, one at a time
@@ -70,8 +69,6 @@ class Traffic:
 
     def ended(self, finished: Finished) -> None:
         """A request ended; what it brings about arrives in its time."""
-        if self.is_open_loop:
-            return
         request = self.scenario.follow_up(finished)
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
@@ -99,8 +96,7 @@ class Traffic:
         self._schedule_next()
 
     def _follow(self, event: simpy.Event) -> None:
-        self._deliver(cast(Request, event.value))
-
-    def _deliver(self, request: Request) -> None:
+        """Hand over a request that another one's end brought about."""
+        request = cast(Request, event.value)
         self.n_arrived += 1
         self.router.choose(request, self.replicas).submit(request)

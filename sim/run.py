@@ -78,7 +78,7 @@ def run(
     env = Clock()
     recorder = Recorder()
     is_open_loop = bool(getattr(scenario, "is_open_loop", False))
-    traffic = Traffic(env, scenario, config["seed"], made("router"), is_open_loop)
+    traffic = Traffic(env, scenario, config["seed"], made("router"))
     replicas = [
         Replica(
             env,

@@ -40,7 +40,7 @@ class Buddy:
         self.free_tokens = self.capacity_tokens  # slots in no extent [tokens]
         self._free: dict[int, dict[int, None]] = {}  # size -> offsets, the last freed is taken first
         self._sizes = 0  # of the free pieces, or-ed: each is a bit of its own
-        self._taken: dict[int, tuple[int, int]] = {}  # offset -> (size, asked)
+        self._taken: dict[int, int] = {}  # size by offset
         self._whole: set[tuple[int, int]] = set()  # (offset, size) of the pieces the row is made of: nothing to merge
         offset = 0
         while offset < self.capacity_tokens:
@@ -62,13 +62,13 @@ class Buddy:
         while fitting > size:
             fitting //= 2
             self._put(offset + fitting, fitting)
-        self._taken[offset] = (size, n_tokens)
+        self._taken[offset] = size
         self.free_tokens -= size
         return offset
 
     def give(self, offset: int) -> None:
         """Free the extent at ``offset`` and merge it with its other half as long as that is free."""
-        size, _ = _taken_at(self._taken, offset)
+        size = _taken_at(self._taken, offset)
         del self._taken[offset]
         self.free_tokens += size
         while (offset, size) not in self._whole and offset ^ size in self._free.get(size, ()):
@@ -80,17 +80,12 @@ class Buddy:
 
     def size_of(self, offset: int) -> int:
         """Slots of the extent at ``offset``, rounding included [tokens]."""
-        return _taken_at(self._taken, offset)[0]
+        return _taken_at(self._taken, offset)
 
     @property
     def largest_free_tokens(self) -> int:
         """The longest extent that could be taken now [tokens]."""
         return 1 << (self._sizes.bit_length() - 1) if self._sizes else 0
-
-    @property
-    def rounding_tokens(self) -> int:
-        """Slots that rounding added to the extents taken: internal fragmentation [tokens]."""
-        return sum(size - asked for size, asked in self._taken.values())
 
     def _put(self, offset: int, size: int) -> None:
         """A piece is free."""
@@ -111,15 +106,13 @@ class FirstFit:
     Knuth, *The Art of Computer Programming*, volume 1, section 2.5.
     """
 
-    rounding_tokens = 0  # an extent is what was asked for
-
     def __init__(self, capacity_tokens: int) -> None:
         if capacity_tokens < 1:
             raise ConfigError(f"cache.allocator.capacity_tokens must be >= 1 [tokens], got {capacity_tokens!r}")
         self.capacity_tokens = self.free_tokens = capacity_tokens
         self._starts = [0]  # holes by offset: start and stop
         self._stops = [capacity_tokens]
-        self._taken: dict[int, tuple[int, int]] = {}
+        self._taken: dict[int, int] = {}
 
     def take(self, n_tokens: int) -> int | None:
         """Offset of a free extent of ``n_tokens`` slots, or None: O(holes)."""
@@ -129,14 +122,14 @@ class FirstFit:
                 self._starts[i] = start + n_tokens
                 if self._starts[i] == stop:
                     del self._starts[i], self._stops[i]
-                self._taken[start] = (n_tokens, n_tokens)
+                self._taken[start] = n_tokens
                 self.free_tokens -= n_tokens
                 return start
         return None
 
     def give(self, offset: int) -> None:
         """Free the extent at ``offset`` and join it with the holes beside it."""
-        size, _ = _taken_at(self._taken, offset)
+        size = _taken_at(self._taken, offset)
         del self._taken[offset]
         self.free_tokens += size
         stop = offset + size
@@ -150,7 +143,7 @@ class FirstFit:
 
     def size_of(self, offset: int) -> int:
         """Slots of the extent at ``offset`` [tokens]."""
-        return _taken_at(self._taken, offset)[0]
+        return _taken_at(self._taken, offset)
 
     @property
     def largest_free_tokens(self) -> int:
@@ -158,23 +151,12 @@ class FirstFit:
         return max(map(sub, self._stops, self._starts), default=0)
 
 
-def external_frac(free_tokens: int, largest_free_tokens: int) -> float:
-    """Share of the free slots that one extent cannot have: external fragmentation.
-
-    Examples
-    --------
-    >>> external_frac(free_tokens=100, largest_free_tokens=60)
-    0.4
-    """
-    return 1.0 - largest_free_tokens / free_tokens if free_tokens else 0.0
-
-
 def _refuse_empty(n_tokens: int) -> None:
     if n_tokens < 1:
         raise InvariantError(f"an extent of {n_tokens} tokens was asked for")
 
 
-def _taken_at(taken: dict[int, tuple[int, int]], offset: int) -> tuple[int, int]:
+def _taken_at(taken: dict[int, int], offset: int) -> int:
     if offset not in taken:
         raise InvariantError(f"no extent at offset {offset}: freed twice, or never taken")
     return taken[offset]

@@ -83,11 +83,6 @@ class Link:
         self._service = 0  # what a transfer that was there all along had got of the link by then [ticks]
         self._wake_ns: int | None = None  # earliest time at which a wake-up is set
 
-    @property
-    def n_active(self) -> int:
-        """Transfers that occupy the link."""
-        return len(self._active)
-
     def send(self, n_bytes: int, n_pieces: int = 1) -> simpy.Event:
         """Start a transfer; the event fires when its last byte has arrived."""
         demand = self._demand(n_bytes, n_pieces)

@@ -26,7 +26,6 @@ from sim.record import Ints, Result, Table
 from sim.units import PS_PER_NS
 
 CHUNK_ROWS = 1 << 13  # iteration rows looked at together: 1 MB, so that they stay in the cache
-ANY = slice(None)
 
 
 def chunks_by_replica(iterations: Table, n_replicas: int, chunk_rows: int = CHUNK_ROWS) -> Iterator[tuple[int, Ints]]:

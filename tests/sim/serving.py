@@ -155,7 +155,7 @@ def serve(
     env = Clock()
     recorder = Recorder()
     is_open_loop = not scenario.turns
-    traffic = Traffic(env, scenario, 0, router(), is_open_loop)
+    traffic = Traffic(env, scenario, 0, router())
     next_outside_ns = traffic.next_arrival_ns if is_open_loop else env.next_ns
     on_finish = None if is_open_loop else traffic.ended
     house = [

@@ -79,7 +79,7 @@ def test_a_further_turn_arrives_after_the_answer_and_the_thinking():
 
 def test_an_open_stream_says_when_the_next_request_comes():
     env = Clock()
-    traffic = Traffic(env, Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]), 0, RoundRobin(), True)
+    traffic = Traffic(env, Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]), 0, RoundRobin())
     assert traffic.next_arrival_ns() == LAST_NS, "not started"
     house = serve(Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]))
     assert house.traffic.next_arrival_ns() == LAST_NS, "all have come"

@@ -25,13 +25,12 @@ class Belady:
     Belady, "A study of replacement algorithms for a virtual-storage computer", IBM Systems Journal 5(2), 1966.
     """
 
-    def __init__(self, capacity_blocks: int, future: Iterable[int] | None = None) -> None:
+    def __init__(self, capacity_blocks: int, future: Iterable[int] | None = None) -> None:  # noqa: ARG002
         if future is None:
             raise ConfigError(
                 "eviction=belady must be told the future, which a run in time does not know before its end; "
                 "a replay does: task=hit_rate 'policies=[belady,lru]'"
             )
-        self.capacity_blocks = capacity_blocks
         self._positions: dict[int | None, array[int]] = {}
         for position, key in enumerate(future):
             self._positions.setdefault(key, array("q")).append(position)

@@ -7,8 +7,7 @@ from sim.kv.eviction.unit import Unit
 class Fifo:
     """A hit does not move a unit. One that is referenced when its turn comes goes first once it is let go."""
 
-    def __init__(self, capacity_blocks: int) -> None:
-        self.capacity_blocks = capacity_blocks
+    def __init__(self, capacity_blocks: int) -> None:  # noqa: ARG002
         self._queue = Queue()  # by age; a referenced unit keeps its place
         self._passed: set[Unit] = set()  # referenced when their turn came
         self._late = Queue()  # of those, parked since: older than the whole queue

@@ -19,8 +19,7 @@ class Gdsf:
     report HPL-98-69R1, 1998.
     """
 
-    def __init__(self, capacity_blocks: int) -> None:
-        self.capacity_blocks = capacity_blocks
+    def __init__(self, capacity_blocks: int) -> None:  # noqa: ARG002
         self._age = 0.0
         self._n_parked = 0
         self._values: list[Value] = []  # heap; those of claimed units are passed over

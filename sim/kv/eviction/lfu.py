@@ -12,8 +12,7 @@ class Lfu:
     O(1) per access, but for a heap over the *distinct* numbers of hits, which are few.
     """
 
-    def __init__(self, capacity_blocks: int) -> None:
-        self.capacity_blocks = capacity_blocks
+    def __init__(self, capacity_blocks: int) -> None:  # noqa: ARG002
         self._queues: dict[int, Queue] = {}
         self._counts: list[int] = []  # heap of the keys of _queues, each once
 

@@ -17,7 +17,6 @@ class Unit:
     n_blocks: int = 1  # room it takes; a contiguous cache counts blocks of one token
     cost: float = 1.0  # to compute it, or each block if divisible, in any one measure; its ratio to n_blocks matters
     n_hits: int = 0  # requests that found it, since it was made
-    n_refs: int = 0  # running sequences that use it now; the cache's own count
     is_parked: bool = False
     is_divisible: bool = False  # its last blocks can be given up without the first
     n_stale: int = 0  # entries that `Lru` has of it besides the one that holds
