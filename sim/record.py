@@ -165,6 +165,27 @@ class Result:
     provenance: Mapping[str, Any]
 
 
+def durations_ps(n_steps: Ints, first_ps: Ints, growth_ps: Ints) -> Ints:
+    """How long runs of iterations last: a first one, and each longer by the same than the one before.
+
+    Parameters
+    ----------
+    n_steps, first_ps, growth_ps : int array, of one shape
+        As in the iterations table; fewer steps give the time until so many have ended.
+
+    Returns
+    -------
+    int array of that shape
+        [ps]
+
+    Examples
+    --------
+    >>> durations_ps(np.array([3]), np.array([10]), np.array([2])).tolist()  # 10 + 12 + 14
+    [36]
+    """
+    return n_steps * first_ps + n_steps * (n_steps - 1) // 2 * growth_ps
+
+
 def iteration_ends_ns(iterations: Table, first_row: int = 0, stop_row: int | None = None) -> Ints:
     """End of every single iteration of some rows, in row order [ns].
 
@@ -179,10 +200,6 @@ def iteration_ends_ns(iterations: Table, first_row: int = 0, stop_row: int | Non
     n_steps = rows[:, name["n_steps"]]
     row_of = np.repeat(np.arange(len(rows)), n_steps)
     k = np.arange(len(row_of)) - np.repeat(np.cumsum(n_steps) - n_steps, n_steps) + 1
-    elapsed_ps = (
-        rows[row_of, name["carry_ps"]]
-        + k * rows[row_of, name["first_ps"]]
-        + k * (k - 1) // 2 * rows[row_of, name["growth_ps"]]
-    )
-    ends_ns: Ints = rows[row_of, name["start_ns"]] + elapsed_ps // PS_PER_NS
+    elapsed_ps = durations_ps(k, rows[row_of, name["first_ps"]], rows[row_of, name["growth_ps"]])
+    ends_ns: Ints = rows[row_of, name["start_ns"]] + (rows[row_of, name["carry_ps"]] + elapsed_ps) // PS_PER_NS
     return ends_ns

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from sim.errors import InvariantError
 from sim.metrics.population import Population, Series
-from sim.record import Ints, Result, Table
+from sim.record import Ints, Result, Table, durations_ps
 from sim.units import PS_PER_NS
 
 CHUNK_ROWS = 1 << 13  # iteration rows looked at together: 1 MB, so that they stay in the cache
@@ -78,7 +78,7 @@ def _gaps_of(column: dict[str, Ints], decodes: npt.NDArray[np.intp], has_previou
     n, first, growth, decoding = (column[name] for name in ("n_steps", "first_ps", "growth_ps", "decode_seqs"))
     origin_ns = column["start_ns"][0]  # 64 bits hold 106 days in picoseconds: traces are longer
     start_ps = (column["start_ns"] - origin_ns) * PS_PER_NS + column["carry_ps"]
-    end_ps = start_ps + n * first + n * (n - 1) // 2 * growth
+    end_ps = start_ps + durations_ps(n, first, growth)
     token_ps = start_ps + first  # when the first iteration of a row ends
 
     # Those whose prompt was completed by a row without decodes, until the next decode row; less those preempted before.

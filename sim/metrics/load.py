@@ -6,7 +6,7 @@ import numpy as np
 
 from sim.metrics.gaps import chunks_by_replica
 from sim.metrics.slots import Floats, slots
-from sim.record import Ints, Result
+from sim.record import Ints, Result, durations_ps
 from sim.units import NS_PER_S, PS_PER_NS, PS_PER_S
 
 SLOTS = ("held_tokens", "live_tokens", "reserved_tokens", "internal_tokens", "idle_tokens")
@@ -54,7 +54,7 @@ def load(result: Result) -> Load:
     for _, rows in chunks_by_replica(result.iterations, 1):
         column = dict(zip(names, rows, strict=True))
         n, decoding = column["n_steps"], column["decode_seqs"]
-        duration_ps = n * column["first_ps"] + n * (n - 1) // 2 * column["growth_ps"]
+        duration_ps = durations_ps(n, column["first_ps"], column["growth_ps"])
         weights = duration_ps.astype(np.float64)
         busy_ps += float(weights.sum())
         totals["steps"] += int(n.sum())
@@ -115,7 +115,7 @@ def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> N
     start_second, start_ns = np.divmod(column["start_ns"][runs] - origin_ns, NS_PER_S)
     start_ps = start_ns * PS_PER_NS + column["carry_ps"][runs]  # of that second: 64 bits hold 106 days in picoseconds
     first_second = start_second + (start_ps + first) // PS_PER_S
-    last_second = start_second + (start_ps + n * first + n * (n - 1) // 2 * growth) // PS_PER_S
+    last_second = start_second + (start_ps + durations_ps(n, first, growth)) // PS_PER_S
     _scatter(per_second, last_second, n * decoding)
 
     # Runs that reach over full seconds: move what had ended before each of them one second back.
@@ -125,7 +125,7 @@ def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> N
     before, most = np.zeros_like(run), n[run]  # iterations ended by then, by bisection
     while np.any(before < most):
         k = (before + most + 1) // 2
-        elapsed_ps = start_ps[run] + k * first[run] + k * (k - 1) // 2 * growth[run]
+        elapsed_ps = start_ps[run] + durations_ps(k, first[run], growth[run])
         has_ended = elapsed_ps < (second - start_second[run]) * PS_PER_S
         before, most = np.where(has_ended, k, before), np.where(has_ended, most, k - 1)
     _scatter(per_second, second - 1, before * decoding[run])

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from sim.metrics.gaps import chunks_by_replica
 from sim.metrics.slots import slots
-from sim.record import Ints, Result
+from sim.record import Ints, Result, durations_ps
 from sim.units import NS_PER_S, PS_PER_NS
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +64,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     for _, rows in chunks_by_replica(result.iterations, 1):
         column = dict(zip(names, rows, strict=True))
         n = column["n_steps"]
-        length_ns = (n * column["first_ps"] + n * (n - 1) // 2 * column["growth_ps"]) / PS_PER_NS
+        length_ns = durations_ps(n, column["first_ps"], column["growth_ps"]) / PS_PER_NS
         start_ns = column["start_ns"] + column["carry_ps"] / PS_PER_NS
         row, at, spent_ns = _pieces(start_ns, start_ns + length_ns, width_ns, n_bins)
         busy += np.bincount(at, weights=spent_ns, minlength=n_bins)
