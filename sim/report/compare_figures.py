@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sim.metrics.slo import LIMITS
-from sim.report.figure import Figure, Json, line, numbers
+from sim.report.figure import LOG_ABOVE, Figure, Json, line, numbers
 from sim.report.overlay import COLOURS, overlay
 from sim.report.points import Point, differences, said
 from sim.report.tier_figures import DEVICE, hits_by_tier, tier_words
@@ -14,7 +14,6 @@ from sim.report.words import rate
 from sim.units import GIB
 
 MAX_CURVES = 8
-LOG_ABOVE = 40.0  # ratio of the largest number to the smallest beyond which their axis is logarithmic
 RATE_KEY = "scenario.rate"
 TITLES = {"ttft_ms": "Time to first token", "tpot_ms": "Time per output token", "e2el_ms": "End-to-end latency"}
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.report.words import NOTHING
+from sim.report.words import NOTHING, percent
 
 Json = dict[str, Any]
 DIGITS = 5  # significant digits of plotted numbers: finer than any pixel
 MAX_TABLE_ROWS = 24
+LOG_ABOVE = 40.0  # ratio of the largest number to the usual ones beyond which an axis is logarithmic
 MAX_POINTS = 1_000  # of a distribution's curve
 
 
@@ -91,6 +92,35 @@ def table_rows(
         (f"{time:.4g}", *(NOTHING if np.isnan(value) else words(float(value)) for value in values))
         for time, *values in zip(coarse([np.nan if one is None else one for one in x], np.mean), *columns, strict=True)
     ]
+
+
+def shares(parts: Sequence[tuple[str, float, str]]) -> tuple[list[Json], Json]:
+    """One bar of a whole and its parts, each a name, a fraction and a colour: what is drawn, and its layout."""
+    bar = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "y": [""],
+            "x": numbers([100 * share]),
+            "name": f"{name}  {percent(share)}",
+            "marker": {"color": colour, "line": {"width": 0}},
+            "hovertemplate": f"{name}: %{{x:.1f}} %<extra></extra>",
+        }
+        for name, share, colour in parts
+    ]
+    layout: Json = {
+        "barmode": "stack",
+        "xaxis": {"range": [0, 100], "ticksuffix": " %"},
+        "yaxis": {"showticklabels": False},
+        "hovermode": "closest",
+        "legend": {"traceorder": "normal"},
+    }
+    return bar, layout
+
+
+def time_layout(unit: str) -> Json:
+    """The layout of a chart over time."""
+    return {"xaxis": {"title": {"text": unit}, "rangemode": "tozero"}, "hovermode": "x unified"}
 
 
 def time_axis(end_s: float) -> tuple[str, float]:

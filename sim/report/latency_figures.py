@@ -6,7 +6,7 @@ import numpy.typing as npt
 from sim.metrics import Measures, Slo
 from sim.metrics.summary import PS_PER_MS, QUANTILES
 from sim.record import Result
-from sim.report.figure import Figure, Json, curve, line, numbers
+from sim.report.figure import LOG_ABOVE, Figure, Json, curve, line, numbers
 from sim.report.words import duration, milliseconds, percent
 from sim.units import NS_PER_S
 
@@ -36,7 +36,6 @@ METRICS = {
         "--orange",
     ),
 }
-LOG_ABOVE = 40.0  # ratio of the longest to the median beyond which the axis is logarithmic
 MAX_GANTT = 70
 
 Floats = npt.NDArray[np.float64]

@@ -5,7 +5,7 @@ import numpy as np
 from sim.metrics import Measures
 from sim.metrics.summary import slot_bytes, total_counts, waste_frac
 from sim.record import Result
-from sim.report.figure import Figure, Json, band, coarse, line, numbers, table_rows, time_axis
+from sim.report.figure import Figure, Json, band, coarse, line, numbers, shares, table_rows, time_axis, time_layout
 from sim.report.timeline import Floats, Timelines, timelines
 from sim.report.words import count, gibibytes, percent, rate
 from sim.units import GIB
@@ -59,7 +59,7 @@ def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> F
     layout: Json = {
         "yaxis": {"ticksuffix": " %", "range": [0, min(104.0, 1.15 * top)]},
         "legend": {"traceorder": "normal"},
-        **_time(unit),
+        **time_layout(unit),
     }
     if 1.15 * top > 100:
         layout["shapes"] = [
@@ -103,7 +103,7 @@ def _level(
             *band(x, numbers(level.low), numbers(level.high), "lowest to highest", f"{colour}-soft"),
             line(x, numbers(level.mean), "average", colour),
         ],
-        {"yaxis": {"rangemode": "tozero"}, **_time(unit)},
+        {"yaxis": {"rangemode": "tozero"}, **time_layout(unit)},
         (f"time [{unit}]", "average", "lowest", "highest"),
         table_rows(x, [coarse(level.mean, np.mean), coarse(level.low, np.min), coarse(level.high, np.max)], rate),
         height_px=230,
@@ -120,7 +120,7 @@ def _tokens(lines: Timelines, x: list[float | None], unit: str) -> Figure:
             line(x, numbers(lines.prefilled_per_s), "prompt", "--blue", line={"width": 1.5}),
             line(x, numbers(lines.decoded_per_s), "output", "--green"),
         ],
-        {"yaxis": {"rangemode": "tozero"}, **_time(unit)},
+        {"yaxis": {"rangemode": "tozero"}, **time_layout(unit)},
         (f"time [{unit}]", "output/s", "prompt/s"),
         table_rows(x, [coarse(values, np.mean) for values in (lines.decoded_per_s, lines.prefilled_per_s)], rate),
     )
@@ -149,7 +149,7 @@ def _preemptions(lines: Timelines, x: list[float | None], unit: str) -> Figure:
             "bargap": 0,
             "barmode": "stack",
             "showlegend": len(kinds) > 1,
-            **_time(unit),
+            **time_layout(unit),
         },
         (f"time [{unit}]", *(name for name, _, _ in kinds)),
         table_rows(x, [coarse(values, np.sum) for _, values, _ in kinds], count),
@@ -169,7 +169,7 @@ def _hits(lines: Timelines, x: list[float | None], unit: str) -> Figure:
             line(x, numbers(hit), "in this time", "--teal-soft", line={"width": 1}),
             line(x, numbers(total), "so far", "--teal"),
         ],
-        {"yaxis": {"range": [0, 103], "ticksuffix": " %"}, **_time(unit)},
+        {"yaxis": {"range": [0, 103], "ticksuffix": " %"}, **time_layout(unit)},
         (f"time [{unit}]", "in this time", "so far"),
         table_rows(
             x,
@@ -267,35 +267,12 @@ def memory_split(result: Result, measures: Measures) -> Figure:
         caption += " Of what is free, the slots outside the longest hole can take no extent longer than their own hole."
     if shared:
         caption += f" Sharing prefixes and prompts saved another {percent(shared)} of the capacity."
-    bars = [
-        {
-            "type": "bar",
-            "orientation": "h",
-            "y": [""],
-            "x": numbers([100 * share]),
-            "name": f"{name}  {percent(share)}",
-            "marker": {"color": colour, "line": {"width": 0}},
-            "hovertemplate": f"{name}: %{{x:.1f}} %<extra></extra>",
-        }
-        for name, share, colour in parts
-    ]
     return Figure(
         "memory",
         "What the KV cache held",
         caption,
-        bars,
-        {
-            "barmode": "stack",
-            "xaxis": {"range": [0, 100], "ticksuffix": " %"},
-            "yaxis": {"showticklabels": False},
-            "hovermode": "closest",
-            "legend": {"traceorder": "normal"},
-        },
+        *shares(parts),
         ("slots", "share of capacity", "GiB"),
         [(name, percent(share), f"{share * gib:.2f}") for name, share, _ in [*parts, ("saved by sharing", shared, "")]],
         height_px=190,
     )
-
-
-def _time(unit: str) -> Json:
-    return {"xaxis": {"title": {"text": unit}, "rangemode": "tozero"}, "hovermode": "x unified"}

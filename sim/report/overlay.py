@@ -5,13 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from sim.report.figure import Figure, Json, curve, line, numbers
+from sim.report.figure import LOG_ABOVE, Figure, Json, curve, line, numbers
 from sim.report.words import rate
 
 COLOURS = ("--blue", "--orange", "--green", "--purple", "--teal", "--red", "--grey", "--ink")
 DASHES = ("solid", "dash", "dot")
 QUANTILES = (50, 90, 95, 99)
-LOG_ABOVE = 40.0  # ratio of the largest to the median beyond which the axis is logarithmic
 
 
 def overlay(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sim.record import Result
-from sim.report.figure import Figure, Json, coarse, line, numbers, table_rows, time_axis
+from sim.report.figure import Figure, coarse, line, numbers, shares, table_rows, time_axis, time_layout
 from sim.report.html import Section, Table
 from sim.report.links import LinkUse, link_uses
 from sim.report.words import NOTHING, count, duration, gibibytes, percent, rate
@@ -92,25 +92,7 @@ def _found(found: Mapping[str, int]) -> Figure:
         "found",
         "Where prompts' keys and values came from",
         "Prompt tokens of all requests, when they were first admitted.",
-        [
-            {
-                "type": "bar",
-                "orientation": "h",
-                "y": [""],
-                "x": numbers([100 * n_tokens / total]),
-                "name": f"{name}  {percent(n_tokens / total)}",
-                "marker": {"color": colour, "line": {"width": 0}},
-                "hovertemplate": f"{name}: %{{x:.1f}} %<extra></extra>",
-            }
-            for name, n_tokens, colour in parts
-        ],
-        {
-            "barmode": "stack",
-            "xaxis": {"range": [0, 100], "ticksuffix": " %"},
-            "yaxis": {"showticklabels": False},
-            "hovermode": "closest",
-            "legend": {"traceorder": "normal"},
-        },
+        *shares([(name, n_tokens / total, colour) for name, n_tokens, colour in parts]),
         ("", "tokens", "share"),
         [(name, count(n_tokens), percent(n_tokens / total)) for name, n_tokens, _ in parts],
         height_px=170,
@@ -189,7 +171,7 @@ def _traffic(uses: Sequence[LinkUse], x: list[float | None], unit: str) -> Figur
         "Traffic between memory tiers",
         "Gigabytes per second, towards the device above the line and away from it below.",
         traces,
-        {"yaxis": {"ticksuffix": " GB/s", "zeroline": True}, **_time(unit)},
+        {"yaxis": {"ticksuffix": " GB/s", "zeroline": True}, **time_layout(unit)},
         (f"time [{unit}]", *(use.name for use in uses)),
         table_rows(x, [coarse(use.bytes_per_s / GB, np.mean) for use in uses], rate),
         height_px=250,
@@ -213,7 +195,7 @@ def _use(uses: Sequence[LinkUse], x: list[float | None], unit: str) -> Figure:
         "Links in use",
         "Share of the time in which a transfer was under way; several at once share the link.",
         traces,
-        {"yaxis": {"range": [0, 103], "ticksuffix": " %"}, **_time(unit)},
+        {"yaxis": {"range": [0, 103], "ticksuffix": " %"}, **time_layout(unit)},
         (f"time [{unit}]", *(use.name for use in uses)),
         table_rows(x, [coarse(100 * use.busy_fracs, np.mean) for use in uses], lambda v: f"{v:.1f} %"),
         height_px=230,
@@ -231,7 +213,3 @@ def _styles(uses: Sequence[LinkUse]) -> list[tuple[LinkUse, int, str]]:
         )
         for use in uses
     ]
-
-
-def _time(unit: str) -> Json:
-    return {"xaxis": {"title": {"text": unit}, "rangemode": "tozero"}, "hovermode": "x unified"}
