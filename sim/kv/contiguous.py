@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sim.errors import ConfigError
-from sim.kv.eviction import Evictor, Unit
+from sim.kv.eviction import Evictor
+from sim.kv.idle import IdleConversations
 from sim.kv.reservation import Reservation
 from sim.ledger import DecodeLedger
-from sim.request import Request, Segment
+from sim.request import Request
 from sim.sequence import Sequence
 
 
@@ -49,15 +50,10 @@ class Allocator(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Extent:
-    """Slots that a sequence or an idle conversation holds, and the text in them."""
+    """Slots that a sequence or an idle conversation holds."""
 
     offset: int
     n_tokens: int
-    session_id: int | None
-    text: tuple[Segment, ...] = ()  # while idle
-    computed_tokens: int = 0  # of the text
-    dropped_tokens: int = 0  # of these, slid out of the window
-    unit: Unit | None = None
 
 
 class ContiguousCache:
@@ -122,22 +118,18 @@ class ContiguousCache:
         self._max_len = max_len if max_len is not None else model_max_len
         self._check_fixed(self._reservation.fixed_tokens, model_max_len)
         self._bytes_per_token = kv_bytes_per_token
-        self._session_caching = session_caching
-        self._idle: dict[int, Extent] = {}  # by session
-        self._order = eviction(capacity_tokens)
-        self._order.victims(capacity_tokens)  # free slots are the allocator's; the evictor orders idle extents alone
+        self._idle: IdleConversations[Extent] = IdleConversations(eviction, capacity_tokens, session_caching)
         self._spare: dict[Sequence, list[Extent]] = {}  # of prompts with several answers, for all but the first
         self._largest_of: dict[int, int] = {}  # by number: the longest extents of which so many fit
         self._leaving: list[int] = []  # offsets whose content is being copied
-        self._n_evicted = self._n_resizes = self._n_ahead = self._n_copied_tokens = 0
+        self._n_resizes = self._n_ahead = self._n_copied_tokens = 0
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that its conversation left behind, at most all but the last."""
-        session_id = sequence.request.session_id
-        extent = self._idle.get(session_id) if session_id is not None else None
-        if extent is None or (not self._reservation.grows and extent.n_tokens < self._wanted(sequence)):
+        idle = self._idle.find(sequence)
+        if idle is None or (not self._reservation.grows and idle.holding.n_tokens < self._wanted(sequence)):
             return 0
-        return kept_tokens(extent.text, extent.computed_tokens, extent.dropped_tokens, sequence)
+        return idle.match(sequence)
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Reserve a sequence's extent when it is admitted, replace it when it is full.
@@ -202,22 +194,18 @@ class ContiguousCache:
         if sequence.n_samples > 1:
             self._give_up(self._spare.pop(sequence))
         size = self._let_go(extent)
-        if not self._session_caching or extent.session_id is None or sequence.request.content is None:
+        if not self._idle.keeps(sequence):
             self._give(extent.offset)
             return
-        self._drop(extent.session_id)
-        extent.text = sequence.text()
-        extent.computed_tokens = sequence.computed_tokens
-        extent.dropped_tokens = sequence.dropped_tokens
-        extent.unit = Unit(extent.session_id, sequence.resident_tokens, n_blocks=size)
-        self._idle[extent.session_id] = extent
+        self.forget(sequence)
+        self._idle.keep(sequence, extent, size)
         self.idle_tokens += size
-        self._order.park([extent.unit])
 
     def forget(self, sequence: Sequence) -> None:
-        """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
-        if sequence.request.session_id is not None:
-            self._drop(sequence.request.session_id)
+        """Give up what an earlier turn of a sequence's conversation left here."""
+        idle = self._idle.take(sequence)
+        if idle is not None:
+            self._give_idle(idle.holding)
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, all its samples at once, or None."""
@@ -242,7 +230,7 @@ class ContiguousCache:
         if "resizes_if_growing" in learnt:
             learnt["avoided_resizes"] = learnt["resizes_if_growing"] - self._n_resizes
         return {
-            "evicted_sessions": self._n_evicted,
+            "evicted_sessions": self._idle.n_evicted,
             "resizes": self._n_resizes,
             "resizes_ahead": self._n_ahead,
             "copied_tokens": self._n_copied_tokens,
@@ -298,12 +286,12 @@ class ContiguousCache:
         placed anew, as long as others have given way meanwhile.
         """
         n_matched, wanted = self.match(sequence), self._wanted(sequence)
-        n_idle = None
-        while n_idle != len(self._idle) and self.match(sequence) == n_matched:
-            n_idle = len(self._idle)
+        n_evicted = None
+        while n_evicted != self._idle.n_evicted and self.match(sequence) == n_matched:
+            n_evicted = self._idle.n_evicted
             spare: list[Extent] = []
             while len(spare) < sequence.n_samples - 1 and (offset := self._place(wanted)) is not None:
-                spare.append(Extent(offset, wanted, None))
+                spare.append(Extent(offset, wanted))
                 self._take_up(spare[-1])
             is_short = len(spare) < sequence.n_samples - 1 or self.match(sequence) < n_matched
             if not is_short and self._admit(sequence):
@@ -329,15 +317,15 @@ class ContiguousCache:
 
     def _admit(self, sequence: Sequence) -> bool:
         n_matched = self.match(sequence)
-        wanted = self._wanted(sequence)
-        if not n_matched:
+        idle = self._idle.take(sequence) if n_matched else None
+        if idle is None:
+            wanted = self._wanted(sequence)
             offset = self._place(wanted)
             if offset is None:
                 return False
-            self._hold(sequence, Extent(offset, wanted, sequence.request.session_id))
+            self._hold(sequence, Extent(offset, wanted))
             return True
-        extent = self._idle.pop(sequence.request.session_id)  # type: ignore[arg-type]
-        self._order.claim([extent.unit])  # type: ignore[list-item]
+        extent = idle.holding
         size = self._allocator.size_of(extent.offset)
         self.idle_tokens -= size
         need = sequence.target_tokens if self.window_tokens is None else min(sequence.target_tokens, self.window_tokens)
@@ -350,16 +338,15 @@ class ContiguousCache:
             self._n_resizes += 1
             self.held_tokens += size
             self.rounding_tokens += size - extent.n_tokens  # type: ignore[operator]
-            self._replace(sequence, extent, offset, longer, n_matched - extent.dropped_tokens, is_critical=True)
+            self._replace(sequence, extent, offset, longer, n_matched - idle.dropped_tokens, is_critical=True)
         else:
             self._hold(sequence, extent)
-        sequence.computed_tokens, sequence.dropped_tokens = n_matched, extent.dropped_tokens
+        sequence.computed_tokens, sequence.dropped_tokens = n_matched, idle.dropped_tokens
         return True
 
     def _hold(self, sequence: Sequence, extent: Extent) -> None:
         """An extent is a sequence's from now on."""
         self._take_up(extent)
-        extent.unit, extent.text = None, ()
         sequence.holding = extent
         self._set_room(sequence, extent)
 
@@ -388,7 +375,7 @@ class ContiguousCache:
         """Copy a sequence's KV into a longer extent; the old one is held until the next iteration has run."""
         self._leaving.append(old.offset)
         self.rounding_tokens -= self._allocator.size_of(old.offset) - old.n_tokens  # type: ignore[operator]
-        self._hold(sequence, Extent(offset, n_slots, sequence.request.session_id))
+        self._hold(sequence, Extent(offset, n_slots))
         self._n_copied_tokens += n_copied
         if is_critical:
             self.moved_bytes += n_copied * self._bytes_per_token
@@ -400,21 +387,14 @@ class ContiguousCache:
             if offset is not None:
                 self._note_holes()
                 return offset
-            if not len(self._order):
+            if not self.idle_tokens:
                 return None
-            for unit in self._order.victims(1):
-                self._n_evicted += 1
-                extent = self._idle.pop(unit.key)  # type: ignore[arg-type]
-                self.idle_tokens -= self._allocator.size_of(extent.offset)
-                self._give(extent.offset)
+            for extent in self._idle.evict(1):
+                self._give_idle(extent)
 
-    def _drop(self, session_id: int) -> None:
-        """Forget what an earlier turn of a conversation left behind."""
-        extent = self._idle.pop(session_id, None)
-        if extent is not None:
-            self._order.claim([extent.unit])  # type: ignore[list-item]
-            self.idle_tokens -= self._allocator.size_of(extent.offset)
-            self._give(extent.offset)
+    def _give_idle(self, extent: Extent) -> None:
+        self.idle_tokens -= self._allocator.size_of(extent.offset)
+        self._give(extent.offset)
 
     def _give(self, offset: int) -> None:
         self._allocator.give(offset)
@@ -422,32 +402,3 @@ class ContiguousCache:
 
     def _note_holes(self) -> None:
         self.external_tokens = self._allocator.free_tokens - self._allocator.largest_free_tokens
-
-
-def kept_tokens(held: tuple[Segment, ...], computed_tokens: int, dropped_tokens: int, sequence: Sequence) -> int:
-    """Leading tokens of a waiting sequence that a conversation's idle KV stands for, at most all but the last.
-
-    If part of the KV was dropped, what is left continues the whole text and no shorter one.
-    """
-    n_tokens = min(shared_tokens(held, sequence.text()), computed_tokens)
-    if dropped_tokens:
-        return n_tokens if n_tokens == computed_tokens < sequence.target_tokens else 0
-    return min(n_tokens, sequence.target_tokens - 1)
-
-
-def shared_tokens(held: tuple[Segment, ...], asked: tuple[Segment, ...]) -> int:
-    """Tokens that two texts share from their start.
-
-    Examples
-    --------
-    >>> shared_tokens(((1, 512), (2, 40)), ((1, 512), (2, 30), (3, 9)))
-    542
-    """
-    n_tokens = 0
-    for (identity, length), (other, other_length) in zip(held, asked, strict=False):
-        if identity != other:
-            break
-        n_tokens += min(length, other_length)
-        if length != other_length:
-            break
-    return n_tokens

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
-from sim.kv.contiguous import kept_tokens
-from sim.kv.eviction import Evictor, Unit
+from sim.kv.eviction import Evictor
+from sim.kv.idle import IdleConversations
 from sim.kv.retention import Kept, Retention
 from sim.ledger import DecodeLedger
-from sim.request import Request, Segment
+from sim.request import Request
 from sim.sequence import Sequence
 from sim.spec import as_given
 
@@ -27,10 +27,6 @@ class Blocks:
 
     n_blocks: int = 0
     n_copies: int = 1  # it holds so many times: of a prompt with several answers
-    text: tuple[Segment, ...] = ()  # while idle
-    computed_tokens: int = 0  # of the text
-    dropped_tokens: int = 0  # of these
-    unit: Unit | None = None
 
 
 class PrunedCache:
@@ -97,30 +93,25 @@ class PrunedCache:
         self._retention = retention
         self._kept_bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
         self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
-        self._session_caching = session_caching
-        self._idle: dict[int, Blocks] = {}  # by session
-        self._order = eviction(self.n_blocks)
-        self._order.victims(self.n_blocks)  # it orders idle conversations alone
+        self._idle: IdleConversations[Blocks] = IdleConversations(eviction, self.n_blocks, session_caching)
         self._n_free = self.n_blocks  # idle ones not included
-        self._n_idle = 0
-        self._n_evicted = self._n_moved_tokens = self._n_compactions = self._n_copied_tokens = 0
+        self._n_moved_tokens = self._n_compactions = self._n_copied_tokens = 0
         self._n_attended = self._n_seen = 0  # resident and computed tokens of ended sequences
 
     @property
     def held_tokens(self) -> int:
         """Slots in blocks of admitted sequences."""
-        return (self.n_blocks - self._n_free - self._n_idle) * self.block_tokens
+        return (self.n_blocks - self._n_free - self._idle.n_blocks) * self.block_tokens
 
     @property
     def idle_tokens(self) -> int:
         """Slots in blocks of idle conversations."""
-        return self._n_idle * self.block_tokens
+        return self._idle.n_blocks * self.block_tokens
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that its conversation's KV stands for, at most all but the last."""
-        session_id = sequence.request.session_id
-        held = self._idle.get(session_id) if session_id is not None else None
-        return kept_tokens(held.text, held.computed_tokens, held.dropped_tokens, sequence) if held is not None else 0
+        idle = self._idle.find(sequence)
+        return idle.match(sequence) if idle is not None else 0
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take blocks for the next ``n_tokens`` of a prompt, or drop what a decoding sequence need not keep."""
@@ -139,7 +130,7 @@ class PrunedCache:
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the free and idle blocks suffice for."""
-        free = self._n_free + self._n_idle
+        free = self._n_free + self._idle.n_blocks
         if free >= (n_steps // self.block_tokens + 1) * ledger.n_growing:
             return n_steps
         return min(n_steps, ledger.steps_for_blocks(free))
@@ -186,23 +177,17 @@ class PrunedCache:
             self._n_seen += sequence.computed_tokens
         self._n_free += n_blocks * held.n_copies
         held.n_copies = 1
-        session_id = sequence.request.session_id
-        if not self._session_caching or session_id is None or sequence.request.content is None:
-            return
-        self._drop(session_id)
-        held.n_blocks = n_blocks
-        held.text = sequence.text()
-        held.computed_tokens, held.dropped_tokens = sequence.computed_tokens, sequence.dropped_tokens
-        held.unit = Unit(session_id, sequence.resident_tokens, n_blocks)
-        self._idle[session_id] = held
-        self._n_free -= n_blocks
-        self._n_idle += n_blocks
-        self._order.park([held.unit])
+        if self._idle.keeps(sequence):
+            self.forget(sequence)
+            held.n_blocks = n_blocks
+            self._n_free -= n_blocks
+            self._idle.keep(sequence, held, n_blocks)
 
     def forget(self, sequence: Sequence) -> None:
-        """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
-        if sequence.request.session_id is not None:
-            self._drop(sequence.request.session_id)
+        """Give up what an earlier turn of a sequence's conversation left here."""
+        idle = self._idle.take(sequence)
+        if idle is not None:
+            self._n_free += idle.holding.n_blocks
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -219,7 +204,7 @@ class PrunedCache:
         """Facts of the run."""
         return {
             "kv_blocks": self.n_blocks,
-            "evicted_sessions": self._n_evicted,
+            "evicted_sessions": self._idle.n_evicted,
             "compactions": self._n_compactions,
             "moved_tokens": self._n_moved_tokens,
             "copied_tokens": self._n_copied_tokens,
@@ -237,7 +222,7 @@ class PrunedCache:
 
     def _kept(self, computed_tokens: int, resident_tokens: int, room_tokens: int | None) -> Kept:
         """Ask the retention, and charge what it moves."""
-        held_frac = 1.0 - (self._n_free + self._n_idle) / self.n_blocks
+        held_frac = 1.0 - (self._n_free + self._idle.n_blocks) / self.n_blocks
         kept = self._retention.kept(computed_tokens, resident_tokens, room_tokens, held_frac)
         if kept.n_moved_tokens:
             self._n_compactions += 1
@@ -259,22 +244,20 @@ class PrunedCache:
     def _admit(self, sequence: Sequence, n_tokens: int, spare: int) -> bool:
         n_matched = self.match(sequence)
         n_copies = sequence.n_samples
-        if not n_matched:
+        idle = self._idle.find(sequence) if n_matched else None
+        if idle is None:
             n_blocks = self._blocks_for(n_tokens)
             if not self._has_room(n_blocks * n_copies, spare):
                 return False
             held = Blocks(n_copies=n_copies)
         else:
-            held = self._idle[sequence.request.session_id]  # type: ignore[index]
-            resident = n_matched - held.dropped_tokens
+            held = idle.holding
+            resident = n_matched - idle.dropped_tokens
             n_blocks = max(held.n_blocks, self._blocks_for(resident + n_tokens))
-            if n_blocks * n_copies - held.n_blocks + spare > self._n_free + self._n_idle - held.n_blocks:
+            if n_blocks * n_copies - held.n_blocks + spare > self._n_free + self._idle.n_blocks - held.n_blocks:
                 return False
-            del self._idle[sequence.request.session_id]  # type: ignore[arg-type]
-            self._order.claim([held.unit])  # type: ignore[list-item]
-            self._n_idle -= held.n_blocks
-            sequence.dropped_tokens = held.dropped_tokens
-            held.unit, held.text = None, ()
+            self._idle.take(sequence)
+            sequence.dropped_tokens = idle.dropped_tokens
             if n_copies > 1:
                 self._take(held, (n_copies - 1) * held.n_blocks)
                 held.n_blocks //= n_copies
@@ -285,7 +268,7 @@ class PrunedCache:
         return True
 
     def _has_room(self, n_new: int, spare: int) -> bool:
-        return n_new + spare <= self._n_free + self._n_idle
+        return n_new + spare <= self._n_free + self._idle.n_blocks
 
     def _take(self, held: Blocks, n_blocks: int) -> None:
         """Give a sequence so many blocks more, or fewer, for each answer; idle conversations give way."""
@@ -297,16 +280,5 @@ class PrunedCache:
 
     def _evict(self, n_blocks: int) -> None:
         """Give up idle conversations until so many blocks are free."""
-        for unit in self._order.victims(n_blocks - self._n_free):
-            self._n_evicted += 1
-            self._n_idle -= unit.n_blocks
-            self._n_free += unit.n_blocks
-            del self._idle[unit.key]  # type: ignore[arg-type]
-
-    def _drop(self, session_id: int) -> None:
-        """Forget what an earlier turn of a conversation left behind."""
-        held = self._idle.pop(session_id, None)
-        if held is not None:
-            self._order.claim([held.unit])  # type: ignore[list-item]
-            self._n_idle -= held.n_blocks
+        for held in self._idle.evict(n_blocks - self._n_free):
             self._n_free += held.n_blocks

@@ -45,7 +45,7 @@ def audit_extents(kv: ContiguousCache, admitted: Iterable[Sequence]) -> None:
     allocator = kv._allocator
     own = [one.holding for one in admitted] + [extent for spare in kv._spare.values() for extent in spare]
     held = [extent.offset for extent in own] + kv._leaving
-    idle = [extent.offset for extent in kv._idle.values()]
+    idle = [left.holding.offset for left in kv._idle._left.values()]
     stop = 0
     for offset in sorted(held + idle):
         assert offset >= stop, "two owners of a slot"
@@ -54,8 +54,8 @@ def audit_extents(kv: ContiguousCache, admitted: Iterable[Sequence]) -> None:
     assert kv.idle_tokens == sum(allocator.size_of(offset) for offset in idle)
     assert kv.held_tokens + kv.idle_tokens + allocator.free_tokens == allocator.capacity_tokens
     assert kv.rounding_tokens == sum(allocator.size_of(extent.offset) - extent.n_tokens for extent in own)
-    assert len(kv._order) == kv.idle_tokens
-    assert set(kv._idle) == {extent.session_id for extent in kv._idle.values()}
+    assert len(kv._idle._order) == kv._idle.n_blocks == kv.idle_tokens
+    assert all(session_id == left.unit.key for session_id, left in kv._idle._left.items())
 
 
 def audit_own_blocks(kv: PrunedCache, resident: dict[Sequence, int]) -> None:
@@ -63,11 +63,11 @@ def audit_own_blocks(kv: PrunedCache, resident: dict[Sequence, int]) -> None:
     n_held = sum(
         one.holding.n_copies * max(one.holding.n_blocks, kv._blocks_for(n_tokens)) for one, n_tokens in resident.items()
     )
-    n_idle = sum(held.n_blocks for held in kv._idle.values())
+    n_idle = sum(left.holding.n_blocks for left in kv._idle._left.values())
     assert n_held + n_idle + kv._n_free == kv.n_blocks
     assert kv.held_tokens == n_held * kv.block_tokens
     assert kv.idle_tokens == n_idle * kv.block_tokens
-    assert len(kv._order) == n_idle
+    assert len(kv._idle._order) == kv._idle.n_blocks == n_idle
     most = kv._most_tokens
     assert most is None or all(n_tokens <= most for n_tokens in resident.values())
 

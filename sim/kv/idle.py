@@ -1,0 +1,112 @@
+"""Conversations between two turns: what the last one left in device memory for the next to go on from.
+
+An extent, or blocks whose KV is no longer that of a whole text, are of use to their own conversation alone. So they are
+kept, found and given up as a whole: unlike blocks with prefix reuse (`sim.kv.prefix`), which anybody may find.
+"""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from sim.kv.eviction import Evictor, Unit
+from sim.request import Segment
+from sim.sequence import Sequence
+
+H = TypeVar("H")
+"""What a cache's sequences hold: an extent, blocks."""
+
+
+class Idle(Generic[H]):
+    """What a conversation has left. No dataclass: mypyc makes none that is generic."""
+
+    def __init__(self, sequence: Sequence, holding: H, unit: Unit) -> None:
+        self.holding = holding
+        self.unit = unit
+        self.text = sequence.text()
+        self.computed_tokens = sequence.computed_tokens  # of the text
+        self.dropped_tokens = sequence.dropped_tokens  # of these
+
+    def match(self, sequence: Sequence) -> int:
+        """Leading tokens of a waiting sequence that this stands for, at most all but the last.
+
+        If part of the KV was dropped, what is left continues the whole text and no shorter one.
+        """
+        n_tokens = min(shared_tokens(self.text, sequence.text()), self.computed_tokens)
+        if self.dropped_tokens:
+            return n_tokens if n_tokens == self.computed_tokens < sequence.target_tokens else 0
+        return min(n_tokens, sequence.target_tokens - 1)
+
+
+class IdleConversations(Generic[H]):
+    """All that conversations have left in one cache, and in which order it is given up.
+
+    Parameters
+    ----------
+    eviction : callable
+        Makes the evictor of so many blocks.
+    capacity_blocks : int
+        Of the cache; where extents lie in a row of slots, each slot is a block [blocks].
+    is_kept : bool
+        Whether conversations leave anything at all.
+    """
+
+    def __init__(self, eviction: Callable[[int], Evictor], capacity_blocks: int, is_kept: bool) -> None:
+        self.n_blocks = 0
+        self.n_evicted = 0  # conversations
+        self._is_kept = is_kept
+        self._order = eviction(capacity_blocks)
+        self._order.victims(capacity_blocks)  # free blocks are the cache's; the evictor orders what is idle alone
+        self._left: dict[int, Idle[H]] = {}  # by session
+
+    def keeps(self, sequence: Sequence) -> bool:
+        """Whether what a sequence holds is kept when it is released."""
+        request = sequence.request
+        return self._is_kept and request.session_id is not None and request.content is not None
+
+    def keep(self, sequence: Sequence, holding: H, n_blocks: int) -> None:
+        """A sequence that `keeps` is released; what an earlier turn left must be gone."""
+        session_id: int = sequence.request.session_id  # type: ignore[assignment]
+        unit = Unit(session_id, sequence.resident_tokens, n_blocks)
+        self._left[session_id] = Idle(sequence, holding, unit)
+        self.n_blocks += n_blocks
+        self._order.park([unit])
+
+    def find(self, sequence: Sequence) -> Idle[H] | None:
+        """What a sequence's conversation has left."""
+        session_id = sequence.request.session_id
+        return self._left.get(session_id) if session_id is not None else None
+
+    def take(self, sequence: Sequence) -> Idle[H] | None:
+        """The same; it is idle no more."""
+        idle = self.find(sequence)
+        if idle is not None:
+            del self._left[sequence.request.session_id]  # type: ignore[arg-type]
+            self._order.claim([idle.unit])
+            self.n_blocks -= idle.unit.n_blocks
+        return idle
+
+    def evict(self, n_blocks: int) -> list[H]:
+        """Give up what has at least so many blocks together."""
+        given_up: list[H] = []
+        for unit in self._order.victims(n_blocks):
+            self.n_evicted += 1
+            self.n_blocks -= unit.n_blocks
+            given_up.append(self._left.pop(unit.key).holding)  # type: ignore[arg-type]
+        return given_up
+
+
+def shared_tokens(held: tuple[Segment, ...], asked: tuple[Segment, ...]) -> int:
+    """Tokens that two texts share from their start.
+
+    Examples
+    --------
+    >>> shared_tokens(((1, 512), (2, 40)), ((1, 512), (2, 30), (3, 9)))
+    542
+    """
+    n_tokens = 0
+    for (identity, length), (other, other_length) in zip(held, asked, strict=False):
+        if identity != other:
+            break
+        n_tokens += min(length, other_length)
+        if length != other_length:
+            break
+    return n_tokens
