@@ -17,9 +17,9 @@ from calibration.surfaces import (
     roofline_json,
     standard_error,
 )
-from sim.cost.attention import SERVED, SKEW_AXES, Heads, skew_table, tabulate
+from sim.cost.attention import SERVED, SKEW_AXES, Heads, factor_table, tabulate
 from sim.cost.surface import surface_from
-from sim.cost.table import Table
+from sim.cost.table import Space, Table
 from sim.cost.work import attention_work
 
 Array = npt.NDArray[np.float64]
@@ -225,7 +225,7 @@ def fit_mixed_skew(rows: Any, uniform_rows: Any, mixed: Mapping[str, Any], kv_by
         "standard_error": {"knots_s": [1e-6], "log_sd": [0.0]},
         "range": {axis: [float(x.min()), float(x.max())] for axis, x in joined.items()},
     }
-    factor = skew_table(form)
+    factor = factor_table(form, Space)
     predicted = base * np.array([factor(*point) for point in np.stack(list(shape.values()), axis=1).tolist()])
     seconds = rows["seconds"].to_numpy()
     form["standard_error"] = standard_error(predicted[test], seconds[test])

@@ -19,13 +19,13 @@ from sim.cost.dense import all_reduce_curve
 from sim.cost.host import HostCost
 from sim.cost.iteration import IterationCost
 from sim.cost.operations import Operations
-from sim.cost.roofline import ACTIVATION_BYTES, Roofline, gathered_as, n_all_reduces
+from sim.cost.roofline import Roofline, gathered_as, n_all_reduces
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity
 from sim.profile import KernelProfile, is_of, read_profile, shipped_profiles
 from sim.record import Ints, Result, Table
 from sim.run import run
-from sim.spec import HardwareSpec, ModelSpec
+from sim.spec import ACTIVATION_BYTES, HardwareSpec, ModelSpec
 from sim.units import GIB
 
 N_NULL_BLOCKS = 1

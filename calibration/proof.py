@@ -29,9 +29,10 @@ from calibration.score import score
 from calibration.split import held_out
 from calibration.surfaces import condensed
 from calibration.unequal import UNEQUAL, blinded, kept_out, served_batches
-from sim.cost.attention import SERVED, SKEW_AXES, skew_table, tabulate
+from sim.cost.attention import SERVED, SKEW_AXES, factor_table, tabulate
 from sim.cost.dense import CALLS, curve_from, gemm_seconds
 from sim.cost.surface import surface_from
+from sim.cost.table import Space
 from sim.cost.work import gemm_work
 from sim.profile import KernelProfile
 
@@ -145,7 +146,8 @@ def _mixed_skew(operations: Mapping[str, Any], rows: Any, uniform_rows: Any, see
     test = held_out("mixed_skew", shape_of(rows, (*SERVED["mixed_attention"], "decode_longest_tokens")), seed)
     joined, logs, is_kept = with_uniform(rows, uniform_rows, table, test, seed)
     kept = {axis: x[is_kept] for axis, x in joined.items()}
-    seen, blind = skew_table(form), skew_table({**form, "residual": condensed(form["residual"], kept, logs[is_kept])})
+    without = {**form, "residual": condensed(form["residual"], kept, logs[is_kept])}
+    seen, blind = factor_table(form, Space), factor_table(without, Space)
     points = np.stack([shape[axis] for axis in SKEW_AXES], axis=1).tolist()
     factors = [(blind if unseen else seen)(*point) for point, unseen in zip(points, test, strict=True)]
     measured_s: Array = rows["seconds"].to_numpy(dtype=np.float64)

@@ -6,6 +6,7 @@ from sim.errors import ConfigError
 from sim.units import GIB
 
 DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+ACTIVATION_BYTES = DTYPE_BYTES["bf16"]  # hidden states, queries and outputs are bf16 whatever the weights are
 
 
 def as_given(value: object) -> str:

@@ -8,15 +8,16 @@ other measured them apart (`SeparateAttention`), and their times add.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, log, log2
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from sim.cost.roofline import attended_pairs
 from sim.cost.surface import Array, StandardError, monotone, soft_s, surface_from
 from sim.cost.table import Plane, Space, Table
-from sim.cost.work import ACTIVATION_BYTES, attention_work
+from sim.cost.work import attention_work
 from sim.errors import ProfileError
+from sim.spec import ACTIVATION_BYTES
 from sim.step import Chunk
 
 LN2 = log(2.0)
@@ -27,6 +28,9 @@ SERVED = {
     "batched_prefill_attention": {"prefill_seqs": 1, "new_tokens": 3},
     "mixed_attention": {"new_tokens": 2, "context_tokens": 1, "decode_seqs": 1, "decode_mean_tokens": 2},
 }
+CACHED_AXES = ("prefill_seqs", "new_tokens", "context_tokens")  # of a factor for chunks after a cached context
+SKEW_AXES = ("alone", "spread", "decode_seqs", "decode_mean_tokens")  # of a factor for unequal contexts
+T = TypeVar("T", bound=Table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +88,27 @@ def tabulate(name: str, form: Mapping[str, Any], heads: Heads, z: float) -> Tabl
     surface = surface_from(form)
     shifts = dict(zip(surface.residual.axes, surface.residual.shifts, strict=True))
     lines = [nodes(form["range"][axis], SERVED[name][axis], shifts[axis]) for axis in axes]
-    mesh = dict(zip(axes, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
+    mesh = meshed(axes, lines)
     shape = {**{name: np.full(len(mesh[axes[0]]), float(x)) for name, x in heads.axes().items()}, **mesh}
     seconds = surface.seconds(shape, attention_work(kv_bytes=heads.kv_bytes, **work_columns(shape)))
     seconds = monotone(seconds.reshape([len(line) for line in lines]))
     seconds = seconds * error_factor(surface.error, seconds, z)
     kind: type[Table] = {2: Plane, 4: Space}.get(len(axes), Table)
     return kind(lines, [shifts[axis] for axis in axes], np.log(seconds))
+
+
+def meshed(axes: Sequence[str], lines: Sequence[Sequence[float]]) -> dict[str, Array]:
+    """All points of a grid, each axis's coordinates in a flat array."""
+    return dict(zip(axes, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
+
+
+def factor_table(form: Mapping[str, Any], kind: type[T]) -> T:
+    """A factor on a time, learnt over the axes of its residual: on a grid, held constant outside what was measured."""
+    residual = surface_from(form).residual
+    axes, shifts = residual.axes, residual.shifts
+    lines = [nodes(form["range"][axis], 2, shift) for axis, shift in zip(axes, shifts, strict=True)]
+    logs = residual(meshed(axes, lines)).reshape([len(line) for line in lines])
+    return kind(lines, shifts, logs, is_clamped=True)
 
 
 def work_columns(shape: Mapping[str, Array]) -> dict[str, Array]:
@@ -126,7 +144,7 @@ class MixedAttention:
         self._floor_s = self._prefill(self._least_new, 0.0)
         skew = operations.get("decode_skew", {"decode_seqs": [1], "seconds_per_token": [0.0]})  # not always measured
         self._skew_seqs, self._skew_s = np.array(skew["decode_seqs"]), np.array(skew["seconds_per_token"])
-        self._factor = skew_table(operations["mixed_skew"]) if "mixed_skew" in operations else None
+        self._factor = factor_table(operations["mixed_skew"], Space) if "mixed_skew" in operations else None
         # Where whole numbers of tokens and sequences lie in the tables is looked up, not computed.
         if mixed["residual"]["shifts"][2:] != [0.0, 0.0]:
             raise ProfileError("mixed_attention: sequences and their contexts must not be shifted")
@@ -239,7 +257,7 @@ class SeparateAttention:
         self._row_s = 2.0 * ACTIVATION_BYTES * heads.n_heads * width / line.rates["bytes"]  # per query
         self._serial_s = 1.0 / line.rates["serial_tokens"]
         cached = operations.get("cached_prefill_attention")
-        self._cached = None if cached is None else cached_table(cached)
+        self._cached = None if cached is None else factor_table(cached, Table)
         ragged = operations.get("ragged_decode_attention", {"seconds_per_byte": 0.0})
         self._skew_s = ragged["seconds_per_byte"] * heads.token_bytes()
         append = operations.get("append")
@@ -303,31 +321,6 @@ class SeparateAttention:
         equal = both + (equal_rows * (self._kv_s + self._row_s)) ** p + (length * self._serial_s) ** p
         ratio: float = (ours / equal) ** (1.0 / p)
         return ratio
-
-
-CACHED_AXES = ("prefill_seqs", "new_tokens", "context_tokens")
-
-
-def cached_table(form: Mapping[str, Any]) -> Table:
-    """The factor of a cached context on a grid over `CACHED_AXES`, held constant outside what was measured."""
-    surface = surface_from(form)
-    shifts = surface.residual.shifts
-    lines = [nodes(form["range"][axis], 2, shift) for axis, shift in zip(CACHED_AXES, shifts, strict=True)]
-    mesh = dict(zip(CACHED_AXES, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
-    logs = surface.residual(mesh).reshape([len(line) for line in lines])
-    return Table(lines, shifts, logs, is_clamped=True)
-
-
-SKEW_AXES = ("alone", "spread", "decode_seqs", "decode_mean_tokens")
-
-
-def skew_table(form: Mapping[str, Any]) -> Space:
-    """The factor of unequal contexts on a grid over `SKEW_AXES`, held constant outside what was measured."""
-    surface = surface_from(form)
-    lines = [nodes(form["range"][axis], 2, 0.0) for axis in SKEW_AXES]
-    mesh = dict(zip(SKEW_AXES, (m.ravel() for m in np.meshgrid(*lines, indexing="ij")), strict=True))
-    logs = surface.residual(mesh).reshape([len(line) for line in lines])
-    return Space(lines, (0.0,) * len(lines), logs, is_clamped=True)
 
 
 def check_heads(subject: Mapping[str, Any], heads: Heads, path: str) -> None:

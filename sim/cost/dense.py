@@ -9,17 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.cost.roofline import (
-    ACTIVATION_BYTES,
     ELEMENTWISE_KERNELS,
     LOGIT_BYTES,
     SAMPLER_PASSES,
     gathered_as,
     n_all_reduces,
+    n_elementwise,
 )
 from sim.cost.surface import SoftRoofline, Surface, monotone, surface_from
 from sim.cost.work import gemm_work
 from sim.errors import ProfileError
-from sim.spec import ModelSpec
+from sim.spec import ACTIVATION_BYTES, ModelSpec
 
 CALLS = {
     # of one forward pass, per decoder layer (layer) or once (model). Source: vLLM 0.19, models/llama.py
@@ -163,10 +163,8 @@ class ShapedGemms:
         assert line is not None, "the surface of matrix products has a roofline"
         self._elementwise = SoftRoofline({"bytes": line.rates["bytes"]}, line.floor_s, line.p)
         self._all_reduce = all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
-        heads, kv_heads = model.heads_per_rank(tensor_parallel)
-        inner = (3 if model.is_gated else 2) * model.d_ff / tensor_parallel
-        elements = 2 * 4 * model.d_model + inner + 2 * (heads + kv_heads) * model.head_dim  # read or written
-        self._token_bytes = elements * ACTIVATION_BYTES / ELEMENTWISE_KERNELS  # of one element-wise kernel
+        token_bytes = n_elementwise(model, tensor_parallel) * ACTIVATION_BYTES
+        self._token_bytes = token_bytes / ELEMENTWISE_KERNELS  # of one element-wise kernel
         self._model = model
         self.most_tokens = int(operations[name]["range"]["m"][1])
         self.most_seqs = int(operations["gemm"]["range"]["m"][1])

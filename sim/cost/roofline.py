@@ -14,10 +14,9 @@ from typing import Any
 
 from sim.cost.operations import DecodeCurve
 from sim.errors import ConfigError
-from sim.spec import DeviceSpec, ModelSpec, as_given, positive
+from sim.spec import ACTIVATION_BYTES, DeviceSpec, ModelSpec, as_given, positive
 from sim.step import Chunk
 
-ACTIVATION_BYTES = 2.0  # hidden states are bf16
 LOGIT_BYTES = 4.0  # logits are fp32
 ELEMENTWISE_KERNELS = 4  # of a layer: two norms with the residual, rotary embedding, activation
 
@@ -108,12 +107,9 @@ class Roofline:
         layer = 0.0
         for _, inputs, outputs in model.rank_gemms(ranks):  # not sum(): since Python 3.12 it rounds better than + does
             layer += self.gemm_s(n_tokens, inputs, outputs, model.weight_dtype)
-        inner = (3 if model.is_gated else 2) * model.d_ff / ranks
-        heads, kv_heads = model.heads_per_rank(ranks)
-        elements = 2 * 4 * model.d_model + inner + 2 * (heads + kv_heads) * model.head_dim  # read or written
         elementwise = (
             ELEMENTWISE_KERNELS * self.efficiency.elementwise_floor_s
-            + n_tokens * elements * ACTIVATION_BYTES / self._elementwise_bytes_per_s
+            + n_tokens * n_elementwise(model, ranks) * ACTIVATION_BYTES / self._elementwise_bytes_per_s
         )
         reduced = n_all_reduces(model) * self.all_reduce_s(n_tokens * model.d_model * ACTIVATION_BYTES)
         return model.n_layers * (layer + elementwise) + reduced
@@ -186,6 +182,16 @@ class Roofline:
     @property
     def _elementwise_bytes_per_s(self) -> float:
         return self.device.bandwidth_bytes_per_s * self.efficiency.elementwise_bandwidth_frac
+
+
+def n_elementwise(model: ModelSpec, tensor_parallel: int) -> float:
+    """Numbers that a layer's element-wise kernels read or write for a token on one rank.
+
+    Two norms with the residual (each reads two vectors and writes two), the activation, the rotary embedding in place.
+    """
+    heads, kv_heads = model.heads_per_rank(tensor_parallel)
+    inner = (3 if model.is_gated else 2) * model.d_ff / tensor_parallel
+    return 2 * 4 * model.d_model + inner + 2 * (heads + kv_heads) * model.head_dim
 
 
 def n_all_reduces(model: ModelSpec) -> int:

@@ -3,12 +3,12 @@
 import numpy as np
 import numpy.typing as npt
 
+from sim.spec import ACTIVATION_BYTES
+
 Array = npt.NDArray[np.float64]
 
 TILE_ROWS = 128
 """Query rows of a thread block in prefill attention. Source: FlashAttention-2 and -3 kernels, head_dim <= 128."""
-
-ACTIVATION_BYTES = 2.0  # queries, outputs, activations: bf16
 
 
 def attention_work(

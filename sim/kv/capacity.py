@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
-from sim.spec import DTYPE_BYTES, HardwareSpec, ModelSpec, kv_bytes_per_token
+from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, HardwareSpec, ModelSpec, kv_bytes_per_token
 from sim.units import GIB
-
-ACTIVATION_BYTES = 2.0  # hidden states are bf16 whatever the weights are
 
 SAMPLER_COPIES = 10.0
 """Copies of the fp32 logits alive at the sampler's peak (logits, sorted values, 64-bit indices, probabilities, ...).
