@@ -33,10 +33,14 @@ class Replica:
     Parameters
     ----------
     env : Clock
+    index : int
+        Of the replica: in the rows it writes, and its turn among those whose iterations end in one nanosecond.
     next_outside_ns : callable
         Earliest time at which anything outside this replica can change what it serves, `LAST_NS` if nothing can.
     on_finish : callable or None
         Told of every request that ends or is refused, where that brings about others.
+    max_len : int
+        The longest the model allows a prompt and its answer to be together [tokens].
     max_steps : int or None
         Iterations in one timeout at most, and no iteration without one; None is as many as nothing can disturb. The
         results are the same.

@@ -141,8 +141,9 @@ class Recorder:
 class Result:
     """Everything a run left behind. Metrics and reports are pure functions of it.
 
-    ``counts`` are facts of the parts (cache hits, evictions, resizes, extrapolated steps, SimPy events, ...), one
-    mapping per replica. ``memory`` is the derivation of the KV capacity, term by term [bytes].
+    ``counts`` are facts of the parts (admissions, evictions, resizes, ...), one mapping per replica. ``memory`` is the
+    derivation of the KV capacity, term by term, of one accelerator [B]. ``provenance`` says where the iteration times
+    come from and how many runs of iterations they are extrapolated for, and counts SimPy events.
     """
 
     requests: Table
@@ -156,8 +157,8 @@ class Result:
     n_replicas: int
     n_devices: int  # accelerators in all, tensor-parallel ranks times replicas
     capacity_tokens: int  # KV slots of one replica
-    kv_bytes_per_token: float
-    end_ns: int
+    kv_bytes_per_token: float  # on all accelerators of a replica, at full width [B]
+    end_ns: int  # the last request's finish; 0 where none was served
     seed: int
     config: Mapping[str, Any]
     memory: Mapping[str, float]

@@ -132,6 +132,8 @@ host_bytes_per_s, model_max_len, element_bits, replica
         self._conversations = Conversations(self._parts)
         self._n_requests = dict.fromkeys(self._parts, 0)
 
+    # Loops: sum() over a generator takes more than twice as long, and every run of iterations asks for all of these.
+
     @property
     def held_tokens(self) -> int:
         """Slots held, of all classes."""

@@ -1,7 +1,7 @@
 """How many slots a contiguous sequence gets when it is admitted, and when those are full.
 
-`Maximum`, `PowerOfTwo` and `Oracle` reserve once; they are the baselines of the PagedAttention paper. `Growing` starts
-small and grows; `sim.kv.prediction` grows ahead of need.
+`Maximum` and `Oracle` (exact, or rounded up to a power of two) reserve once; they are the baselines of the
+PagedAttention paper. `Growing` starts small and grows; `sim.kv.prediction` grows ahead of need.
 """
 
 from collections.abc import Mapping
