@@ -63,7 +63,7 @@ def numbers_of(config: Mapping[str, Any]) -> dict[str, Any]:
     from sim.metrics import summary
     from sim.run import run
 
-    return summary(run(config), make(config["slo"], "slo"))
+    return summary(run(config), make(config["slo"], "slo", tuple(config["trusted_packages"])))
 
 
 def intervals(best: Mapping[str, Any], draws: list[dict[str, Any]]) -> list[Interval]:

@@ -239,7 +239,7 @@ def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") 
     from sim.report import write
     from sim.report.terminal import table_of
 
-    slo = make(config["slo"], "slo")
+    slo = make(config["slo"], "slo", tuple(config["trusted_packages"]))
     result = run(config, console=console)
     if not len(result.requests):
         reasons = sorted(set(result.refusals.values()))

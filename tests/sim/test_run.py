@@ -104,6 +104,18 @@ def test_a_users_mistake_is_one_line_and_exit_code_2_and_leaves_nothing(
     assert not list(tmp_path.rglob("*.*"))
 
 
+def test_objectives_may_be_of_a_trusted_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "objectives_of_ours.py").write_text("from sim.metrics import Slo as Ours")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    code = cli(
+        monkeypatch, tmp_path, *SMALL, "slo._target_=objectives_of_ours.Ours", "trusted_packages=[objectives_of_ours]"
+    )
+
+    assert code == 0
+    assert (tmp_path / "run" / "manifest.json").exists()
+
+
 def test_a_place_nobody_can_write_to_is_found_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
