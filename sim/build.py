@@ -4,6 +4,7 @@ Imports of numpy and SimPy stand in the functions that use them, so that ``--hel
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sim.check import as_written, check, unknown
@@ -44,6 +45,28 @@ def check_run(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"trusted_packages must be a list of names, got {trusted!r}")
 
 
+@cache
+def contracts() -> dict[str, type]:
+    """What the class that a group names must be able to do."""
+    from sim.batching.plan import Scheduler
+    from sim.batching.queue import Queue
+    from sim.kv.cache import KVCache
+    from sim.kv.eviction import Evictor
+    from sim.kv.preemption import Preemption
+    from sim.kv.tiers import Tiers
+    from sim.metrics import Slo
+    from sim.request import Scenario
+    from sim.router import Router
+    from sim.spec import HardwareSpec, ModelSpec
+    from sim.step import CostModel
+
+    return {
+        "model": ModelSpec, "hardware": HardwareSpec, "cost": CostModel, "scenario": Scenario, "cache": KVCache,
+        "eviction": Evictor, "preemption": Preemption, "tiers": Tiers, "batching": Scheduler, "queue": Queue,
+        "router": Router, "slo": Slo,
+    }  # fmt: skip
+
+
 class Builder:
     """Makes the parts of a run from its configuration."""
 
@@ -55,7 +78,7 @@ class Builder:
 
     def __call__(self, group: str, **given: Any) -> Any:
         """The object that a group of the configuration describes."""
-        return make(self.config[group], group, self.trusted, **given)
+        return make(self.config[group], group, self.trusted, contracts()[group], **given)
 
     @property
     def max_batched_tokens(self) -> int:
@@ -90,6 +113,7 @@ class Builder:
             self._swapping(),
             "cache",
             self.trusted,
+            contracts()["cache"],
             preemption=self("preemption"),
             max_batched_tokens=self.max_batched_tokens,
             host_bytes_per_s=self.hardware.device.host_link_bytes_per_s,

@@ -41,6 +41,7 @@ def check(node: Any, path: str, trusted: tuple[str, ...] = ()) -> None:
         raise ConfigError(f"{path} must fit 64 bits, got {node}")
     if not isinstance(node, Mapping):
         return
+    parameters: Mapping[str, inspect.Parameter] = {}
     if "_target_" in node:
         target = str(node["_target_"])
         if target.split(".")[0] not in (*PACKAGES, *trusted):
@@ -64,6 +65,41 @@ def check(node: Any, path: str, trusted: tuple[str, ...] = ()) -> None:
                 raise ConfigError(f"{path}.{key} must be given")
     for key, value in node.items():
         check(value, f"{path}.{key}", trusted)
+        if key in parameters:
+            _check_parts(value, f"{path}.{key}", parameters[key].annotation)
+
+
+def check_contract(node: Mapping[str, Any], path: str, contract: type) -> None:
+    """Refuse a part whose class lacks methods of the contract that it stands in for.
+
+    Raises
+    ------
+    ConfigError
+        Names the key, the class and what it lacks.
+    """
+    found = _find(str(node["_target_"]), path)
+    if not isinstance(found, type):
+        return  # a function: what it makes is seen when it runs
+    for name in dir(contract):
+        if not name.startswith("_") and inspect.isroutine(getattr(contract, name)) and not hasattr(found, name):
+            raise ConfigError(
+                f"{path}._target_ must have the methods of {contract.__name__}, got {node['_target_']} without {name}()"
+            )
+
+
+def _check_parts(value: Any, path: str, annotation: Any) -> None:
+    """The contracts of a part, or of all in a list or a mapping of them, as a constructor's annotation names them."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    for one in typing.get_args(annotation) if is_union else (annotation,):
+        if _kind(one) == PART and isinstance(one, type) and _is_of(value, one, PART):
+            check_contract(value, path, one)
+        inner = typing.get_args(one)
+        if inner and _kind(one) == NAMED and isinstance(value, Mapping):
+            for name, item in value.items():
+                _check_parts(item, f"{path}.{name}", inner[-1])
+        if inner and _kind(one) == LIST and isinstance(value, list):
+            for i, item in enumerate(value):
+                _check_parts(item, f"{path}.{i}", inner[0])
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sim.check import HYDRA_KEYS, check, signature, unknown
+from sim.check import HYDRA_KEYS, check, check_contract, signature, unknown
 from sim.errors import ConfigError, SimError
 
 RUN_ID = os.urandom(3).hex()  # two processes that start in the same second get two folders
@@ -204,7 +204,7 @@ def _check_experiment(name: str, config: Mapping[str, Any]) -> None:
                     )
 
 
-def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> Any:
+def make(node: Any, path: str, trusted: tuple[str, ...] = (), contract: type | None = None, **given: Any) -> Any:
     """Instantiate a node and all inside it, after checking every key and plain value against the constructor.
 
     Parameters
@@ -215,6 +215,8 @@ def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> A
         Where it stands in the configuration, for messages.
     trusted : tuple of str
         Further packages whose targets are allowed.
+    contract : type or None
+        Its class must have the methods of this one.
     given : Any
         Objects that the program adds and calls a ``_partial_`` with; those it does not take are left out. The node must
         not set them.
@@ -226,6 +228,8 @@ def make(node: Any, path: str, trusted: tuple[str, ...] = (), **given: Any) -> A
     from hydra.utils import instantiate
 
     check(node, path, trusted)
+    if contract is not None:
+        check_contract(node, path, contract)
     try:
         takes = signature(node["_target_"], path)
         if taken := [key for key in node if key in given and key in takes]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.build import Builder, check_run
+from sim.build import Builder, check_run, contracts
 from sim.check import is_compiled
 from sim.config import compose, make
 from sim.errors import ConfigError, InvariantError
@@ -239,7 +239,7 @@ def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") 
     from sim.report import write
     from sim.report.terminal import table_of
 
-    slo = make(config["slo"], "slo", tuple(config["trusted_packages"]))
+    slo = make(config["slo"], "slo", tuple(config["trusted_packages"]), contracts()["slo"])
     result = run(config, console=console)
     if not len(result.requests):
         reasons = sorted(set(result.refusals.values()))

@@ -1,6 +1,7 @@
 """Configuration: every mistake is one line that names the key and what is allowed."""
 
 import pytest
+import yaml
 
 import sim
 from sim.check import check, unknown
@@ -78,6 +79,45 @@ def test_a_package_the_user_trusts_may_be_named() -> None:
 def test_a_target_that_does_not_exist_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^cache\._target_ names nothing that exists, got 'sim\.kv\.Nothing'$"):
         check({"_target_": "sim.kv.Nothing"}, "cache")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "queue={_target_:sim.router.RoundRobin}",
+            "queue._target_ must have the methods of Queue, got sim.router.RoundRobin without first()",
+        ),
+        (
+            "eviction={_target_:sim.router.RoundRobin}",
+            "eviction._target_ must have the methods of Evictor, got sim.router.RoundRobin without claim()",
+        ),
+        (
+            "+scenario.dialogue.lengths.prompt={_target_:sim.router.RoundRobin}",
+            "scenario.dialogue.lengths.prompt",
+        ),
+    ],
+)
+def test_a_part_of_another_kind_is_refused(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sim.simulate(override, "scenario.n_sessions=1")
+
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize("value", ["{part}", "[{part}]", "{{a: {part}}}"])
+def test_a_part_of_another_kind_is_refused_wherever_it_stands(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import scenarios.lengths
+    from scenarios.distributions import Distribution
+
+    def takes(part: Distribution | list[Distribution] | dict[str, Distribution]) -> None:
+        """Whichever the YAML says."""
+
+    monkeypatch.setattr(scenarios.lengths, "takes", takes, raising=False)
+    node = yaml.safe_load(value.format(part="{_target_: sim.router.RoundRobin}"))
+
+    with pytest.raises(ConfigError, match=r"^x\.part.*_target_ must have the methods of Distribution, got .* without "):
+        check({"_target_": "scenarios.lengths.takes", "part": node}, "x")
 
 
 def test_a_missing_mandatory_value_says_how_to_give_it() -> None:
