@@ -203,7 +203,7 @@ class ContiguousCache:
 
     def forget(self, sequence: Sequence) -> None:
         """Give up what an earlier turn of a sequence's conversation left here."""
-        idle = self._idle.take(sequence)
+        idle = self._idle.drop(sequence)
         if idle is not None:
             self._give_idle(idle.holding)
 
@@ -320,7 +320,7 @@ class ContiguousCache:
         idle = self._idle.take(sequence) if n_matched else None
         if idle is None:
             wanted = self._wanted(sequence)
-            offset = self._place(wanted)
+            offset = self._place(wanted, sequence)
             if offset is None:
                 return False
             self._hold(sequence, Extent(offset, wanted))
@@ -333,6 +333,7 @@ class ContiguousCache:
             longer = self._longer(sequence, extent.n_tokens, need)
             offset = self._place(longer)
             if offset is None:
+                self._idle.lose(sequence)
                 self._give(extent.offset)
                 return False
             self._n_resizes += 1
@@ -380,7 +381,7 @@ class ContiguousCache:
         if is_critical:
             self.moved_bytes += n_copied * self._bytes_per_token
 
-    def _place(self, n_slots: int) -> int | None:
+    def _place(self, n_slots: int, newcomer: Sequence | None = None) -> int | None:
         """Offset of a new extent, idle conversations evicted until there is one."""
         while True:
             offset = self._allocator.take(n_slots)
@@ -389,7 +390,7 @@ class ContiguousCache:
                 return offset
             if not self.idle_tokens:
                 return None
-            for extent in self._idle.evict(1):
+            for extent in self._idle.evict(1, newcomer):
                 self._give_idle(extent)
 
     def _give_idle(self, extent: Extent) -> None:

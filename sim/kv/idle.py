@@ -56,6 +56,7 @@ class IdleConversations(Generic[H]):
         self._order = eviction(capacity_blocks)
         self._order.victims(capacity_blocks)  # free blocks are the cache's; the evictor orders what is idle alone
         self._left: dict[int, Idle[H]] = {}  # by session
+        self._taken: dict[Sequence, Unit] = {}  # what running sequences go on from: a policy knows it when it is back
 
     def keeps(self, sequence: Sequence) -> bool:
         """Whether what a sequence holds is kept when it is released."""
@@ -63,9 +64,13 @@ class IdleConversations(Generic[H]):
         return self._is_kept and request.session_id is not None and request.content is not None
 
     def keep(self, sequence: Sequence, holding: H, n_blocks: int) -> None:
-        """A sequence that `keeps` is released; what an earlier turn left must be gone."""
+        """A sequence that `keeps` is released; what another turn left must be gone.
+
+        To compute it again costs as its tokens do: the growth of attention with the context is left out.
+        """
         session_id: int = sequence.request.session_id  # type: ignore[assignment]
-        unit = Unit(session_id, sequence.resident_tokens, n_blocks)
+        unit = self._taken.pop(sequence, None) or Unit(session_id, 0)
+        unit.n_tokens, unit.n_blocks, unit.cost = sequence.resident_tokens, n_blocks, float(sequence.computed_tokens)
         self._left[session_id] = Idle(sequence, holding, unit)
         self.n_blocks += n_blocks
         self._order.park([unit])
@@ -76,7 +81,18 @@ class IdleConversations(Generic[H]):
         return self._left.get(session_id) if session_id is not None else None
 
     def take(self, sequence: Sequence) -> Idle[H] | None:
-        """The same; it is idle no more."""
+        """The same, for the sequence to go on from; it is idle no more."""
+        idle = self.drop(sequence)
+        if idle is not None:
+            self._taken[sequence] = idle.unit
+        return idle
+
+    def lose(self, sequence: Sequence) -> None:
+        """What a sequence took is given up after all."""
+        del self._taken[sequence]
+
+    def drop(self, sequence: Sequence) -> Idle[H] | None:
+        """What a sequence's conversation has left, given up."""
         idle = self.find(sequence)
         if idle is not None:
             del self._left[sequence.request.session_id]  # type: ignore[arg-type]
@@ -84,10 +100,14 @@ class IdleConversations(Generic[H]):
             self.n_blocks -= idle.unit.n_blocks
         return idle
 
-    def evict(self, n_blocks: int) -> list[H]:
-        """Give up what has at least so many blocks together."""
+    def evict(self, n_blocks: int, newcomer: Sequence | None = None) -> list[H]:
+        """Give up what has at least so many blocks together.
+
+        A newcomer's conversation, for whom it is, has left nothing here: some policies remember that it once had.
+        """
         given_up: list[H] = []
-        for unit in self._order.victims(n_blocks):
+        session_id = newcomer.request.session_id if newcomer is not None else None
+        for unit in self._order.victims(n_blocks, () if session_id is None else (session_id,)):
             self.n_evicted += 1
             self.n_blocks -= unit.n_blocks
             given_up.append(self._left.pop(unit.key).holding)  # type: ignore[arg-type]

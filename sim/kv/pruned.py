@@ -185,7 +185,7 @@ class PrunedCache:
 
     def forget(self, sequence: Sequence) -> None:
         """Give up what an earlier turn of a sequence's conversation left here."""
-        idle = self._idle.take(sequence)
+        idle = self._idle.drop(sequence)
         if idle is not None:
             self._n_free += idle.holding.n_blocks
 
@@ -264,21 +264,21 @@ class PrunedCache:
                 held.n_copies = n_copies
         sequence.computed_tokens = n_matched
         sequence.holding = held
-        self._take(held, n_blocks - held.n_blocks)
+        self._take(held, n_blocks - held.n_blocks, sequence if idle is None else None)
         return True
 
     def _has_room(self, n_new: int, spare: int) -> bool:
         return n_new + spare <= self._n_free + self._idle.n_blocks
 
-    def _take(self, held: Blocks, n_blocks: int) -> None:
+    def _take(self, held: Blocks, n_blocks: int, newcomer: Sequence | None = None) -> None:
         """Give a sequence so many blocks more, or fewer, for each answer; idle conversations give way."""
         n_taken = n_blocks * held.n_copies
         if n_taken > self._n_free:
-            self._evict(n_taken)
+            self._evict(n_taken, newcomer)
         self._n_free -= n_taken
         held.n_blocks += n_blocks
 
-    def _evict(self, n_blocks: int) -> None:
+    def _evict(self, n_blocks: int, newcomer: Sequence | None = None) -> None:
         """Give up idle conversations until so many blocks are free."""
-        for held in self._idle.evict(n_blocks - self._n_free):
+        for held in self._idle.evict(n_blocks - self._n_free, newcomer):
             self._n_free += held.n_blocks

@@ -75,7 +75,7 @@ class Arc:
             ghosts, others, sign = self._frequent_ghosts, self._recent_ghosts, -1
         else:
             return None
-        step = sign * max(others.n_blocks / ghosts.n_blocks, 1.0)
+        step = sign * max(others.n_blocks / ghosts.n_blocks, 1.0) * ghosts.sizes[key]
         self._recent_target = min(max(self._recent_target + step, 0.0), self._capacity_blocks)
         ghosts.recall(key)
         return ghosts

@@ -11,7 +11,8 @@ Value = tuple[float, int]
 class Gdsf:
     """Greedy dual size frequency: worth is (hits + 1) x cost / size, on top of the worth of the last victim.
 
-    That addition ages the rest: what was worth much long ago goes before what is worth a little now.
+    That addition ages the rest: what was worth much long ago goes before what is worth a little now. Blocks found by
+    their content cost one each, a conversation's extent its tokens: the emptier an extent, the sooner it goes.
 
     References
     ----------

@@ -19,6 +19,7 @@ class Queue:
         """Append a unit at the tail."""
         self.counts[unit] = count
         self.n_blocks += unit.n_blocks
+        unit.queued_blocks = unit.n_blocks
 
     def head(self) -> Unit:
         """The first."""
@@ -27,7 +28,7 @@ class Queue:
     def pop(self) -> tuple[Unit, int]:
         """Take the head, with its count."""
         unit, count = self.counts.popitem(last=False)
-        self.n_blocks -= unit.n_blocks
+        self.n_blocks -= unit.queued_blocks
         return unit, count
 
     def pop_blocks(self, n_blocks: int) -> tuple[Unit, int]:
@@ -35,6 +36,7 @@ class Queue:
         unit = self.head()
         if unit.n_blocks > n_blocks and unit.is_divisible:
             self.n_blocks -= n_blocks
+            unit.queued_blocks -= n_blocks
             return unit, n_blocks
         self.pop()
         return unit, unit.n_blocks
@@ -43,7 +45,15 @@ class Queue:
         """Take a unit out, if it is in."""
         if self.counts.pop(unit, None) is None:
             return False
-        self.n_blocks -= unit.n_blocks
+        self.n_blocks -= unit.queued_blocks
+        return True
+
+    def recount(self, unit: Unit) -> bool:
+        """Count a unit, if it is in, by the room it takes now."""
+        if unit not in self.counts:
+            return False
+        self.n_blocks += unit.n_blocks - unit.queued_blocks
+        unit.queued_blocks = unit.n_blocks
         return True
 
     def replace(self, unit: Unit, parts: tuple[Unit, Unit]) -> None:
@@ -54,6 +64,8 @@ class Queue:
         count = self.counts.pop(unit)
         for one in (*parts, *reversed(behind)):
             self.counts[one] = self.counts.pop(one, count)
+        for part in parts:
+            part.queued_blocks = part.n_blocks
 
 
 def cut_where(unit: Unit, marks: list[bool]) -> list[tuple[Unit, bool]]:

@@ -50,7 +50,7 @@ class S3Fifo:
 
     def park(self, unit: Unit) -> None:
         """Join a queue the first time; afterwards the place is kept."""
-        if unit in self._small.counts or unit in self._main.counts:
+        if self._small.recount(unit) or self._main.recount(unit):
             return
         keys = unit.block_keys()
         returns = [key in self._returning or self._ghosts.recall(key) for key in keys]

@@ -15,11 +15,12 @@ class Unit:
     key: int | None  # its content; None: blank, worth nothing to anybody
     n_tokens: int  # KV entries it holds
     n_blocks: int = 1  # room it takes; a contiguous cache counts blocks of one token
-    cost: float = 1.0  # to compute it, or each block if divisible, in any one measure; its ratio to n_blocks matters
+    cost: float = 1.0  # to compute it, or each block if divisible, in any one measure
     n_hits: int = 0  # requests that found it, since it was made
     is_parked: bool = False
     is_divisible: bool = False  # its last blocks can be given up without the first
     n_stale: int = 0  # entries that `Lru` has of it besides the one that holds
+    queued_blocks: int = 0  # room it took when a `Queue` last counted it: an extent may grow while it is referenced
 
     def last(self, n_blocks: int) -> "Unit":
         """Its last blocks as a unit of their own, to say what is given up."""

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from sim.errors import ConfigError
+from sim.kv.allocator import FirstFit
+from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import Arc, Belady, BlankFirst, Fifo, Gdsf, Lfu, Lru, S3Fifo
 from sim.kv.paged import PagedCache
+from sim.kv.pruned import PrunedCache
 from sim.kv.replay import read, replay
+from sim.kv.reservation import Maximum
+from sim.kv.retention import Window
 from tests.sim.kv.test_eviction_orders import oracle_hits, skewed
 from tests.sim.serving import Listed, asked, serve
 
@@ -24,6 +29,24 @@ def test_a_run_hits_what_libcachesim_hits_reference_by_reference(name, seed):
     listed = [asked(i, i * APART_NS, 17, 1, content=((key, 16), (10_000 + i, 1))) for i, key in enumerate(stream)]
     eviction = partial(BlankFirst, order=lambda n_blocks: ORDERS[name](n_blocks - 1))  # that block is not its business
     run = serve(Listed(listed), kv=partial(PagedCache, (capacity + 1) * 16, eviction, 16))
+    assert [row["cached_tokens"] > 0 for row in run.requests()] == oracle_hits(name, capacity, stream)
+
+
+OF_CONVERSATIONS = {  # caches in which every conversation leaves twelve tokens
+    "contiguous": lambda n, order: ContiguousCache(n * 12, FirstFit, Maximum(12), order),
+    "pruned": lambda n, order: PrunedCache(n * 12, order, Window(window=64, sinks=0), 4),
+}
+
+
+@pytest.mark.parametrize("cache", OF_CONVERSATIONS)
+@pytest.mark.parametrize("name", ["LRU", *ORDERS])
+@pytest.mark.parametrize("seed", range(3))
+def test_conversations_are_given_up_as_libcachesim_gives_up_objects(cache, name, seed):
+    """Every turn asks the same again, alone on the device: a hit if its conversation is still there."""
+    stream, capacity = skewed(seed, 90), 30
+    listed = [asked(i, i * APART_NS, 12, 1, content=((key, 12),), session_id=key) for i, key in enumerate(stream)]
+    order = Lru if name == "LRU" else partial(BlankFirst, order=ORDERS[name])
+    run = serve(Listed(listed), kv=lambda: OF_CONVERSATIONS[cache](capacity, order))
     assert [row["cached_tokens"] > 0 for row in run.requests()] == oracle_hits(name, capacity, stream)
 
 

@@ -1,6 +1,8 @@
+from functools import partial
+
 import pytest
 
-from sim.kv.eviction import Lru
+from sim.kv.eviction import Arc, BlankFirst, Fifo, Gdsf, Lfu, Lru, S3Fifo
 from sim.kv.idle import IdleConversations
 from sim.request import Request
 from sim.sequence import Sequence
@@ -65,3 +67,67 @@ def test_whole_conversations_give_way_in_the_order_of_the_policy():
 )
 def test_only_conversations_leave_something(sequence, is_kept, keeps):
     assert idle(is_kept=is_kept).keeps(sequence) is keeps
+
+
+def taken_up(conversations, session_id, n_blocks=10):
+    """The conversation's next turn goes on from what the last one left, and leaves more."""
+    sequence = turn(GOES_ON, session_id, computed_tokens=120)
+    assert conversations.take(sequence) is not None
+    conversations.keep(sequence, f"blocks of {session_id}", n_blocks)
+
+
+@pytest.mark.parametrize(
+    ("order", "first"),
+    [
+        (None, 5),  # least recently used
+        (Fifo, 4),  # a turn more does not make a conversation younger
+        (Lfu, 5),
+        (partial(S3Fifo, promote_at=1, small_frac=0.5), 5),
+        (Arc, 5),
+        (Gdsf, 5),
+    ],
+)
+def test_a_policy_knows_a_conversation_from_turn_to_turn(order, first):
+    conversations = IdleConversations(Lru if order is None else partial(BlankFirst, order=order), 100, True)
+    for session_id in (4, 5):
+        conversations.keep(turn(SAID, session_id, 100), f"blocks of {session_id}", 10)
+    taken_up(conversations, 4)
+    assert conversations.evict(1) == [f"blocks of {first}"]
+
+
+def test_the_least_frequent_conversation_goes_however_late_it_was_here():
+    conversations = IdleConversations(partial(BlankFirst, order=Lfu), 100, True)
+    conversations.keep(turn(SAID, 4, 100), "blocks of 4", 10)
+    taken_up(conversations, 4)
+    conversations.keep(turn(SAID, 5, 100), "blocks of 5", 10)
+    assert conversations.evict(1) == ["blocks of 5"]
+
+
+def test_what_was_lost_is_not_known_again():
+    conversations = IdleConversations(partial(BlankFirst, order=Lfu), 100, True)
+    for session_id in (4, 5):
+        conversations.keep(turn(SAID, session_id, 100), f"blocks of {session_id}", 10)
+    taken_up(conversations, 5)
+    sequence = turn(GOES_ON, 4, 120)
+    conversations.take(sequence)
+    conversations.lose(sequence)
+    conversations.keep(sequence, "blocks of 4 anew", 10)
+    assert conversations.evict(1) == ["blocks of 4 anew"]
+
+
+def test_gdsf_gives_up_the_emptier_extent_of_two():
+    conversations = IdleConversations(partial(BlankFirst, order=Gdsf), 1000, True)
+    conversations.keep(turn(SAID, 4, 100), "half empty", 200)
+    conversations.keep(turn(SAID, 5, 100), "full", 100)
+    assert conversations.evict(1) == ["half empty"]
+
+
+@pytest.mark.parametrize("n_blocks", [5, 40])
+def test_s3fifo_counts_an_extent_that_has_grown_or_shrunk_since(n_blocks):
+    evictor = BlankFirst(100, S3Fifo)
+    conversations = IdleConversations(lambda _: evictor, 100, True)
+    conversations.keep(turn(SAID, 4, 100), "blocks of 4", 10)
+    taken_up(conversations, 4, n_blocks)
+    assert evictor.order._small.n_blocks + evictor.order._main.n_blocks == n_blocks
+    assert conversations.evict(1) == ["blocks of 4"]
+    assert evictor.order._small.n_blocks + evictor.order._main.n_blocks == 0
