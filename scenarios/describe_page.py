@@ -34,7 +34,7 @@ def spreads(description: Description) -> list[tuple[str, ...]]:
     reuse = description.reuse
     named: list[tuple[str, Spread | None]] = [
         ("prompt [tokens]", description.prompt),
-        ("answer [tokens]", description.output),
+        ("output [tokens]", description.output),
         ("think time [s]", description.think_s),
         ("gap to the parent [s]", reuse.parent_gap_s if reuse else None),
         ("depth below the root", reuse.depth if reuse else None),
@@ -48,10 +48,10 @@ def facts(description: Description) -> Iterator[tuple[str, str]]:
     d = description
     yield "requests", f"{d.n_requests:,}" + (f" in {d.n_sessions:,} sessions" if d.n_sessions else "")
     if d.n_empty:
-        yield "without prompt or answer", f"{d.n_empty:,} (scenario.skip_empty=true leaves them out)"
-    yield "tokens", f"{d.total_prompt_tokens:,} of prompts, {d.total_output_tokens:,} of answers"
+        yield "without prompt or output", f"{d.n_empty:,} (scenario.skip_empty=true leaves them out)"
+    yield "tokens", f"{d.total_prompt_tokens:,} of prompts, {d.total_output_tokens:,} of outputs"
     if d.pearson is not None:
-        yield "prompt and answer lengths", f"Pearson {d.pearson:.3f}, Spearman {short(d.spearman)}"
+        yield "prompt and output lengths", f"Pearson {d.pearson:.3f}, Spearman {short(d.spearman)}"
     if a := d.arrivals:
         bucket = f", in {a.n_instants:,} buckets of {short(a.bucket_s)} s" if a.bucket_s else ""
         yield "arrivals", f"{short(a.rate_per_s)} per second for {a.span_s:,.0f} s{bucket}"
@@ -74,7 +74,7 @@ def facts(description: Description) -> Iterator[tuple[str, str]]:
         yield "requests with a parent", f"{percent(r.child_frac)}; {percent(r.single_frac)} of the others have no child"
     if load := d.load:
         offered = (
-            f"{short(load.prompt_tokens_per_s)} prompt and {short(load.output_tokens_per_s)} answer tokens per second"
+            f"{short(load.prompt_tokens_per_s)} prompt and {short(load.output_tokens_per_s)} output tokens per second"
         )
         yield "offered load", f"{offered}, {short(load.new_prompt_tokens_per_s)} prompt tokens new"
         if load.capacity_tokens_per_s is not None and load.least_utilization_frac is not None:
@@ -131,7 +131,7 @@ def page(description: Description, look: Look) -> str:
     if d.arrivals:
         tiles.append(Tile("Arrivals", short(d.arrivals.rate_per_s), "req/s", f"for {d.arrivals.span_s:,.0f} s"))
     tiles.append(Tile("Prompt, median", short(d.prompt.p50), "tokens", f"p99 {short(d.prompt.p99)}"))
-    tiles.append(Tile("Answer, median", short(d.output.p50), "tokens", f"p99 {short(d.output.p99)}"))
+    tiles.append(Tile("Output, median", short(d.output.p50), "tokens", f"p99 {short(d.output.p99)}"))
     if d.reuse:
         tiles.append(Tile("Prefix reuse, at most", f"{100 * d.reuse.ceiling_frac:.1f}", "%", "of prompt tokens"))
     charts = [
@@ -150,7 +150,7 @@ def page(description: Description, look: Look) -> str:
                 Table(spreads(d), HEADINGS, style="wide"),
                 Table(fit_rows(d), FIT_HEADINGS, "Distance to published fits"),
             ]),
-            Section("lengths", "Lengths", "How long prompts and answers are.", charts),
+            Section("lengths", "Lengths", "How long prompts and outputs are.", charts),
             Section("time", "Over time", "When requests arrive.", [figure for figure in time if figure is not None]),
         ],
         footer="Made by kvtwin from the traffic alone.",
@@ -159,7 +159,7 @@ def page(description: Description, look: Look) -> str:
 
 
 def _lengths(description: Description, quantity: str, values: Ints, colour: str) -> Figure:
-    words = {"prompt": "Prompts", "output": "Answers"}[quantity]
+    words = {"prompt": "Prompts", "output": "Outputs"}[quantity]
     traces, caption = _against_fit(description, quantity, values.astype(np.float64), colour)
     layout = {"xaxis": {"type": "log", "title": {"text": "tokens"}}, "yaxis": {"range": [0, 1]}}
     return Figure(quantity, f"Length of {words.lower()}", caption, traces, layout, is_wide=False)

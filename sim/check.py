@@ -90,8 +90,10 @@ def check_contract(node: Mapping[str, Any], path: str, contract: type) -> None:
 def _check_parts(value: Any, path: str, annotation: Any) -> None:
     """The contracts of a part, or of all in a list or a mapping of them, as a constructor's annotation names them."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    for one in typing.get_args(annotation) if is_union else (annotation,):
-        if _kind(one) == PART and isinstance(one, type) and _is_of(value, one, PART):
+    allowed = typing.get_args(annotation) if is_union else (annotation,)
+    has_choice = [_kind(one) for one in allowed].count(PART) > 1  # a part or what makes one
+    for one in allowed:
+        if _kind(one) == PART and isinstance(one, type) and _is_of(value, one, PART) and not has_choice:
             check_contract(value, path, one)
         inner = typing.get_args(one)
         if inner and _kind(one) == NAMED and isinstance(value, Mapping):

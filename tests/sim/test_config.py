@@ -92,10 +92,6 @@ def test_a_target_that_does_not_exist_is_named() -> None:
             "eviction={_target_:sim.router.RoundRobin}",
             "eviction._target_ must have the methods of Evictor, got sim.router.RoundRobin without claim()",
         ),
-        (
-            "+scenario.dialogue.lengths.prompt={_target_:sim.router.RoundRobin}",
-            "scenario.dialogue.lengths.prompt",
-        ),
     ],
 )
 def test_a_part_of_another_kind_is_refused(override: str, expected: str) -> None:
