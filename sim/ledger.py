@@ -252,10 +252,6 @@ class DecodeLedger:
             heappop(longest)
         self._is_pruned = True
 
-    def last(self) -> Sequence:
-        """The member that joined last."""
-        return self.members[next(reversed(self.members))]
-
     def resident_of(self, sequence: Sequence) -> int:
         """Resident tokens of one member now."""
         resident = sequence.joined_tokens + self.step - sequence.joined_step

@@ -64,12 +64,17 @@ class Chunked:
             if sequence.loading is not None:
                 continue
             n_tokens = min(sequence.prefill_left_tokens, budget)
-            if n_tokens and kv.extend(sequence, n_tokens, ledger):
+            if not n_tokens or sequence not in batch.partial:
+                continue
+            n_gave_way = batch.extend(sequence, n_tokens)
+            if n_gave_way:  # what they were to compute is not computed
+                n_preempted += n_gave_way
+                n_decoding = len(ledger.members)
+                chunks = [chunk for chunk in chunks if chunk[0] in batch.partial]
+                budget = self.max_num_batched_tokens - n_decoding - sum(n for _, n in chunks)
+            if sequence in batch.partial:
                 chunks.append((sequence, n_tokens))
                 budget -= n_tokens
-            elif n_tokens:
-                batch.preempt(sequence)
-                n_preempted += 1
         n_running = n_decoding + len(batch.partial) + len(batch.leaving) + batch.n_unforked
         if not n_preempted:
             while waiting and budget and n_running < self.max_num_seqs:

@@ -1,6 +1,6 @@
 """What a scheduler decides, and the contract of schedulers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
@@ -75,33 +75,51 @@ class Batch:
         return sequence, n_tokens
 
     def make_room(self) -> int:
-        """Preempt until every decoding sequence can take one more token. Returns how many were preempted.
+        """Preempt until every decoding sequence can take one more token. Returns how many gave way.
 
-        vLLM v1 preempts the end of its running list when an allocation fails. The sequence admitted last goes first,
-        a prompt in progress before those that decode.
+        Where a token needs more than a block, a longer extent or a copy of a shared block, only those who ask for that
+        now give way to one another: an extent lies in one piece, which others' leaving need not make.
         """
         kv, ledger = self.kv, self.ledger
         n_preempted = 0
         while ledger.members:
-            for sequence in ledger.due() if ledger.alarms else ():
-                self.has_attended = True
-                if kv.extend(sequence, 1, ledger):
-                    ledger.rearm(sequence)
+            due = ledger.due() if ledger.alarms else []
+            self.has_attended = self.has_attended or bool(due)
+            while due:
+                if kv.extend(due[0], 1, ledger):
+                    ledger.rearm(due.pop(0))
                 else:
-                    self.preempt(sequence)
+                    victim = self._victim(reversed(due), due[0])
+                    due.remove(victim)
+                    self.preempt(victim)
                     n_preempted += 1
             if kv.steps_within(ledger, 1):
                 break
-            self.preempt(self._last())
+            self.preempt(self._victim(self._running(), None))
             n_preempted += 1
         return n_preempted
 
-    def _last(self) -> Sequence:
-        """Who gives way: the one admitted last, of those whose memory is the kind that the next iteration lacks."""
-        kv, members = self.kv, self.ledger.members
+    def extend(self, sequence: Sequence, n_tokens: int) -> int:
+        """Take room for a prompt's next tokens; others give way, in the end itself. Returns how many did."""
+        n_preempted = 0
+        while not self.kv.extend(sequence, n_tokens, self.ledger):
+            victim = self._victim(self._running(), sequence)
+            self.preempt(victim)
+            n_preempted += 1
+            if victim is sequence:
+                break
+        return n_preempted
+
+    def _running(self) -> Iterator[Sequence]:
+        """The end of vLLM v1's running list first: who was admitted last, prompts in progress before who decodes."""
+        return chain(reversed(self.partial), reversed(self.ledger.members.values()))
+
+    def _victim(self, running: Iterator[Sequence], asking: Sequence | None) -> Sequence:
+        """Who of these gives way to one that asks for room, or to the next iteration as a whole."""
+        kv = self.kv
         if isinstance(kv, Divided):
-            return next(filter(kv.gives_way, chain(reversed(self.partial), reversed(members.values()))))
-        return self.partial[-1] if self.partial else self.ledger.last()
+            running = (sequence for sequence in running if kv.gives_way(sequence, asking))
+        return self.waiting.victim(running)
 
 
 @dataclass(slots=True, eq=False)

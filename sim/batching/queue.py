@@ -37,6 +37,10 @@ class Queue(Protocol):
         """Those to admit next, at most so many, in order."""
         ...
 
+    def victim(self, running: Iterator[Sequence]) -> Sequence:
+        """Who of those that run, the one admitted last first, is preempted."""
+        ...
+
     def __len__(self) -> int: ...
 
 
@@ -67,6 +71,10 @@ class Fcfs:
         """Those to admit next, at most so many, in order."""
         return list(islice(self._waiting, n))
 
+    def victim(self, running: Iterator[Sequence]) -> Sequence:
+        """The one admitted last."""
+        return next(running)
+
     def __len__(self) -> int:
         return len(self._waiting)
 
@@ -79,7 +87,11 @@ RANKS: dict[str, Callable[[Sequence], int]] = {
 
 @dataclass(slots=True)
 class Ranked:
-    """Lowest rank first, then the earlier arrival; a preempted sequence returns to where its rank puts it."""
+    """Lowest rank first, then the earlier arrival; a preempted sequence returns to where its rank puts it.
+
+    By priority, who is last in this order is preempted, as in vLLM v1 (``Scheduler.schedule`` under
+    ``SchedulingPolicy.PRIORITY``). By prompt, which vLLM knows nothing of, the sequence admitted last is.
+    """
 
     by: str
     keeps_head: bool = field(default=False, init=False)
@@ -111,6 +123,12 @@ class Ranked:
         """Those to admit next, at most so many, in order."""
         return [sequence for _, _, _, sequence in nsmallest(n, self._heap)]
 
+    def victim(self, running: Iterator[Sequence]) -> Sequence:
+        """By priority the last in order, of equals the one admitted last."""
+        if self.by == "priority":
+            return max(running, key=lambda sequence: (sequence.request.priority, sequence.request.arrival_ns))
+        return next(running)
+
     def __len__(self) -> int:
         return len(self._heap)
 
@@ -141,6 +159,10 @@ class LookAhead:
     def first(self, n: int) -> list[Sequence]:
         """Those to admit next, at most so many, in order."""
         return self.queue.first(n)
+
+    def victim(self, running: Iterator[Sequence]) -> Sequence:
+        """Who is preempted."""
+        return self.queue.victim(running)
 
     def take(self) -> Sequence:
         """Remove the head; the others move up."""

@@ -236,10 +236,10 @@ host_bytes_per_s, model_max_len, element_bits, replica
                 n_steps = cache.steps_within(part, n_steps)
         return n_steps
 
-    def gives_way(self, sequence: Sequence) -> bool:
-        """Whether preempting a sequence makes room where the next iteration lacks it."""
+    def gives_way(self, sequence: Sequence, asking: Sequence | None) -> bool:
+        """Whether it is of the class that asks, or of one whose memory does not suffice for the next iteration."""
         cache, part, _ = self._part(sequence)
-        return not cache.steps_within(part, 1)
+        return not cache.steps_within(part, 1) if asking is None else cache is self._part(asking).cache
 
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
         """Iterations have run: every class takes the memory of its own."""

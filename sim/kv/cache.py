@@ -101,6 +101,6 @@ class Prefetcher(Protocol):
 class Divided(Protocol):
     """A cache that divides the device's memory among its sequences: not everybody who gives way helps who is short."""
 
-    def gives_way(self, sequence: Sequence) -> bool:
-        """Whether preempting a running sequence makes room where the next iteration lacks it."""
+    def gives_way(self, sequence: Sequence, asking: Sequence | None) -> bool:
+        """Whether preempting a running sequence makes room for one that asks, or where the next iteration lacks it."""
         ...

@@ -167,7 +167,6 @@ def seen(ledger: DecodeLedger | NaiveLedger) -> dict[str, object]:
         "members": list(ledger.members),
         "n": len(ledger),
         "order": orders(list(ledger)),
-        "last": ledger.last().order if len(ledger) else None,
         "growing": ledger.n_growing,
         "emitting": ledger.n_emitting,
         "resident": [ledger.resident_of(sequence) for sequence in ledger],

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from sim.batching import Chunked, Ranked
+from sim.batching import Chunked, Fcfs, Ranked
 from sim.errors import ConfigError
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
@@ -104,3 +104,25 @@ def test_a_shared_prefix_is_not_computed_again():
 def test_a_budget_that_cannot_hold_the_running_sequences_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         Chunked(**settings)
+
+
+def preempted(house: House) -> list[int]:
+    return [row[0] for row in house.recorder.preemptions.rows().tolist()]
+
+
+@pytest.mark.parametrize(("queue", "gave_way"), [(Fcfs, [1]), (partial(Ranked, "priority"), [0])])
+def test_by_priority_the_least_urgent_gives_way_though_it_came_first(queue, gave_way):
+    """7 blocks of 4. Both come to need four: request 0 has priority 9, request 1 comes later with priority 0."""
+    listed = [asked(0, 0, 8, 18, priority=9), asked(1, 1, 8, 18, priority=0)]
+    house = serve(Listed(listed), kv=small(7), queue=queue)
+    assert preempted(house) == gave_way
+
+
+@pytest.mark.parametrize(("queue", "gave_way"), [(Fcfs, [1]), (partial(Ranked, "priority"), [0])])
+def test_by_priority_an_urgent_prompt_takes_the_room_of_who_decodes(queue, gave_way):
+    """8 blocks of 4, budget 8. Request 1 has computed two pieces of its 24 tokens when request 0 has a third block."""
+    listed = [asked(0, 0, 8, 20, priority=9), asked(1, 1, 24, 2, priority=0)]
+    house = serve(Listed(listed), kv=small(8), queue=queue, scheduler=partial(Chunked, 8, 4))
+    assert preempted(house)[:1] == gave_way
+    assert sum(row["prefill_tokens"] for row in house.iterations()) >= 32
+    assert all(row["prefill_tokens"] + row["decode_seqs"] <= 8 for row in house.iterations())

@@ -58,6 +58,14 @@ def test_no_room_to_grow_means_preemption_and_everybody_is_served_all_the_same()
     assert len(house.recorder.preemptions) > 0
 
 
+def test_of_two_that_ask_for_room_at_once_the_one_admitted_last_gives_way():
+    """24 slots, of which both have filled 8: the first finds 16 in one piece beside its own when the second leaves."""
+    house = serve(Listed([asked(0, 0, 6, 8), asked(1, 0, 6, 8)]), kv=extents(Growing(8, 2.0), 24))
+    assert [row[0] for row in house.recorder.preemptions.rows().tolist()] == [1]
+    finish_ns = {row["id"]: row["finish_ns"] for row in house.requests()}
+    assert finish_ns[0] == 8 < finish_ns[1]
+
+
 def test_a_conversation_takes_up_its_extent_again():
     first = asked(0, 0, 100, 50, content=((1, 100),), output_id=-1, session_id=7)
     house = serve(Listed([first], {7: [(1000, 5, 8)]}), kv=extents(Growing(120, 1.5)))
