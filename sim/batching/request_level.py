@@ -31,7 +31,6 @@ class RequestLevel:
     plans_ahead: bool = field(default=False, init=False)
     returns_together: bool = field(default=True, init=False)
     _max_wait_ns: int = field(init=False)
-    _starts_ns: int | None = field(default=None, init=False)  # of the batch that is filling
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1:
@@ -57,13 +56,10 @@ class RequestLevel:
             return self._start(batch)
         if not len(waiting):
             return None
-        starts_ns = waiting.head().request.arrival_ns + self._max_wait_ns
-        if self._starts_ns is not None and self._starts_ns < starts_ns:
-            starts_ns = self._starts_ns  # a later arrival went to the head
-        if len(waiting) < self.max_batch_size and now_ns < starts_ns:
-            self._starts_ns = starts_ns
+        first = waiting.first(self.max_batch_size)
+        starts_ns = min(sequence.request.arrival_ns for sequence in first) + self._max_wait_ns
+        if now_ns < starts_ns and sum(sequence.n_samples for sequence in first) < self.max_batch_size:
             return starts_ns
-        self._starts_ns = None
         while len(waiting) and batch.n_running() < self.max_batch_size:
             if batch.admit(None, now_ns, self.max_batch_size - batch.n_running()) is None:
                 break

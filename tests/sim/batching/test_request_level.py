@@ -43,6 +43,20 @@ def test_shorter_prompts_that_keep_coming_do_not_make_a_batch_wait_longer():
     assert [row["scheduled_ns"] for row in house.requests()] == [2000, 2000, 2000]
 
 
+def test_the_first_waits_no_longer_because_a_shorter_one_came_while_a_batch_ran():
+    """Four fill a batch until 700; meanwhile one comes at 10, and at 690 one that goes before it."""
+    listed = [*(asked(i, 0, 4, 700) for i in range(4)), asked(4, 10, 50, 4), asked(5, 690, 8, 4)]
+    scheduler = partial(RequestLevel, max_batch_size=4, max_wait_time_ms=0.001)
+    house = serve(Listed(listed), scheduler=scheduler, queue=partial(Ranked, "prompt"), cost=lambda: LinearCost())
+    assert [times(house)[i][0] for i in (4, 5)] == [1010, 1010]
+
+
+def test_all_answers_of_a_request_count_towards_a_full_batch():
+    listed = [asked(0, 0, 8, 4, n_samples=4), asked(1, 100, 8, 4, n_samples=4)]
+    house = serve(Listed(listed), scheduler=partial(RequestLevel, 8, 1.0), cost=lambda: LinearCost())
+    assert [row["scheduled_ns"] for row in house.requests()] == [100, 100]
+
+
 def test_a_member_that_only_pads_returns_its_answer_when_its_memory_is_needed():
     """6 blocks of 4, every iteration 1 ns. B has its 2 tokens at 2 and pads; at 5 both need a fourth block."""
     listed = [asked(0, 0, 8, 9), asked(1, 0, 8, 2)]
