@@ -82,21 +82,27 @@ class IdleConversations(Generic[H]):
 
     def take(self, sequence: Sequence) -> Idle[H] | None:
         """The same, for the sequence to go on from; it is idle no more."""
-        idle = self.drop(sequence)
+        idle = self._remove(sequence)
         if idle is not None:
+            self._order.claim([idle.unit])
             self._taken[sequence] = idle.unit
         return idle
 
     def lose(self, sequence: Sequence) -> None:
         """What a sequence took is given up after all."""
-        del self._taken[sequence]
+        self._order.forget([self._taken.pop(sequence)])
 
     def drop(self, sequence: Sequence) -> Idle[H] | None:
         """What a sequence's conversation has left, given up."""
+        idle = self._remove(sequence)
+        if idle is not None:
+            self._order.forget([idle.unit])
+        return idle
+
+    def _remove(self, sequence: Sequence) -> Idle[H] | None:
         idle = self.find(sequence)
         if idle is not None:
             del self._left[sequence.request.session_id]  # type: ignore[arg-type]
-            self._order.claim([idle.unit])
             self.n_blocks -= idle.unit.n_blocks
         return idle
 

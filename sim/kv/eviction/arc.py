@@ -39,6 +39,9 @@ class Arc:
         if unit.is_parked and not self._recent.remove(unit):
             self._frequent.remove(unit)
 
+    def forget(self, unit: Unit) -> None:
+        """No place is kept."""
+
     def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The least recent unit of the queue that exceeds its share."""
         regret = self._regret(wanted)

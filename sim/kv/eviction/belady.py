@@ -52,6 +52,10 @@ class Belady:
             self._refer(unit)
         self._refer(unit)
 
+    def forget(self, unit: Unit) -> None:
+        """Its next reference is to another unit."""
+        self._next.pop(unit, None)
+
     def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The unit whose next reference is furthest away."""
         while True:

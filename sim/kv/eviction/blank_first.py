@@ -50,6 +50,12 @@ class BlankFirst:
                 unit.is_parked = False
                 self._parked_blocks -= unit.n_blocks
 
+    def forget(self, units: Iterable[Unit]) -> None:
+        """Take units from the policy for good."""
+        for unit in units:
+            self.claim((unit,))
+            self.order.forget(unit)
+
     def claim_part(self, unit: Unit, part: Unit) -> None:
         """The first blocks of a parked unit are hit, as a unit of their own."""
         part.is_parked = True

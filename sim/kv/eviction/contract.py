@@ -24,6 +24,10 @@ class Evictor(Protocol):
         """Note that a request found these units. Parked ones leave; referenced ones only gain a hit."""
         ...
 
+    def forget(self, units: Iterable[Unit]) -> None:
+        """Note that the content of these units is lost, parked or referenced: they do not come back."""
+        ...
+
     def victims(self, n_blocks: int, wanted: Sequence[int] = ()) -> list[Unit]:
         """Take out at least ``n_blocks`` blocks, and more only if the last unit is larger than what was missing.
 
@@ -76,6 +80,10 @@ class Order(Protocol):
 
     def claim(self, unit: Unit) -> None:
         """A request found the unit (``n_hits`` does not count it yet); if it ``is_parked`` it stops being evictable."""
+        ...
+
+    def forget(self, unit: Unit) -> None:
+        """A claimed unit does not come back: give up what is kept of it, a place in a queue."""
         ...
 
     def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:

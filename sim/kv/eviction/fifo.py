@@ -25,6 +25,11 @@ class Fifo:
         if self._late.remove(unit):
             self._passed.add(unit)
 
+    def forget(self, unit: Unit) -> None:
+        """Give up the place."""
+        self._queue.remove(unit)
+        self._passed.discard(unit)
+
     def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The oldest parked unit. Each referenced one is passed over once, so a victim costs O(1) amortised."""
         if self._late.counts:

@@ -1,8 +1,10 @@
 """GDSF: what is dear to compute again, often asked for and small stays longest."""
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from sim.kv.eviction.unit import Unit
+
+_MIN_STALE = 1024  # below so many passed-over entries a heap is not worth tidying
 
 Value = tuple[float, int]
 """Worth of each block, and number of the first to go among all that were ever parked."""
@@ -39,6 +41,9 @@ class Gdsf:
         if value is not None:
             del self._units[value]
 
+    def forget(self, unit: Unit) -> None:
+        """No place is kept."""
+
     def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The unit worth least."""
         while (unit := self._units.get(self._values[0])) is None:
@@ -62,3 +67,6 @@ class Gdsf:
         self._current[unit] = value
         self._units[value] = unit
         heappush(self._values, value)
+        if len(self._values) > 2 * len(self._units) + _MIN_STALE:
+            self._values = list(self._units)
+            heapify(self._values)

@@ -29,6 +29,9 @@ class Lfu:
         if unit.is_parked:
             self._queues[unit.n_hits].remove(unit)
 
+    def forget(self, unit: Unit) -> None:
+        """No place is kept."""
+
     def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The first of those with the fewest hits."""
         while not (queue := self._queues[self._counts[0]]).counts:

@@ -71,6 +71,10 @@ class Lru:
         if self._n_stale > _MIN_STALE and self._n_stale > len(self._queue) // 2:
             self._tidy()
 
+    def forget(self, units: Iterable[Unit]) -> None:
+        """As `claim`: no place is kept."""
+        self.claim(units)
+
     def claim_part(self, unit: Unit, part: Unit) -> None:  # noqa: ARG002
         """A request found the first blocks of a parked unit; the others keep its place."""
         part.n_hits += 1

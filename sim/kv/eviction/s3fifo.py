@@ -73,6 +73,12 @@ class S3Fifo:
             if unit in queue.counts:
                 queue.counts[unit] += 1
 
+    def forget(self, unit: Unit) -> None:
+        """Give up the place."""
+        self._small.remove(unit)
+        self._main.remove(unit)
+        self._passed.discard(unit)
+
     def victim(self, wanted: int | None, n_blocks: int) -> tuple[Unit, int]:  # noqa: ARG002
         """The first unit at a head that did not earn its stay."""
         self._has_evicted = True

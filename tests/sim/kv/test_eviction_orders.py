@@ -259,3 +259,12 @@ def test_blocks_freed_twice_and_blocks_that_are_not_free_are_refused(name):
         evictor.victims(2)
     with pytest.raises(InvariantError, match="freed twice"):
         evictor.park_blank(30)
+
+
+def test_gdsf_keeps_no_valuation_of_units_that_come_and_go():
+    evictor, unit = BlankFirst(10, Gdsf), Unit(1, 16)
+    evictor.victims(10)
+    for _ in range(10_000):
+        evictor.park([unit])
+        evictor.claim([unit])
+    assert len(evictor.order._values) < 2_000

@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 
 from sim.kv.eviction import Arc, BlankFirst, Fifo, Gdsf, Lfu, Lru, S3Fifo
+from sim.kv.eviction.queue import Queue
 from sim.kv.idle import IdleConversations
 from sim.request import Request
 from sim.sequence import Sequence
@@ -113,6 +114,24 @@ def test_what_was_lost_is_not_known_again():
     conversations.lose(sequence)
     conversations.keep(sequence, "blocks of 4 anew", 10)
     assert conversations.evict(1) == ["blocks of 4 anew"]
+
+
+@pytest.mark.parametrize("order", [Fifo, S3Fifo])
+def test_a_policy_keeps_nothing_of_what_was_dropped_or_lost(order):
+    evictor = BlankFirst(100, order)
+    conversations = IdleConversations(lambda _: evictor, 100, True)
+    for session_id in range(200):
+        conversations.keep(turn(SAID, session_id, 100), "blocks", 10)
+        if session_id % 2:
+            assert conversations.drop(turn(SAID, session_id)) is not None
+        else:
+            sequence = turn(GOES_ON, session_id, 120)
+            conversations.take(sequence)
+            conversations.lose(sequence)
+    assert len(evictor) == conversations.n_blocks == 0
+    assert not evictor.order._passed
+    queues = [value for value in vars(evictor.order).values() if isinstance(value, Queue)]
+    assert not any(queue.counts or queue.n_blocks for queue in queues)
 
 
 def test_gdsf_gives_up_the_emptier_extent_of_two():

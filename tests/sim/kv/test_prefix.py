@@ -39,6 +39,9 @@ class Blockwise:
         self.n_units += len(units)
         self._evictor.claim(units)
 
+    def forget(self, units: Iterable[Unit]) -> None:
+        self._evictor.forget(units)
+
     def park_blank(self, n_blocks: int) -> None:
         self._evictor.park_blank(n_blocks)
 
