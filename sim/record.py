@@ -46,7 +46,7 @@ ITERATION_COLUMNS = (
     "joined_seqs",  # sequences whose prefill completes in this iteration and that go on decoding
     "decode_seqs",
     "decode_context_tokens",
-    "waiting_seqs",
+    "waiting_seqs",  # when its last iteration has ended, before anybody is admitted
     "partial_seqs",  # admitted, prompt not yet completely computed
     "held_tokens",  # token slots held by admitted sequences
     "live_tokens",  # KV entries of admitted sequences; one that several share counts for each

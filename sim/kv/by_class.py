@@ -131,6 +131,9 @@ host_bytes_per_s, model_max_len, element_bits, replica
         self.prefetch_requests = max(getattr(cache, "prefetch_requests", 0) for cache in self._caches)
         self._conversations = Conversations(self._parts)
         self._n_requests = dict.fromkeys(self._parts, 0)
+        full = kv_bytes_per_token * self.capacity_tokens  # as many slots, had all of them an element's full width
+        narrow = sum(part.bytes_per_token * part.cache.capacity_tokens for part in self._parts.values())
+        self._bits_per_element = element_bits * narrow / full if full else element_bits
 
     # Loops: sum() over a generator takes more than twice as long, and every run of iterations asks for all of these.
 
@@ -299,8 +302,11 @@ host_bytes_per_s, model_max_len, element_bits, replica
             cache.prefetch(sequence)
 
     def counts(self) -> Mapping[str, int | float]:
-        """Facts of the run: what changed class, and of each class how many requests and what its cache counted."""
-        counts = dict(self._conversations.counts)
+        """Facts of the run: what changed class, and of each class how many requests and what its cache counted.
+
+        ``bits_per_element`` is the mean of all slots: what is held is taken for as wide as what there is.
+        """
+        counts = {**self._conversations.counts, "bits_per_element": self._bits_per_element}
         for name, part in self._parts.items():
             counts[f"{name}_requests"] = self._n_requests[name]
             counts |= {f"{name}_{key}": value for key, value in part.cache.counts().items()}

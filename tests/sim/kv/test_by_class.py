@@ -15,6 +15,7 @@ from sim.kv.pruned import PrunedCache
 from sim.kv.reservation import Growing
 from sim.kv.retention import Share, Window
 from sim.kv.tiers import Tiers, TierSpec
+from sim.metrics.summary import slot_bytes, total_counts
 from sim.report.cache_facts import cache_tables
 from sim.run import simulate
 from sim.step import Pace, StepShape
@@ -197,6 +198,19 @@ def test_the_four_classes_of_the_configuration_are_served_and_conversations_move
     facts = {row[0]: row[1] for row in cache_tables({"counts": counts}, {})[0].rows}
     assert facts["conversations that changed class"] == f"{counts['class_changes']}"
     assert facts["copied to the new class's cache"] == f"{counts['class_moved_bytes'] / 2**30:.1f} GiB"
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+def test_the_slots_of_all_classes_take_the_memory_there_is(bits):
+    result = simulate(
+        "scenario.n_sessions=5",
+        "classify=true",
+        "cache=by_class",
+        "hardware.kv_blocks=20000",
+        f"cache.classes.creative.cache.retention.bits={bits}",
+    )
+    held_bytes = result.capacity_tokens * slot_bytes(result, total_counts(result))
+    assert held_bytes == pytest.approx(20000 * 16 * result.kv_bytes_per_token, rel=1e-4)
 
 
 def test_the_parts_get_what_the_run_knows_of_the_model():
