@@ -11,7 +11,9 @@ class Continuous:
     """Sequences join and leave at every iteration; waiting prompts are computed whole, and decoding waits for them.
 
     The rules are vLLM v0's without chunked prefill: an iteration computes prompts or decodes, never both. A prompt
-    longer than ``max_num_batched_tokens`` makes an iteration of its own.
+    longer than ``max_num_batched_tokens`` makes an iteration of its own. Admission is stricter than v0's: caches leave
+    room for one more token of every decoding sequence, where ``BlockSpaceManager.can_allocate`` (core/block_manager.py)
+    leaves the watermark alone. So fewer are admitted only to be preempted.
 
     Parameters
     ----------
