@@ -9,6 +9,7 @@ request shares only part of it. So a request costs as many steps as its text has
 and in which order it is given up is the same, block for block.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -91,7 +92,7 @@ class PrefixIndex:
         self.block_tokens = block_tokens
         self.divider = evictor if isinstance(evictor, Divider) else None
         self._evictor = evictor
-        self._runs: dict[int, dict[Run, None]] = {}  # by piece, or by block where runs are not divisible
+        self._runs: dict[int, list[Run]] = {}  # by piece, or by block where runs are not divisible; the oldest first
         self._n_born = 0
 
     def match(self, text: list[BlockRange], most_blocks: int) -> list[Match]:
@@ -103,10 +104,9 @@ class PrefixIndex:
             n_blocks = min(n_blocks, left)
             left -= n_blocks
             while n_blocks:
-                found = self._find(piece, end, n_blocks)
-                if found is None:
+                run, n_found = self._find(piece, end, n_blocks)
+                if run is None:
                     return matched
-                run, n_found = found
                 offset = (end - run.first_end) // size
                 matched.append((run, offset, n_found))
                 n_blocks -= n_found
@@ -115,23 +115,16 @@ class PrefixIndex:
                 break
         return matched
 
-    def _find(self, piece: int, end: int, most_blocks: int) -> tuple[Run, int] | None:
-        """The oldest run that holds the block of a piece that ends there, and for how many blocks it is the oldest."""
+    def _find(self, piece: int, end: int, most_blocks: int) -> tuple[Run | None, int]:
+        """The oldest run that holds the block of a piece that ends there, or None, and for how many blocks that is so."""
         size = self.block_tokens
-        oldest = None
-        runs = self._runs.get(piece if self.divider is not None else piece + end, ())
-        for run in runs:
-            if run.first_end <= end < run.first_end + run.n_blocks * size and (
-                oldest is None or run.born < oldest.born
-            ):
-                oldest = run
-        if oldest is None:
-            return None
-        n_found = min(oldest.n_blocks - (end - oldest.first_end) // size, most_blocks)
-        for run in runs:
-            if run.born < oldest.born and end < run.first_end:
+        n_found = most_blocks
+        for run in self._runs.get(piece if self.divider is not None else piece + end, ()):
+            if end < run.first_end:
                 n_found = min(n_found, (run.first_end - end) // size)
-        return oldest, n_found
+            elif end < run.first_end + run.n_blocks * size:
+                return run, min(n_found, run.n_blocks - (end - run.first_end) // size)
+        return None, n_found
 
     def name(self, table: BlockTable, text: list[BlockRange], most_blocks: int) -> None:
         """Make a sequence's full blocks findable, the first ``most_blocks`` of its text that are not yet."""
@@ -232,14 +225,21 @@ class PrefixIndex:
         """What a run held has been evicted."""
         if run.key is not None and isinstance(run, Run):
             twins = self._runs[run.key]
-            twins.pop(run, None)  # what is part of a run is not listed
+            place = bisect_left(twins, _age(run), key=_age)
+            if place < len(twins) and twins[place] is run:  # what is part of a run is not listed
+                del twins[place]
             if not twins:
                 del self._runs[run.key]
 
     def add(self, run: Run) -> None:
         """A run can be found."""
-        if run.key is not None:
-            self._runs.setdefault(run.key, {})[run] = None
+        if run.key is None:
+            return
+        twins = self._runs.setdefault(run.key, [])
+        if not twins or twins[-1].born < run.born:
+            twins.append(run)
+        else:
+            twins.insert(bisect_left(twins, _age(run), key=_age), run)
 
     def _make(self, table: BlockTable, key: int, first_end: int, n_blocks: int) -> None:
         self._n_born += 1
@@ -259,3 +259,8 @@ class PrefixIndex:
     def _hold(table: BlockTable, run: Run) -> None:
         run.tables[table] = None
         table.runs.append(run)
+
+
+def _age(run: Run) -> tuple[int, int]:
+    """What twins are in order of: when they were made, and of the cuttings of one where they begin."""
+    return run.born, run.first_end

@@ -1,6 +1,6 @@
 """Runs of blocks find, share and give up the very blocks that blocks one by one would."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Keys
 from functools import partial
 
@@ -218,6 +218,37 @@ def test_a_run_is_cut_where_a_second_text_departs() -> None:
 
     assert [run.n_blocks for run in first.runs] == [2, 2]
     assert second.runs == first.runs[:1]
+
+
+class Counted(list):
+    """Runs, and how many of them were looked at."""
+
+    n_seen = 0
+
+    def __iter__(self) -> Iterator[Run]:
+        for run in super().__iter__():
+            self.n_seen += 1
+            yield run
+
+
+def test_looking_for_a_prompt_that_hundreds_have_asked_takes_no_longer_than_for_one_that_two_have() -> None:
+    """Of a prompt that fills its blocks everybody computes the last one anew, and leaves another twin of it."""
+    index = PrefixIndex(4, Lru(4_000))
+    text = block_ranges(((1, 16),), 16, 4)
+    for _ in range(500):
+        table = BlockTable()
+        for match in reversed(index.match(text, 3)):
+            index.claim(table, *match)
+        table.n_named = sum(run.n_blocks for run in table.runs)
+        index.name(table, text, 4)
+    (piece,) = index._runs
+    twins = index._runs[piece] = Counted(index._runs[piece])
+
+    matched = index.match(text, 4)
+
+    assert len(twins) == 501, "the first was cut at its last block"
+    assert [(run.born, n_blocks) for run, _, n_blocks in matched] == [(1, 3), (1, 1)], "the oldest"
+    assert twins.n_seen == 3
 
 
 def test_who_was_preempted_finds_what_has_not_been_taken_of_its_own_text():
