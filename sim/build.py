@@ -128,6 +128,7 @@ class Builder:
             tiers=self("tiers") if self.config.get("tiers") else None,
             recorder=recorder,
             replica=replica,
+            tensor_parallel=self.hardware.tensor_parallel,
         )
         return cache
 

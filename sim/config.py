@@ -17,6 +17,7 @@ RESULTS_FOLDER = dict.fromkeys(("out", "output", "out_dir", "output_dir", "folde
 GIVEN_BY_THE_RUN = (
     *("preemption", "max_batched_tokens", "host_bytes_per_s", "capacity_tokens", "eviction", "window_tokens"),
     *("model_max_len", "element_bits", "kv_bytes_per_token", "env", "cost", "tiers", "recorder", "replica"),
+    "tensor_parallel",
 )
 """Parameters of a cache that are no settings of it: `sim.build` works them out from other parts."""
 

@@ -88,19 +88,20 @@ class SwapOrRecompute:
         ways = {way: way_of(result, e2el_ms[way], preempted) for way, result in results.items()}
         made = Builder(config)
         tier = made("tiers").levels[0]
+        read_bytes_per_s, _ = tier.rates_of(made.hardware.tensor_parallel)
         cache = config["cache"]
         block_tokens = cache["block_tokens"]
         estimator = Estimator(made("cost"), made.max_batched_tokens)
         n_moved = (self.context_tokens - 1) // block_tokens * block_tokens  # full blocks, all but the last token
-        n_bytes = n_moved * results["swap"].kv_bytes_per_token / made.hardware.tensor_parallel
+        n_bytes = n_moved * results["swap"].kv_bytes_per_token
         compute_s = estimator.computing_ps(0, self.context_tokens, None) / PS_PER_S
         rest_s = estimator.computing_ps(n_moved, self.context_tokens, None) / PS_PER_S
         fixed_s = tier.latency_s + -(-n_moved // cache.get("chunk_tokens", 256)) * tier.piece_s + rest_s
         return Crossing(
             name_of(config),
             self.context_tokens,
-            tier.read_bytes_per_s,
-            fixed_s + n_bytes / tier.read_bytes_per_s,
+            read_bytes_per_s,
+            fixed_s + n_bytes / read_bytes_per_s,
             compute_s,
             n_bytes / (compute_s - fixed_s) if compute_s > fixed_s else None,
             ways["recompute"],

@@ -64,7 +64,7 @@ class CacheByClass:
     classes : dict of str to ClassShare
         By class; the shares must not exceed 1 in all.
     eviction, window_tokens, kv_bytes_per_token, env, cost, recorder, tiers, preemption, max_batched_tokens, \
-host_bytes_per_s, model_max_len, element_bits, replica
+host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
         For the caches of the classes, as far as they ask for them.
     """
 
@@ -85,6 +85,7 @@ host_bytes_per_s, model_max_len, element_bits, replica
         model_max_len: int | None = None,
         element_bits: float = 16.0,
         replica: int = 0,
+        tensor_parallel: int = 1,
     ) -> None:
         if not classes:
             raise ConfigError("cache.classes must name at least one class, got none")
@@ -105,6 +106,7 @@ host_bytes_per_s, model_max_len, element_bits, replica
             "model_max_len": model_max_len,
             "element_bits": element_bits,
             "replica": replica,
+            "tensor_parallel": tensor_parallel,
         }
         self._parts: dict[str, Part] = {}
         for name, one in classes.items():

@@ -58,7 +58,7 @@ class HierarchicalCache(PagedCache):
     recorder : Recorder
         Where transfers are written down.
     kv_bytes_per_token : float
-        [B]
+        On each accelerator [B].
     preemption : Preemption
         What a preempted sequence does about KV below.
     overlap : bool
@@ -74,8 +74,10 @@ class HierarchicalCache(PagedCache):
     max_batched_tokens : int
         Tokens that an iteration computes at most, for estimates [tokens].
     host_bytes_per_s : float or None
-        Rate at which the cost model turns ``host_bytes`` into time; None is the first tier's [B/s].
+        Rate at which the cost model turns ``host_bytes`` into time, an accelerator's; None is the first tier's [B/s].
     replica : int
+    tensor_parallel : int
+        Accelerators that a token's KV is divided among: tiers hold, and links carry, what is on all of them.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class HierarchicalCache(PagedCache):
         host_bytes_per_s: float | None = None,
         replica: int = 0,
         reserves_prompt: bool = False,
+        tensor_parallel: int = 1,
     ) -> None:
         super().__init__(
             capacity_tokens,
@@ -124,9 +127,10 @@ class HierarchicalCache(PagedCache):
             raise ConfigError(f"cache.chunk_tokens must be >= 1 [tokens], got {chunk_tokens}")
         self._env = env
         self._estimator = Estimator(cost, max_batched_tokens)
-        block_bytes = max(1, round(kv_bytes_per_token * block_tokens))
+        block_bytes = max(1, round(kv_bytes_per_token * tensor_parallel * block_tokens))
         self._tiers = [
-            Tier(spec, block_tokens, block_bytes, env, recorder, replica, i) for i, spec in enumerate(tiers.levels)
+            Tier(spec, block_tokens, block_bytes, env, recorder, replica, i, tensor_parallel)
+            for i, spec in enumerate(tiers.levels)
         ]
         self._ladder = Ladder(self._tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
         self._overlap = overlap

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TierSpec:
-    """Data sheet of a tier. Rates are per direction, and per replica."""
+    """Data sheet of a tier: one replica's share of it. Rates are per direction.
+
+    Where ``is_per_accelerator``, each of a replica's accelerators has a link of its own, of these rates, and sends its
+    part of every token over it (host memory behind PCIe); else they all share one (a disk).
+    """
 
     name: str
     capacity_gib: float
@@ -32,6 +36,12 @@ class TierSpec:
     piece_s: float  # what starting one copy takes of the link
     eviction: Callable[[int], Evictor]
     fails_at_s: float | None = None  # from then on it is gone, and what it held; nothing else is lost
+    is_per_accelerator: bool = False
+
+    def rates_of(self, n_accelerators: int) -> tuple[float, float]:
+        """At which a replica of so many accelerators reads and writes, all together [B/s]."""
+        n_links = n_accelerators if self.is_per_accelerator else 1
+        return n_links * self.read_bytes_per_s, n_links * self.write_bytes_per_s
 
     def check(self, path: str) -> None:
         """Refuse what cannot work, under the key it was set by.
@@ -90,6 +100,7 @@ class Tier:
         recorder: Recorder,
         replica: int,
         level: int,
+        n_accelerators: int = 1,
     ) -> None:
         self.spec = spec
         self.n_blocks = int(spec.capacity_gib * GIB // block_bytes)
@@ -102,10 +113,9 @@ class Tier:
         self._fails_ns = None if spec.fails_at_s is None else ns_from_s(spec.fails_at_s)
         self._evictor = spec.eviction(self.n_blocks)
         self._index = PrefixIndex(block_tokens, self._evictor)
-        self.down = Link(
-            env, spec.write_bytes_per_s, spec.latency_s, spec.piece_s, recorder, f"to {spec.name}", replica
-        )
-        self.up = Link(env, spec.read_bytes_per_s, spec.latency_s, spec.piece_s, recorder, f"from {spec.name}", replica)
+        read, write = spec.rates_of(n_accelerators)
+        self.down = Link(env, write, spec.latency_s, spec.piece_s, recorder, f"to {spec.name}", replica)
+        self.up = Link(env, read, spec.latency_s, spec.piece_s, recorder, f"from {spec.name}", replica)
         self.n_evicted = 0
         self.n_held = 0  # blocks
 

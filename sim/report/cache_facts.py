@@ -31,7 +31,7 @@ FACTS = {
     "copied_bytes": (
         "copied by resizing",
         gibibytes,
-        "inside device memory; the old extent is held until the copy is made",
+        "inside each accelerator's memory; the old extent is held until the copy is made",
     ),
     "predictions": ("lengths predicted", count, "of conversations whose next turn came"),
     "prediction_error_frac": ("error of a prediction, mean", percent, "of the length that it turned out to be"),
@@ -51,7 +51,7 @@ FACTS = {
     "class_moved_bytes": (
         "copied to the new class's cache",
         gibibytes,
-        "at the cost of the iteration that took them up",
+        "in each accelerator's memory, at the cost of the iteration that took them up",
     ),
     "class_loaded_tokens": ("tokens loaded into it from below", count, "over the link, while others ran"),
     "bits_per_element": ("bits per element", rate, "of keys and values as they are stored, scales included"),

@@ -60,6 +60,15 @@ def test_one_transfer_alone_by_hand(fast):
     assert at_equal_s == pytest.approx(fast.compute_s)
 
 
+def test_two_accelerators_load_over_two_links(tmp_path):
+    """As many bytes as on one, half of them over each link: 100 GB/s together."""
+    two = crossing(tmp_path, "hardware.tensor_parallel=2")
+    assert two.bytes_per_s == 100e9
+    rest_s = two.load_s - 25e-6 - 1_008 * 131_072 / 100e9
+    assert 0 < rest_s < two.compute_s, "16 tokens computed"
+    assert two.equal_bytes_per_s == pytest.approx(1_008 * 131_072 / (two.compute_s - 25e-6 - rest_s))
+
+
 def test_lengths_and_memory_follow_the_context(tmp_path):
     config = compose([*POINT])
     sized = SwapOrRecompute(2_048, 5).sized(config)

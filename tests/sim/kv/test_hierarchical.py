@@ -1,5 +1,6 @@
 """Blocks below device memory: found again, loaded while others run, lost without harm."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -83,6 +84,18 @@ def test_a_lost_tier_costs_recomputation_and_nothing_else():
     assert lost.requests()[-1]["cached_tokens"] < whole.requests()[-1]["cached_tokens"]
     kept = [run.replicas[0].kv.counts()["kept_tokens_dram"] for run in (whole, lost)]
     assert kept[0] > kept[1] == 0, "it is gone, and what it held"
+
+
+@pytest.mark.parametrize(("is_per_accelerator", "ns_per_token"), [(True, 10), (False, 20)])
+def test_two_accelerators_fill_a_tier_twice_as_fast_and_a_token_takes_twice_the_bytes(is_per_accelerator, ns_per_token):
+    """10 bytes of each token lie on each. At 1 byte per ns: over a link each, or over one that both share."""
+    levels = (replace(tier(n_bytes=4_000), is_per_accelerator=is_per_accelerator),)
+    run = house(**conversation_and_crowd(), levels=levels, tensor_parallel=2)
+    counts = run.replicas[0].kv.counts()
+    assert counts["room_tokens_dram"] == 200, "50 blocks of 80 bytes"
+    loads = [(end - start, n_bytes) for name, start, end, n_bytes in sent_of(run) if name == "from dram"]
+    n_tokens = counts["hit_tokens_dram"]
+    assert loads == [(ns_per_token * n_tokens, 20 * n_tokens)]
 
 
 def test_a_full_tier_sends_blocks_further_down_and_they_come_back_from_there():
