@@ -78,7 +78,8 @@ class PrunedCache:
         self.n_blocks = capacity_tokens // block_tokens
         self.capacity_tokens = self.n_blocks * block_tokens
         self.window_tokens = min(windows, default=None)
-        self._most_tokens = self.window_tokens or retention.most_tokens  # resident tokens of a sequence
+        bounds = [bound for bound in (self.window_tokens, retention.most_tokens) if bound is not None]
+        self._most_tokens = min(bounds, default=None)  # resident tokens of a sequence
         if retention.window_tokens is not None and (self.window_tokens or 0) > self.capacity_tokens:
             raise ConfigError(
                 f"cache.retention.window and sinks must together be <= {self.capacity_tokens} [tokens], all the KV "

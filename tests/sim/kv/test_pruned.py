@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from sim.batching import Chunked
 from sim.errors import ConfigError
 from sim.kv.eviction import Lru
 from sim.kv.pruned import PrunedCache
@@ -31,6 +32,15 @@ def test_an_overlapping_window_runs_full_and_keeps_sinks_and_overlap():
     live = [row["live_tokens"] for row in house.iterations()]
     assert max(live) <= 64
     assert live.count(24) >= 3, "cut to 4 + 20 whenever 64 are resident"
+
+
+@pytest.mark.parametrize("model_window", [None, 1000])
+def test_a_wider_window_of_the_model_leaves_a_prompt_the_overlapping_one(model_window):
+    kv = pruned(Window(60, 4, overlap=20), capacity=80, block_tokens=1, window_tokens=model_window)
+    assert kv().refuses(asked(0, 0, 300, 200)) is None
+    house = serve(Listed([asked(0, 0, 300, 200)]), kv=kv, scheduler=lambda: Chunked(40, 8))
+    assert max(row["live_tokens"] for row in house.iterations()) == 64
+    assert max(row["held_tokens"] for row in house.iterations()) == 64
 
 
 def test_a_dynamic_window_widens_in_empty_memory_and_narrows_in_full_memory():
