@@ -16,6 +16,7 @@ from typing import NamedTuple
 from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.paged import PagedCache
 from sim.kv.part import Part
+from sim.kv.pruned import PrunedCache
 from sim.sequence import Sequence
 
 
@@ -80,6 +81,8 @@ class Conversations:
         if not cache.extend(sequence, n_moved - n_dropped - n_found + n_tokens, part):
             return False
         sequence.computed_tokens, sequence.dropped_tokens = n_moved, n_dropped
+        if isinstance(cache, PrunedCache):
+            cache.narrow(sequence, n_device)
         n_copied = max(0, n_device - n_dropped - n_found)
         n_bytes = n_copied * (source.bytes_per_token + bytes_per_token) / 2.0
         cache.moved_bytes += n_bytes

@@ -27,6 +27,7 @@ class Blocks:
 
     n_blocks: int = 0
     n_copies: int = 1  # it holds so many times: of a prompt with several answers
+    narrowed_tokens: int = 0  # of its text, those that have been quantised
 
 
 class PrunedCache:
@@ -150,10 +151,10 @@ class PrunedCache:
             sequence.dropped_tokens = sequence.computed_tokens - most
         if sequence.prefill_left_tokens:
             return
-        kept = self._kept(sequence.computed_tokens, sequence.resident_tokens, None)
+        held: Blocks = sequence.holding
+        kept = self._kept(held, sequence.computed_tokens, sequence.resident_tokens, None)
         sequence.dropped_tokens = sequence.computed_tokens - kept.n_tokens
         sequence.room_tokens = kept.room_tokens
-        held: Blocks = sequence.holding
         self._take(held, self._blocks_for(kept.n_tokens) - held.n_blocks)
 
     def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:  # noqa: ARG002
@@ -161,7 +162,7 @@ class PrunedCache:
         held: Blocks = sequence.holding
         held.n_copies = 1
         for other in others:
-            other.holding = Blocks(held.n_blocks)
+            other.holding = Blocks(held.n_blocks, narrowed_tokens=held.narrowed_tokens)
             other.room_tokens = sequence.room_tokens
         n_copied = len(others) * sequence.resident_tokens
         self._n_copied_tokens += n_copied
@@ -189,6 +190,11 @@ class PrunedCache:
         idle = self._idle.drop(sequence)
         if idle is not None:
             self._n_free += idle.holding.n_blocks
+
+    def narrow(self, sequence: Sequence, n_tokens: int) -> None:
+        """The first tokens of a sequence's text have come from another cache, quantised on their way."""
+        held: Blocks = sequence.holding
+        held.narrowed_tokens = n_tokens
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -221,22 +227,26 @@ class PrunedCache:
             n_tokens = self._most_tokens
         return -(-n_tokens // self.block_tokens)
 
-    def _kept(self, computed_tokens: int, resident_tokens: int, room_tokens: int | None) -> Kept:
-        """Ask the retention, and charge what it moves."""
+    def _kept(self, held: Blocks, computed_tokens: int, resident_tokens: int, room_tokens: int | None) -> Kept:
+        """Ask the retention; charge what it moves, and what is new and gets fewer bits."""
         held_frac = 1.0 - (self._n_free + self._idle.n_blocks) / self.n_blocks
         kept = self._retention.kept(computed_tokens, resident_tokens, room_tokens, held_frac)
-        if kept.n_moved_tokens:
+        n_moved = kept.n_moved_tokens
+        if self.width_frac < 1.0:
+            n_moved += min(resident_tokens, computed_tokens - held.narrowed_tokens)
+            held.narrowed_tokens = computed_tokens
+        if n_moved:
             self._n_compactions += 1
-            self._n_moved_tokens += kept.n_moved_tokens
-            self.moved_bytes += kept.n_moved_tokens * self._bytes_per_token
+            self._n_moved_tokens += n_moved
+            self.moved_bytes += n_moved * self._bytes_per_token
         return kept
 
     def _prune_member(self, sequence: Sequence, ledger: DecodeLedger) -> None:
         """A decoding sequence has reached its room: keep what the retention keeps."""
-        resident = ledger.resident_of(sequence)
-        kept = self._kept(ledger.computed_of(sequence), resident, sequence.room_tokens)
-        sequence.room_tokens = kept.room_tokens
         held: Blocks = sequence.holding
+        resident = ledger.resident_of(sequence)
+        kept = self._kept(held, ledger.computed_of(sequence), resident, sequence.room_tokens)
+        sequence.room_tokens = kept.room_tokens
         self._n_free += self._blocks_for(resident) - self._blocks_for(kept.n_tokens)
         held.n_blocks = self._blocks_for(kept.n_tokens)
         if kept.n_tokens < resident:
@@ -259,6 +269,7 @@ class PrunedCache:
                 return False
             self._idle.take(sequence)
             sequence.dropped_tokens = idle.dropped_tokens
+            held.narrowed_tokens = min(held.narrowed_tokens, n_matched)
             if n_copies > 1:
                 self._take(held, (n_copies - 1) * held.n_blocks)
                 held.n_blocks //= n_copies

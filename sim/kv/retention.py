@@ -16,7 +16,7 @@ class Kept(NamedTuple):
 
     n_tokens: int  # resident from now on
     room_tokens: int | None  # resident tokens at which to ask again; None: never
-    n_moved_tokens: int = 0  # read and written to bring that about (compaction, quantising)
+    n_moved_tokens: int = 0  # read and written to move it together
 
 
 class Retention(Protocol):
@@ -150,8 +150,9 @@ class Share:
     """The most important ``keep_ratio`` of the tokens, and ``bits`` for each of their elements.
 
     Scores are attention's, as H2O and SnapKV compute them along the way; moving what is kept together is charged, and
-    so is quantising: both every ``every`` tokens of a sequence, and when its prompt is complete. A fused kernel
-    dequantises as it reads; reading is charged as if elements had their full width, so decoding gains room, not speed.
+    so is quantising, once for each token: both every ``every`` tokens of a sequence, and when its prompt is complete. A
+    fused kernel dequantises as it reads; reading is charged as if elements had their full width, so decoding gains
+    room, not speed.
 
     Parameters
     ----------
@@ -205,13 +206,11 @@ class Share:
         self,
         computed_tokens: int,
         resident_tokens: int,
-        room_tokens: int | None,
+        room_tokens: int | None,  # noqa: ARG002
         pressure_frac: float,  # noqa: ARG002
     ) -> Kept:
-        """The share of all that was seen; what is kept together is moved, what is new is quantised."""
+        """The share of all that was seen, moved together."""
         n_kept = min(resident_tokens, ceil(self.keep_ratio * computed_tokens))
         n_moved = n_kept if n_kept < resident_tokens else 0
-        if self.bits < 16:
-            n_moved += resident_tokens if room_tokens is None else min(self.every, resident_tokens)
         is_lossless = self.keep_ratio == 1.0 and self.bits == 16
         return Kept(n_kept, None if is_lossless else n_kept + self.every, n_moved)

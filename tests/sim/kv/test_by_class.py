@@ -120,6 +120,7 @@ def test_fewer_bits_make_a_copy_cheaper():
     counts = run(two_turns(), by_class(document=four_bits)).replicas[0].kv.counts()
 
     assert counts["class_moved_bytes"] == 120 * (10.0 + 10.0 * 5 / 16) / 2
+    assert counts["document_moved_tokens"] == 6, "what is new is quantised, and not what was on its way"
 
 
 def test_what_lies_below_comes_over_the_link():

@@ -63,6 +63,24 @@ def test_a_share_is_kept_and_its_compaction_is_charged():
     assert counts["attended_frac"] == 76 / 301
 
 
+@pytest.mark.parametrize(
+    ("turns", "n_quantised"),
+    [([], 1_000), ([(1_000, 10, 101)], 1_111), ([(1_000, 10, 101)] * 2, 1_222), ([(1_000, 10, 301)], 1_367)],
+)
+def test_each_token_is_quantised_once(turns, n_quantised):
+    """A prompt when it is complete, an answer every 128 tokens, what it left with the next turn's prompt."""
+    first = asked(0, 0, 1_000, 101, content=((1, 1_000),), output_id=-1, session_id=7)
+    house = serve(Listed([first], {7: turns}), kv=pruned(Share(1.0, bits=4, every=128)))
+    assert house.replicas[0].kv.counts()["moved_tokens"] == n_quantised
+
+
+def test_what_would_get_no_fewer_bits_is_not_quantised():
+    """8 bits with scales and zero points are 9, and a model's fp8 KV has 8."""
+    house = serve(Listed([asked(0, 0, 1_000, 500)]), kv=pruned(Share(1.0, bits=8), element_bits=8.0))
+    counts = house.replicas[0].kv.counts()
+    assert (counts["bits_per_element"], counts["moved_tokens"], counts["compactions"]) == (8.0, 0, 0)
+
+
 def test_fewer_bits_make_more_room():
     cache = pruned(Share(1.0, bits=4), capacity=16_000)()
     assert cache.bits_per_element == 5.0, "4, and a scale and a zero point of 16 bits per 32 elements"
