@@ -71,8 +71,10 @@ class Replica:
         self.max_len = max_len
         self.max_steps = max_steps
         self.ledger = DecodeLedger(kv.block_tokens, kv.window_tokens)
-        self._prefetcher = kv if isinstance(kv, Prefetcher) and kv.prefetch_requests else None
-        queue = queue if self._prefetcher is None else LookAhead(queue, self._prefetcher)
+        self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
+        self._look_ahead: LookAhead | None = None
+        if isinstance(kv, Prefetcher) and kv.prefetch_requests:
+            self._look_ahead = queue = LookAhead(queue, kv, self._unseen)
         self.batch = Batch(queue, kv, self.ledger, self.preempt)
         self.inbox = Inbox(env)
         self.turn = Turn(env, index)
@@ -84,7 +86,6 @@ class Replica:
         self._ended: list[Sequence] = []  # of a batch whose answers return together
         self._plans_ahead = scheduler.plans_ahead
         self._is_busy = False
-        self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
         env.process(self.serve())
 
     def submit(self, request: Request) -> None:
@@ -97,10 +98,8 @@ class Replica:
             return
         self.n_outstanding += 1
         sequence = Sequence(request) if request.n_samples == 1 else sampled(request)
-        if self._prefetcher is not None:
-            n_before = len(self.batch.waiting) + len(self._unseen)
-            if n_before < self._prefetcher.prefetch_requests:
-                self._prefetcher.prefetch(sequence)
+        if self._look_ahead is not None:
+            self._look_ahead.announce(sequence)
         if self._is_busy and self._plans_ahead:
             self._unseen.append(sequence)
             return

@@ -1,10 +1,10 @@
 """Order in which waiting sequences are admitted."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, nsmallest
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Protocol
 
 from sim.errors import ConfigError
@@ -33,8 +33,8 @@ class Queue(Protocol):
         """Remove the head."""
         ...
 
-    def first(self, n: int) -> list[Sequence]:
-        """Those to admit next, at most so many, in order."""
+    def first(self, n: int, arriving: Iterable[Sequence] = ()) -> list[Sequence]:
+        """Those to admit next, at most so many, in order, as if the arriving waited too."""
         ...
 
     def victim(self, running: Iterator[Sequence]) -> Sequence:
@@ -67,9 +67,9 @@ class Fcfs:
         """Remove the head."""
         return self._waiting.popleft()
 
-    def first(self, n: int) -> list[Sequence]:
-        """Those to admit next, at most so many, in order."""
-        return list(islice(self._waiting, n))
+    def first(self, n: int, arriving: Iterable[Sequence] = ()) -> list[Sequence]:
+        """Those to admit next, at most so many, in order, as if the arriving waited too."""
+        return list(islice(chain(self._waiting, arriving), n))
 
     def victim(self, running: Iterator[Sequence]) -> Sequence:
         """The one admitted last."""
@@ -83,6 +83,10 @@ RANKS: dict[str, Callable[[Sequence], int]] = {
     "prompt": lambda sequence: sequence.target_tokens,  # shortest job first, as far as a policy can know it
     "priority": lambda sequence: sequence.request.priority,  # the client's, smallest first, as vLLM's
 }
+
+
+LAST = 1 << 62
+"""A ticket after all that are drawn."""
 
 
 @dataclass(slots=True)
@@ -104,8 +108,7 @@ class Ranked:
 
     def push(self, sequence: Sequence) -> None:
         """A request arrived."""
-        rank = RANKS[self.by](sequence)
-        heappush(self._heap, (rank, sequence.request.arrival_ns, next(self._ticket), sequence))
+        heappush(self._heap, self._place(sequence, next(self._ticket)))
 
     def push_back(self, sequence: Sequence) -> None:
         """A running sequence was preempted and waits again."""
@@ -119,9 +122,10 @@ class Ranked:
         """Remove the head."""
         return heappop(self._heap)[3]
 
-    def first(self, n: int) -> list[Sequence]:
-        """Those to admit next, at most so many, in order."""
-        return [sequence for _, _, _, sequence in nsmallest(n, self._heap)]
+    def first(self, n: int, arriving: Iterable[Sequence] = ()) -> list[Sequence]:
+        """Those to admit next, at most so many, in order, as if the arriving waited too."""
+        late = [self._place(sequence, LAST + number) for number, sequence in enumerate(arriving)]
+        return [sequence for _, _, _, sequence in nsmallest(n, [*self._heap, *late])]
 
     def victim(self, running: Iterator[Sequence]) -> Sequence:
         """By priority the last in order, of equals the one admitted last."""
@@ -132,17 +136,29 @@ class Ranked:
     def __len__(self) -> int:
         return len(self._heap)
 
+    def _place(self, sequence: Sequence, ticket: int) -> tuple[int, int, int, Sequence]:
+        return RANKS[self.by](sequence), sequence.request.arrival_ns, ticket, sequence
+
 
 class LookAhead:
     """A queue before a cache with memory below: whoever moves up among the first has its KV brought nearer.
 
-    Arrivals are the replica's to announce, for they may come in the middle of an iteration.
+    Arrivals are the replica's to announce, for they may come in the middle of an iteration and be unseen until the next
+    plan but one.
     """
 
-    def __init__(self, queue: Queue, cache: Prefetcher) -> None:
+    def __init__(self, queue: Queue, cache: Prefetcher, unseen: Collection[Sequence]) -> None:
         self.queue = queue
         self.cache = cache
+        self.unseen = unseen
         self.keeps_head = queue.keeps_head
+
+    def announce(self, sequence: Sequence) -> None:
+        """A request arrived, and is about to join the queue or the unseen."""
+        n = self.cache.prefetch_requests
+        is_first = len(self.queue) + len(self.unseen) < n
+        if is_first or (not self.keeps_head and sequence in self.queue.first(n, (*self.unseen, sequence))):
+            self.cache.prefetch(sequence)
 
     def push(self, sequence: Sequence) -> None:
         """A request arrived."""
@@ -156,9 +172,9 @@ class LookAhead:
         """The one to admit next."""
         return self.queue.head()
 
-    def first(self, n: int) -> list[Sequence]:
-        """Those to admit next, at most so many, in order."""
-        return self.queue.first(n)
+    def first(self, n: int, arriving: Iterable[Sequence] = ()) -> list[Sequence]:
+        """Those to admit next, at most so many, in order, as if the arriving waited too."""
+        return self.queue.first(n, arriving)
 
     def victim(self, running: Iterator[Sequence]) -> Sequence:
         """Who is preempted."""
@@ -167,7 +183,7 @@ class LookAhead:
     def take(self) -> Sequence:
         """Remove the head; the others move up."""
         taken = self.queue.take()
-        for sequence in self.queue.first(self.cache.prefetch_requests):
+        for sequence in self.queue.first(self.cache.prefetch_requests, self.unseen):
             self.cache.prefetch(sequence)
         return taken
 

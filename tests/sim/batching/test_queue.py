@@ -76,7 +76,7 @@ class Told:
 
 def test_who_moves_up_is_announced_to_the_cache():
     cache = Told()
-    queue = LookAhead(Fcfs(), cache)
+    queue = LookAhead(Fcfs(), cache, [])
     for sequence in waiting(*((i, 5, 0) for i in range(4))):
         queue.push(sequence)
     assert (len(queue), queue.keeps_head, queue.head().request.id) == (4, True, 0)
@@ -84,3 +84,27 @@ def test_who_moves_up_is_announced_to_the_cache():
     assert cache.ids == [1, 2]
     queue.take()
     assert cache.ids == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(("order", "told"), [(Fcfs(), [0, 1]), (Ranked("priority"), [0, 1, 2, 4])])
+@pytest.mark.parametrize("is_unseen", [False, True])
+def test_an_arrival_is_announced_if_its_place_is_among_the_first(order, told, is_unseen):
+    """Of priorities 5, 5, 2, 9 and 3, in the queue or on its way there."""
+    cache, unseen = Told(), []
+    queue = LookAhead(order, cache, unseen)
+    for sequence in waiting(*((i, 5, rank) for i, rank in enumerate((5, 5, 2, 9, 3)))):
+        queue.announce(sequence)
+        unseen.append(sequence) if is_unseen else queue.push(sequence)
+    assert cache.ids == told
+    assert len(queue) + len(unseen) == 5
+    while len(queue):
+        queue.take()
+
+
+def test_the_unseen_move_up_with_those_who_wait():
+    cache = Told()
+    first, *unseen = waiting(*((i, 5, 0) for i in range(4)))
+    queue = LookAhead(Fcfs(), cache, unseen)
+    queue.push(first)
+    queue.take()
+    assert cache.ids == [1, 2]

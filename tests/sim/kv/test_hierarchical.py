@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from sim.batching import Chunked
+from sim.batching import Chunked, Fcfs, Ranked
 from sim.errors import ConfigError
 from sim.kv.eviction import Lru
 from sim.kv.hierarchical import HierarchicalCache
@@ -24,7 +24,7 @@ def tier(name="dram", n_bytes=1e6, rate=1e9, fails_at_s=None, write_rate=None):
 DRAM = (tier(),)
 
 
-def house(listed, turns=None, levels=DRAM, capacity=64, scheduler=Chunked, **fields):
+def house(listed, turns=None, levels=DRAM, capacity=64, scheduler=Chunked, queue=Fcfs, **fields):
     kv = partial(
         HierarchicalCache,
         capacity_tokens=capacity,
@@ -35,7 +35,7 @@ def house(listed, turns=None, levels=DRAM, capacity=64, scheduler=Chunked, **fie
         block_tokens=4,
         **fields,
     )
-    return serve(Listed(listed, turns or {}), kv=kv, cost=lambda: COST, scheduler=scheduler)
+    return serve(Listed(listed, turns or {}), kv=kv, cost=lambda: COST, scheduler=scheduler, queue=queue)
 
 
 def conversation_and_crowd():
@@ -144,6 +144,14 @@ def test_who_moves_up_in_the_queue_is_prefetched_then():
     assert found == [36, 8, [(72_000, 440), (76_200, 80)]]
     assert again["scheduled_ns"] == 76_200
     assert again["first_token_ns"] == 76_200 + 440 + 1_000 + 5 * 50
+
+
+def test_who_comes_before_those_that_wait_is_prefetched_when_it_arrives():
+    """At 60,000 it jumps the one that has waited since 55,000."""
+    before = asked(3, 55_000, 24, 3, content=((4, 24),), output_id=-4, session_id=4, priority=5)
+    again, *found = comes_back_from_disk(53_000, before, prefetch=1, queue=partial(Ranked, "priority"))
+    assert found == [44, 0, [(60_000, 440)]]
+    assert again["first_token_ns"] == 72_000 + 440 + 1_000 + 5 * 50
 
 
 def test_a_prefetch_that_comes_too_late_is_waited_for_and_not_repeated():
