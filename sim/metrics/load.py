@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.metrics.gaps import chunks_by_replica
+from sim.metrics.queue import queue
 from sim.metrics.slots import Floats, slots
 from sim.record import Ints, Result, durations_ps
 from sim.units import NS_PER_S, PS_PER_NS, PS_PER_S
@@ -46,7 +47,7 @@ def load(result: Result) -> Load:
     names = result.iterations.columns
     totals = dict.fromkeys(("steps", "decode_steps", "decoded", "prefill", "padding"), 0)
     weighted = dict.fromkeys((*SLOTS, *STILL), 0.0)
-    peak = dict.fromkeys(("held_tokens", "used_tokens", "waiting_seqs"), 0)
+    peak = dict.fromkeys(("held_tokens", "used_tokens"), 0)
     busy_ps = 0.0
     origin_ns = int(result.requests.column("arrival_ns").min(initial=result.end_ns))
     n_seconds = (result.end_ns - origin_ns) // NS_PER_S + 1
@@ -69,9 +70,8 @@ def load(result: Result) -> Load:
             weighted[name] += float(np.dot(begin, weights) + np.dot(end - begin, at))
         for name in STILL:
             weighted[name] += float(np.dot(column[name].astype(np.float64), weights))
-        ends = {name: spans[name].end for name in ("held_tokens", "used_tokens")}
-        for name, values in (*ends.items(), ("waiting_seqs", column["waiting_seqs"])):
-            peak[name] = max(peak[name], int(values.max(initial=0)))
+        for name in peak:
+            peak[name] = max(peak[name], int(spans[name].end.max(initial=0)))
         _add_decoded(column, origin_ns, per_second)
     mean = {name: total / busy_ps if busy_ps else 0.0 for name, total in weighted.items()}
     return Load(
@@ -84,7 +84,7 @@ def load(result: Result) -> Load:
         **{f"mean_{name}": mean[name] for name in mean},
         peak_held_tokens=peak["held_tokens"],
         peak_used_tokens=peak["used_tokens"],
-        peak_waiting_seqs=peak["waiting_seqs"],
+        peak_waiting_seqs=max(int(queue(result, i).length.max(initial=0)) for i in range(result.n_replicas)),
         output_tokens_in_second=per_second,
     )
 

@@ -6,7 +6,7 @@ from sim.metrics import Measures
 from sim.metrics.summary import slot_bytes, total_counts, waste_frac
 from sim.record import Result
 from sim.report.figure import Figure, Json, band, coarse, line, numbers, shares, table_rows, time_axis, time_layout
-from sim.report.timeline import Floats, Timelines, timelines
+from sim.report.timeline import Floats, Level, Timelines, timelines
 from sim.report.words import count, gibibytes, percent, rate
 from sim.units import GIB
 
@@ -18,8 +18,8 @@ def over_time(result: Result) -> list[Figure]:
     x = numbers(lines.centres_s / unit_s)
     figures = [
         _kv(result, lines, x, unit),
-        _level(lines, "decode_seqs", x, unit, "batch", "Batch size", _BATCH, "--green"),
-        _level(lines, "waiting_seqs", x, unit, "queue", "Queue", _QUEUE, "--orange"),
+        _level(lines.levels["decode_seqs"], x, unit, "batch", "Batch size", _BATCH, "--green"),
+        _level(lines.waiting, x, unit, "queue", "Queue", _QUEUE, "--orange"),
         _tokens(lines, x, unit),
     ]
     if lines.recomputed.any() or lines.swapped.any():
@@ -34,8 +34,8 @@ _BATCH = (
     "the lowest to the highest."
 )
 _QUEUE = (
-    "Requests that have arrived and are not being served. A queue that only grows means more traffic than the engine "
-    "can serve."
+    "Requests that have arrived and are not being served; one that was preempted counts until its next token. A queue "
+    "that only grows means more traffic than the engine can serve."
 )
 
 
@@ -91,10 +91,7 @@ def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> F
     )
 
 
-def _level(
-    lines: Timelines, column: str, x: list[float | None], unit: str, key: str, title: str, words: str, colour: str
-) -> Figure:
-    level = lines.levels[column]
+def _level(level: Level, x: list[float | None], unit: str, key: str, title: str, words: str, colour: str) -> Figure:
     return Figure(
         key,
         title,

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.metrics.gaps import chunks_by_replica
+from sim.metrics.queue import queue
 from sim.metrics.slots import slots
 from sim.record import Ints, Result, durations_ps
 from sim.units import NS_PER_S, PS_PER_NS
@@ -13,7 +14,7 @@ from sim.units import NS_PER_S, PS_PER_NS
 Floats = npt.NDArray[np.float64]
 
 N_BINS = 400
-COUNTS = ("decode_seqs", "waiting_seqs")  # the same all along a row
+COUNTS = ("decode_seqs",)  # the same all along a row
 SLOTS = ("held_tokens", "live_tokens", "idle_tokens", "used_tokens")
 STAYS = ("idle_tokens", "used_tokens")  # what is kept for reuse is still there when the engine has nothing to do
 NS = NS_PER_S
@@ -34,6 +35,7 @@ class Timelines:
 
     edges_s: Floats
     levels: dict[str, Level]  # by column of the iterations table, per replica
+    waiting: Level  # requests in the queue, per replica
     decoded_per_s: Floats  # output tokens, all replicas
     prefilled_per_s: Floats  # prompt tokens computed, all replicas
     recomputed: Ints  # preemptions in each bin after which KV was computed again
@@ -108,6 +110,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     return Timelines(
         edges_ns / NS,
         levels,
+        _waiting(result, width_ns, n_bins),
         (tokens["decode"] + np.bincount(first_at, minlength=n_bins)) / width_s,
         tokens["prefill"] / width_s,
         np.bincount(preempted_at[is_swap == 0], minlength=n_bins),
@@ -135,6 +138,21 @@ def _pieces(start_ns: Floats, end_ns: Floats, width_ns: float, n_bins: int) -> t
     at = first[span] + np.arange(len(span)) - np.repeat(np.cumsum(n) - n, n)
     spent = np.minimum(end_ns[span], (at + 1) * width_ns) - np.maximum(start_ns[span], at * width_ns)
     return span, at, np.maximum(spent, 0.0)
+
+
+def _waiting(result: Result, width_ns: float, n_bins: int) -> Level:
+    """The queue of each replica, from the first nanosecond to the last."""
+    total, low, high = np.zeros(n_bins), np.full(n_bins, np.inf), np.zeros(n_bins)
+    for replica in range(result.n_replicas):
+        begin_ns, length = queue(result, replica)
+        edges_ns = np.concatenate([[0], begin_ns, [max(result.end_ns, 1)]]).astype(np.float64)
+        row, at, spent_ns = _pieces(edges_ns[:-1], edges_ns[1:], width_ns, n_bins)
+        row, at, spent_ns = row[spent_ns > 0], at[spent_ns > 0], spent_ns[spent_ns > 0]
+        waiting = np.concatenate([[0], length])[row].astype(np.float64)
+        total += np.bincount(at, weights=spent_ns * waiting, minlength=n_bins)
+        np.minimum.at(low, at, waiting)
+        np.maximum.at(high, at, waiting)
+    return Level(total / (width_ns * result.n_replicas), low, high)
 
 
 def _carried(total: Floats, busy: Floats, low: Floats, high: Floats) -> Level:

@@ -6,11 +6,12 @@ overlap). Times are microseconds. The file holds the beginning of a run, up to `
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from sim.metrics.queue import Queue, queue
 from sim.record import Result
 from sim.units import NS_PER_S, PS_PER_NS, US_PER_S
 
@@ -19,14 +20,20 @@ NS_PER_US = NS_PER_S // US_PER_S
 EVENTS_PER_ITERATION, EVENTS_PER_REQUEST = 3, 6
 SHOWN = (
     "replica", "start_ns", "n_steps", "first_ps", "growth_ps", "prefill_tokens", "decode_seqs", "decode_context_tokens",
-    "waiting_seqs", "held_tokens", "idle_tokens",
+    "held_tokens", "idle_tokens",
 )  # fmt: skip
 
 
 def trace_json(result: Result, max_events: int = MAX_EVENTS) -> bytes:
     """The trace, gzipped; the same bytes for the same run."""
-    until_ns = _horizon_ns(result, max_events)
-    events = [*_names(result), *_iterations(result, until_ns), *_requests(result, until_ns)]
+    queues = [queue(result, replica) for replica in range(result.n_replicas)]
+    until_ns = _horizon_ns(result, queues, max_events)
+    events = [
+        *_names(result),
+        *_iterations(result, until_ns),
+        *_waiting(queues, until_ns),
+        *_requests(result, until_ns),
+    ]
     shown_s = min(until_ns, result.end_ns) / NS_PER_S
     about = {"seed": result.seed, "shown_s": shown_s, "of_s": result.end_ns / NS_PER_S}
     head = json.dumps({"displayTimeUnit": "ms", "otherData": about}, sort_keys=True)[:-1]
@@ -34,11 +41,15 @@ def trace_json(result: Result, max_events: int = MAX_EVENTS) -> bytes:
     return gzip.compress(text.encode(), compresslevel=1, mtime=0)
 
 
-def _horizon_ns(result: Result, max_events: int) -> int:
+def _horizon_ns(result: Result, queues: Sequence[Queue], max_events: int) -> int:
     """Until when events fit the cap."""
-    starts = np.concatenate([result.iterations.column("start_ns"), result.requests.column("finish_ns")])
-    weight = np.ones(len(starts), dtype=np.int64) * EVENTS_PER_ITERATION
-    weight[len(result.iterations) :] = EVENTS_PER_REQUEST
+    at_ns = {
+        EVENTS_PER_ITERATION: [result.iterations.column("start_ns")],
+        EVENTS_PER_REQUEST: [result.requests.column("finish_ns")],
+        1: [waiting.begin_ns for waiting in queues],
+    }
+    starts = np.concatenate([ticks for several in at_ns.values() for ticks in several])
+    weight = np.repeat(list(at_ns), [sum(map(len, several)) for several in at_ns.values()])
     if int(weight.sum()) <= max_events:
         return result.end_ns + 1
     order = np.argsort(starts, kind="stable")
@@ -55,7 +66,7 @@ def _iterations(result: Result, until_ns: int) -> Iterator[str]:
     table = result.iterations
     rows = table.rows()[: int(np.searchsorted(_ascending(table.column("start_ns")), until_ns))]
     column = {name: rows[:, i].tolist() for i, name in enumerate(table.columns) if name in SHOWN}
-    for replica, start_ns, n, first, growth, prompt, decoding, context, waiting, held, idle in zip(
+    for replica, start_ns, n, first, growth, prompt, decoding, context, held, idle in zip(
         *(column[name] for name in SHOWN), strict=True
     ):
         start_us = start_ns / NS_PER_US
@@ -70,10 +81,13 @@ def _iterations(result: Result, until_ns: int) -> Iterator[str]:
             f'{{"ph":"C","pid":{replica},"ts":{start_us:.3f},"name":"KV slots",'
             f'"args":{{"held":{held},"reusable":{idle}}}}}'
         )
-        yield (
-            f'{{"ph":"C","pid":{replica},"ts":{start_us:.3f},"name":"requests",'
-            f'"args":{{"decoding":{decoding},"waiting":{waiting}}}}}'
-        )
+        yield (f'{{"ph":"C","pid":{replica},"ts":{start_us:.3f},"name":"requests","args":{{"decoding":{decoding}}}}}')
+
+
+def _waiting(queues: Sequence[Queue], until_ns: int) -> Iterator[str]:
+    for replica, (begin_ns, length) in enumerate(queues):
+        for at_ns, n in zip(begin_ns[begin_ns < until_ns].tolist(), length.tolist(), strict=False):
+            yield f'{{"ph":"C","pid":{replica},"ts":{at_ns / NS_PER_US:.3f},"name":"queue","args":{{"waiting":{n}}}}}'
 
 
 def _ascending(start_ns: Any) -> Any:

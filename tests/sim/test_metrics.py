@@ -15,7 +15,7 @@ from sim.metrics.gaps import token_gaps
 from sim.metrics.load import load, requests_in_second
 from sim.metrics.population import Population, Series
 from sim.metrics.summary import total_counts
-from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, Result, Table
+from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, REQUEST_COLUMNS, Result, Table
 from tests.sim.tiny_run import table, tiny_run
 
 SLO = Slo(ttft_ms=40, tpot_ms=6, classes={"code": {"ttft_ms": 20, "e2el_ms": 150}})
@@ -297,12 +297,12 @@ def test_load_averages_over_engine_time():
             "first_ps": 1_000_000,
             "held_tokens": 50,
             "idle_tokens": 8,
-            "waiting_seqs": 3,
         },
     ]
-    found = load(replace(tiny_run().result, iterations=table(ITERATION_COLUMNS, rows)))
+    queued = table(REQUEST_COLUMNS, [{"scheduled_ns": 1_000}, {"arrival_ns": 999, "scheduled_ns": 1_001}])
+    found = load(replace(tiny_run().result, iterations=table(ITERATION_COLUMNS, rows), requests=queued))
     assert (found.busy_s, found.mean_held_tokens, found.mean_live_tokens) == (4e-6, 20.0, 3.0)
-    assert (found.peak_held_tokens, found.peak_used_tokens, found.peak_waiting_seqs) == (50, 58, 3)
+    assert (found.peak_held_tokens, found.peak_used_tokens, found.peak_waiting_seqs) == (50, 58, 2)
 
 
 def test_counts_that_are_averages_are_averaged_over_the_replicas():

@@ -11,6 +11,7 @@ import pytest
 
 from sim import simulate
 from sim.metrics import Slo, summary
+from sim.metrics.queue import queue
 from sim.report import write
 from sim.report.files import config_hash, replacing
 from sim.report.trace import trace_json
@@ -167,10 +168,19 @@ def test_the_trace_has_every_iteration_and_every_phase_of_every_request(run):
     assert found == {
         "M": 4,
         "X": len(run.result.iterations),
-        "C": 2 * len(run.result.iterations),
+        "C": 2 * len(run.result.iterations) + sum(len(queue(run.result, replica).length) for replica in range(2)),
         "b": 3 * len(run.result.requests),
         "e": 3 * len(run.result.requests),
     }
+
+
+def test_the_traces_queue_adds_up_to_all_waiting():
+    result = tiny_run(seed=4, n_requests=60).result
+    shown = [(event["ts"], event["args"]["waiting"]) for event in events(result) if event["name"] == "queue"]
+    times_us, waiting = np.array(shown).T
+    waited_ns = result.requests.column("scheduled_ns") - result.requests.column("arrival_ns")
+    assert (np.diff(times_us) * waiting[:-1]).sum() == pytest.approx(waited_ns.sum() / 1e3)
+    assert waiting[-1] == 0
 
 
 def test_overlapping_requests_are_asynchronous_events_that_open_and_close(run):

@@ -1,16 +1,22 @@
 """Facts in bins of time."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS
+from sim.kv.eviction import Lru
+from sim.kv.paged import PagedCache
+from sim.metrics.load import load
+from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, REQUEST_COLUMNS
 from sim.report.figure import MAX_TABLE_ROWS
 from sim.report.load_figures import over_time
 from sim.report.timeline import timelines
+from sim.request import Request
+from tests.sim.serving import LinearCost, Listed, serve
 from tests.sim.tiny_run import table, tiny_run
 
 
@@ -63,13 +69,52 @@ def test_averages_lie_between_the_extremes_and_sum_up_to_the_whole(seed, n_repli
     found = timelines(result, n_bins)
     rows = result.iterations.frame()
     length_ns = (rows.n_steps * rows.first_ps + rows.n_steps * (rows.n_steps - 1) // 2 * rows.growth_ps) / 1e3
-    for name in ("held_tokens", "decode_seqs", "waiting_seqs"):
+    for name in ("held_tokens", "decode_seqs"):
         level = found.levels[name]
         assert np.all(level.low <= level.mean * (1 + 1e-6))
         assert np.all(level.mean <= level.high * (1 + 1e-6))
         assert level.high.max() == rows[name].max()
         expected = float((rows[name] * length_ns).sum()) / (result.end_ns * n_replicas)
         assert level.mean.mean() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("max_steps", [None, 1])
+def test_the_queue_adds_up_to_all_waiting_however_the_rows_are_cut(max_steps):
+    """Twenty requests and memory for a few of them, so that some are preempted: by the rows, and by the bins."""
+    house = {
+        "scenario": Listed([Request(i, 10_000 * i, 12, 30, 30) for i in range(20)]),
+        "kv": partial(PagedCache, 96, Lru, 4),
+        "cost": lambda: LinearCost(10_000_000),
+        "max_steps": max_steps,
+    }
+    facts = serve(**house).recorder
+    requests, preempted = facts.requests.frame(), facts.preemptions.frame()
+    waited_ns = (requests.scheduled_ns - requests.arrival_ns).sum()
+    away_ns = (preempted.next_token_ns - preempted.preempted_ns).sum()
+    assert away_ns > 0
+    assert (preempted.next_token_ns > 0).all()
+    end_ns = int(requests.finish_ns.max())
+    result = replace(
+        tiny_run().result,
+        requests=facts.requests, iterations=facts.iterations, preemptions=facts.preemptions, end_ns=end_ns,
+    )  # fmt: skip
+    found = timelines(result, 7)
+    assert found.waiting.mean.sum() * end_ns / 7 == pytest.approx(waited_ns + away_ns)
+    assert found.waiting.high.max() == load(result).peak_waiting_seqs > 10
+
+
+def test_who_is_preempted_twice_before_a_token_waits_all_along():
+    """Four bins of 1 us. Preempted at 0, and again at 1.5 us; the next token comes at 3 us. Another waits until 0.5."""
+    spells = [
+        {"request_id": 1, "preempted_ns": 0, "next_token_ns": -1},
+        {"request_id": 2, "preempted_ns": 0, "next_token_ns": 500},
+        {"request_id": 1, "preempted_ns": 1_500, "next_token_ns": 3_000},
+    ]
+    preempted, nobody = table(PREEMPTION_COLUMNS, spells), table(REQUEST_COLUMNS, [])
+    found = timelines(replace(tiny_run().result, requests=nobody, preemptions=preempted, end_ns=4_000), 4).waiting
+    assert found.mean.tolist() == [1.5, 1, 1, 0]
+    assert found.low.tolist() == [1, 1, 1, 0]
+    assert found.high.tolist() == [2, 1, 1, 0]
 
 
 def test_preemptions_are_counted_when_they_happen():
@@ -81,12 +126,14 @@ def test_preemptions_are_counted_when_they_happen():
 
 
 def test_a_charts_table_joins_bins_and_leaves_no_event_and_no_peak_out():
-    """One request in a hundred seconds: its queue, its preemption and its hits lie in one bin of four hundred."""
-    rows = [{"start_ns": 0, "n_steps": 1, "first_ps": 10**9, "waiting_seqs": 7, "decode_seqs": 3, "held_tokens": 90}]
+    """A hundred seconds: a queue, a preemption and the memory held lie in one bin of four hundred."""
+    rows = [{"start_ns": 0, "n_steps": 1, "first_ps": 10**9, "decode_seqs": 3, "held_tokens": 90}]
+    requests = [{"id": i, "scheduled_ns": 10**6, "first_token_ns": 10**6, "finish_ns": 10**6} for i in range(7)]
     preempted = [{"preempted_ns": 10**6, "last_token_ns": -1, "next_token_ns": -1}]
     result = tiny_run().result
     result = replace(
         result,
+        requests=table(REQUEST_COLUMNS, requests),
         iterations=table(ITERATION_COLUMNS, rows),
         preemptions=table(PREEMPTION_COLUMNS, preempted),
         end_ns=100 * 10**9,
