@@ -204,3 +204,11 @@ def iteration_ends_ns(iterations: Table, first_row: int = 0, stop_row: int | Non
     elapsed_ps = durations_ps(k, rows[row_of, name["first_ps"]], rows[row_of, name["growth_ps"]])
     ends_ns: Ints = rows[row_of, name["start_ns"]] + (rows[row_of, name["carry_ps"]] + elapsed_ps) // PS_PER_NS
     return ends_ns
+
+
+def row_ends_ns(iterations: Table) -> Ints:
+    """When each row's last iteration ends, by the engine's clock, shape (n_rows,) [ns]."""
+    n_steps, first_ps, growth_ps = (iterations.column(name) for name in ("n_steps", "first_ps", "growth_ps"))
+    owed_ps = iterations.column("carry_ps") + durations_ps(n_steps, first_ps, growth_ps)
+    ends_ns: Ints = iterations.column("start_ns") + owed_ps // PS_PER_NS
+    return ends_ns

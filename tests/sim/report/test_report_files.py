@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from fractions import Fraction
 from hashlib import sha256
 
 import numpy as np
@@ -197,9 +198,26 @@ def test_times_of_the_trace_are_microseconds(run):
     slices = [event for event in events(run.result) if event["ph"] == "X" and event["pid"] == 1]
     rows = run.result.iterations.frame()
     rows = rows[rows["replica"] == 1]
-    assert slices[0]["ts"] == pytest.approx(rows["start_ns"].iloc[0] / 1e3)
+    assert [s["ts"] for s in slices] == pytest.approx(rows["start_ns"] / 1e3, abs=1e-3)
     n, first, growth = (rows[name].to_numpy() for name in ("n_steps", "first_ps", "growth_ps"))
     assert [s["dur"] for s in slices] == pytest.approx((n * first + n * (n - 1) // 2 * growth) / 1e6, abs=1e-3)
+
+
+READERS = {
+    "exact": lambda us: 1000 * Fraction(str(us)),
+    "cut": lambda us: int(1000.0 * us),
+    "rounded": lambda us: round(1000.0 * us),
+}
+
+
+@pytest.mark.parametrize("read_ns", READERS.values(), ids=READERS)
+def test_no_slice_overlaps_the_next_one_however_its_times_are_read(read_ns):
+    """Perfetto drops those that do."""
+    slices = [event for event in events(tiny_run(seed=5, n_requests=300).result) if event["ph"] == "X"]
+    starts, lengths = ([read_ns(event[name]) for event in slices] for name in ("ts", "dur"))
+    gaps = [after - start - length for start, length, after in zip(starts, lengths, starts[1:], strict=False)]
+    assert min(gaps) >= 0
+    assert 0 <= np.median(gaps) <= 1, "one follows on the other"
 
 
 def test_a_long_run_is_cut_to_its_beginning(run):
