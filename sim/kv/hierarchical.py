@@ -14,7 +14,8 @@ will ask for it. A real engine does not know that, so such traffic understates w
 
 Preemption frees blocks as everywhere; where they are below, coming back can load them instead of computing them again:
 `Preemption` says whether, each time. Full blocks alone go down, so the last tokens are always computed, as by vLLM v1's
-connectors. A tier that fails costs recomputation and nothing else.
+connectors. A tier that fails costs recomputation and nothing else, also of what was on its way from it; only where
+transfers do not overlap has the iteration that waits for a copy read it as it began.
 """
 
 from collections.abc import Callable, Mapping
@@ -181,9 +182,10 @@ class HierarchicalCache(PagedCache):
             return False
         self._prefetched.discard(sequence)
         sequence.computed_tokens += n_loaded_tokens
-        self._count(sequence, n_here, found)
+        n_had = self._n_lost.pop(sequence, sequence.target_tokens - 1)  # an answer without room for its copy: all
+        self._count(sequence, n_here, found, n_had)
         if n_below:
-            self._load(sequence, n_here, found)
+            self._load(sequence, n_here, found, partial(self._count_anew, sequence, n_here, found, n_had))
         self._write_back()
         return True
 
@@ -221,11 +223,14 @@ class HierarchicalCache(PagedCache):
             self._counts["swapped_out"] += not sequence.is_finished
         self._write_back()
 
-    def fetch(self, sequence: Sequence) -> int:
-        """Load what another cache, which has room for it, takes over from below. Returns its tokens."""
+    def fetch(self, sequence: Sequence, lost: Callable[[int], None]) -> int:
+        """Load what another cache, which has room for it, takes over from below. Returns its tokens.
+
+        Of tokens lost on the way ``lost`` is told.
+        """
         n_here = super().match(sequence) // self.block_tokens
         found = self._found_below(sequence, n_here)
-        self._load(sequence, n_here, found)
+        self._load(sequence, n_here, found, lambda come: lost((sum(found) - sum(come)) * self.block_tokens))
         return sum(found) * self.block_tokens
 
     def abandon(self, sequence: Sequence) -> None:
@@ -271,18 +276,25 @@ class HierarchicalCache(PagedCache):
         """Whether anything may be found of a waiting sequence, by `PagedCache` too: of its own text once preempted."""
         return sequence.request.content is not None or sequence.n_preemptions > 0
 
-    def _count(self, sequence: Sequence, n_here: int, found: list[int]) -> None:
-        """Who was admitted found so many blocks in device memory, and so many in each tier."""
+    def _count(self, sequence: Sequence, n_here: int, found: list[int], n_had: int, sign: int = 1) -> None:
+        """Who was admitted found so many blocks in device memory, and so many in each tier.
+
+        If preempted before, it ``n_had`` tokens then. A ``sign`` of -1 takes back what was counted.
+        """
         counts, size, n_below = self._counts, self.block_tokens, sum(found)
         if not sequence.n_preemptions:
             for level, n_blocks in enumerate((n_here, *found)):
-                self._hit_tokens[level] += n_blocks * size
+                self._hit_tokens[level] += sign * n_blocks * size
             return
         sequence.is_swapped_in = n_below > 0
-        counts["swapped_in" if n_below else "recomputed"] += 1
-        counts["reloaded_tokens"] += n_below * size
-        n_lost = self._n_lost.pop(sequence, sequence.target_tokens - 1)  # an answer without room for its copy: all
-        counts["recomputed_tokens"] += max(0, n_lost - (n_here + n_below) * size)
+        counts["swapped_in" if n_below else "recomputed"] += sign
+        counts["reloaded_tokens"] += sign * n_below * size
+        counts["recomputed_tokens"] += sign * max(0, n_had - (n_here + n_below) * size)
+
+    def _count_anew(self, sequence: Sequence, n_here: int, found: list[int], n_had: int, come: list[int]) -> None:
+        """Of the blocks that were found in each tier, so many have come."""
+        self._count(sequence, n_here, found, n_had, -1)
+        self._count(sequence, n_here, come, n_had)
 
     def _ranges(self, sequence: Sequence) -> list[BlockRange]:
         """Full blocks of a waiting sequence's text, all but the one with its last token."""
@@ -330,20 +342,30 @@ class HierarchicalCache(PagedCache):
             estimator.computing_ps(n_here * size, target_tokens, ledger),
         )
 
-    def _load(self, sequence: Sequence, n_here: int, found: list[int]) -> None:
-        """Start the transfers a sequence waits for, from the lowest tier through those above it."""
+    def _load(self, sequence: Sequence, n_here: int, found: list[int], lost: Callable[[list[int]], None]) -> None:
+        """Start the transfers a sequence waits for, from the lowest tier through those above it.
+
+        If some are lost on their way, ``lost`` is told what has come from each tier.
+        """
         rest = after(self._ranges(sequence), n_here, self.block_tokens)
         n_pending = 0
         token = sequence.loading = self._env.event() if self._overlap else None
         if self._overlap:
             self._loads[sequence] = sum(found) * self.block_tokens
 
-        def arrived() -> None:
+        come = list(found)
+
+        def arrived(level: int, is_whole: bool) -> None:
             nonlocal n_pending
             n_pending -= 1
+            if not is_whole:
+                come[level:] = [0] * (len(come) - level)  # what follows a gap is of no use
             if not n_pending and sequence.loading is token and token is not None:
                 sequence.loading = None
                 self._loads.pop(sequence, None)
+                if come != found:
+                    _lose(sequence, (sum(found) - sum(come)) * self.block_tokens)
+                    lost(come)
                 token.succeed()
 
         for level, n_blocks in enumerate(found):
@@ -355,19 +377,22 @@ class HierarchicalCache(PagedCache):
             if not self._overlap:
                 self._stall(self._ladder.load_ns([0] * level + [n_blocks] + [0] * (len(found) - level - 1)))
             n_pending += 1
-            n_coming, come = self._coming.get((sequence, level), (0, None))
-            if come is not None and n_coming >= n_blocks:  # prefetched, and on its way to the first tier
-                come.callbacks.append(partial(self._go_on, blocks, arrived))
+            n_coming, done = self._coming.get((sequence, level), (0, None))
+            if done is not None and n_coming >= n_blocks:  # prefetched, and on its way to the first tier
+                done.callbacks.append(partial(self._go_on, level, blocks, partial(arrived, level)))
             else:
-                self._ladder.bring_up(level, blocks, arrived)
+                self._ladder.bring_up(level, blocks, partial(arrived, level))
 
-    def _has_come(self, key: tuple[Sequence, int], come: object) -> None:
-        if self._coming.get(key, (0, None))[1] is come:  # and not a later prefetch of the same
+    def _has_come(self, key: tuple[Sequence, int], done: object) -> None:
+        if self._coming.get(key, (0, None))[1] is done:  # and not a later prefetch of the same
             del self._coming[key]
 
-    def _go_on(self, blocks: list[BlockRange], arrived: Callable[[], None], _: object) -> None:
-        """Blocks that were prefetched to the first tier go on to the device."""
-        self._ladder.bring_up(0, blocks, arrived)
+    def _go_on(self, level: int, blocks: list[BlockRange], arrived: Callable[[bool], None], _: object) -> None:
+        """Blocks that were prefetched from a tier to the first go on to the device, unless that tier has failed."""
+        if self._tiers[level].is_gone:
+            arrived(False)
+        else:
+            self._ladder.bring_up(0, blocks, arrived)
 
     def _save(self, blocks: list[BlockRange], n_sent: int) -> None:
         """Send blocks down of which some were sent before; wait if the memory they are read from is to be used now."""
@@ -393,3 +418,15 @@ class HierarchicalCache(PagedCache):
     def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
         if self._is_naming:
             super()._name(table, text, n_tokens)
+
+
+def _lose(sequence: Sequence, n_tokens: int) -> None:
+    """The last tokens that a sequence waited for are lost: they are computed after all.
+
+    So is all the text before them of which only the end was taken over, as a window asks: that begins earlier now.
+    """
+    if sequence.dropped_tokens:
+        n_tokens, sequence.dropped_tokens = sequence.computed_tokens, 0
+    sequence.computed_tokens -= n_tokens
+    if not sequence.n_preemptions and sequence.cached_tokens is not None:
+        sequence.cached_tokens -= n_tokens

@@ -2,6 +2,9 @@
 
 device ──down──▶ dram ──down──▶ nvme        what comes to a full tier pushes others further down
        ◀──up───       ◀──up───              what comes up passes every tier on its way, and stays in it
+
+What is on its way from a tier when that fails is lost, which shows when it should have arrived; what is on its way to
+it finds no place there.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,17 +60,17 @@ class Ladder:
         """How long copying so many blocks down to the first tier would take [ns]."""
         return self._quote_ns(self.tiers[0].down, n_blocks)
 
-    def bring_up(self, level: int, blocks: list[BlockRange], arrived: Callable[[], None]) -> None:
-        """Send blocks from a tier to the one above it, and on, until they are in device memory."""
+    def bring_up(self, level: int, blocks: list[BlockRange], arrived: Callable[[bool], None]) -> None:
+        """Send blocks from a tier to the one above it, and on, until they are in device memory (True) or lost."""
 
-        def up() -> None:
-            if level:
+        def up(is_whole: bool) -> None:
+            if is_whole and level:
                 self._arrive(level - 1, blocks)
                 self.bring_up(level - 1, blocks, arrived)
             else:
-                arrived()
+                arrived(is_whole)
 
-        self._send(self.tiers[level].up, blocks, up)
+        self._send(self.tiers[level].up, blocks, self.tiers[level], up)
 
     def bring_nearer(self, text: list[BlockRange], level: int) -> "tuple[int, simpy.Event] | None":
         """Send what a tier has of a text, after what the first has, to the first: how much, and when it has come."""
@@ -76,7 +79,8 @@ class Ladder:
         if not n_found:
             return None
         blocks = first(rest, n_found)
-        return n_found, self._send(self.tiers[level].up, blocks, partial(self._arrive, 0, blocks))
+        tier = self.tiers[level]
+        return n_found, self._send(tier.up, blocks, tier, partial(self._arrive, 0, blocks))
 
     def save(self, blocks: list[BlockRange], n_sent: int) -> int:
         """Send blocks down, those that the first tier does not have and that are not on their way.
@@ -89,7 +93,7 @@ class Ladder:
             tier.put(blocks)  # used again
             return 0
         save_ns = self.save_ns(sum(n for _, _, n in missing))
-        self._send(tier.down, missing, partial(self._arrive, 0, blocks))
+        self._send(tier.down, missing, None, partial(self._arrive, 0, blocks))
         return save_ns
 
     def spill(self, level: int, evicted: list[BlockRange]) -> int:
@@ -109,25 +113,30 @@ class Ladder:
         if not missing:
             return 0
         spill_ns = self._quote_ns(tier.down, sum(n for _, _, n in missing))
-        self._send(tier.down, missing, partial(self._arrive_each, level, missing))
+        above = self.tiers[level - 1] if level else None
+        self._send(tier.down, missing, above, partial(self._arrive_each, level, missing))
         return spill_ns
 
-    def _arrive(self, level: int, blocks: list[BlockRange]) -> None:
-        """Blocks have come to a tier; what gives way goes further down."""
-        evicted = self.tiers[level].put(blocks)
+    def _arrive(self, level: int, blocks: list[BlockRange], is_whole: bool = True) -> None:
+        """Blocks have come to a tier, unless they were lost; what gives way goes further down."""
+        evicted = self.tiers[level].put(blocks) if is_whole else []
         if evicted and level + 1 < len(self.tiers):
             self.spill(level + 1, evicted)
 
-    def _arrive_each(self, level: int, ranges: list[BlockRange]) -> None:
-        """Blocks that do not follow one another have come to a tier."""
+    def _arrive_each(self, level: int, ranges: list[BlockRange], is_whole: bool) -> None:
+        """Blocks that do not follow one another have come to a tier, or were lost."""
         for blocks in ranges:
-            self._arrive(level, [blocks])
+            self._arrive(level, [blocks], is_whole)
 
     def _quote_ns(self, link: Link, n_blocks: int) -> int:
         return link.quote_ns(n_blocks * self._block_bytes, -(-n_blocks // self._piece_blocks))
 
-    def _send(self, link: Link, blocks: list[BlockRange], then: Callable[[], None]) -> "simpy.Event":
+    def _send(
+        self, link: Link, blocks: list[BlockRange], source: Tier | None, then: Callable[[bool], None]
+    ) -> "simpy.Event":
+        """Send blocks from a tier, None is the device; whoever waits is told whether they have come."""
         n_blocks = sum(n for _, _, n in blocks)
         done = link.send(n_blocks * self._block_bytes, -(-n_blocks // self._piece_blocks))
-        done.callbacks.append(lambda _: then())
+        may_fail = source is not None and not source.is_gone  # else they only pass what is left of it
+        done.callbacks.append(lambda _: then(source is None or not (may_fail and source.is_gone)))
         return done

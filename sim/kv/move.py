@@ -91,7 +91,7 @@ class Conversations:
         counts["class_moved_tokens"] += n_copied
         counts["class_moved_bytes"] += n_bytes
         if n_moved > n_device and isinstance(source.cache, HierarchicalCache):
-            counts["class_loaded_tokens"] += source.cache.fetch(sequence)
+            counts["class_loaded_tokens"] += source.cache.fetch(sequence, self._lose)
             self._fetching[sequence] = source.cache
         return True
 
@@ -114,6 +114,10 @@ class Conversations:
         if request.session_id is not None and request.content is not None:
             keeps_whole_text = isinstance(self._parts[request.kind].cache, PagedCache)
             self._left[request.session_id] = Left(request.kind, 0 if keeps_whole_text else sequence.dropped_tokens)
+
+    def _lose(self, n_tokens: int) -> None:
+        """So many tokens that were being loaded are lost."""
+        self.counts["class_loaded_tokens"] -= n_tokens
 
     def _elsewhere(self, sequence: Sequence) -> Left | None:
         """What a waiting sequence's conversation left in another class's cache."""

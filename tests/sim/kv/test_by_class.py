@@ -1,5 +1,6 @@
 """Classes beside each other: each its own cache and share, and conversations that move at their cost."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -136,6 +137,19 @@ def test_what_lies_below_comes_over_the_link():
     assert (counts["class_moved_tokens"], counts["class_loaded_tokens"]) == (3 * 4, 27 * 4)
     assert [row[3] - row[2] for row in up] == [27 * 4 * 10]
     assert second["first_token_ns"] - second["scheduled_ns"] == 27 * 4 * 10 + 1000
+
+
+def test_what_is_lost_on_its_way_to_another_class_is_computed():
+    """The tier fails in the midst of those 1,080 ns."""
+    crowd = asked(5, 100_000, 240, 2, content=((9, 240),), session_id=9, kind="document")
+    listed = two_turns("document", "chat", others=[crowd])
+    levels = Tiers((replace(BYTE_S, fails_at_s=200.5e-6),))
+    house = run(listed, by_class(document=TIERED, capacity=512, tiers=levels))
+
+    counts = house.replicas[0].kv.counts()
+    assert house.requests()[-1]["cached_tokens"] == 3 * 4
+    assert (counts["class_moved_tokens"], counts["class_loaded_tokens"]) == (3 * 4, 0)
+    assert sum(row["prefill_tokens"] for row in house.iterations()) == 100 + 240 + 126 - 12
 
 
 def test_a_class_that_runs_full_preempts_its_own():

@@ -86,6 +86,33 @@ def test_a_lost_tier_costs_recomputation_and_nothing_else():
     assert kept[0] > kept[1] == 0, "it is gone, and what it held"
 
 
+@pytest.mark.parametrize(
+    ("fails_at_s", "cached_tokens", "first_token_ns"),
+    [
+        (None, 44, 487_000 + 1_000 + 5 * 50),
+        (48e-6, 0, 487_000 + 1_000 + 49 * 50),  # while the load is under way, from 47,000 on
+        (600e-6, 44, 487_000 + 1_000 + 5 * 50),
+    ],
+)
+def test_a_load_under_way_is_lost_with_its_tier(fails_at_s, cached_tokens, first_token_ns):
+    """44 tokens at 1 byte per us; 10 bytes each. What is lost is computed when it should have come."""
+    slow = tier(rate=1e6, write_rate=1e9, fails_at_s=fails_at_s)
+    run = house(**conversation_and_crowd(), levels=(slow,))
+    again = run.requests()[-1]
+    assert (again["cached_tokens"], again["first_token_ns"]) == (cached_tokens, first_token_ns)
+    counts = run.replicas[0].kv.counts()
+    assert (counts["hit_tokens_device"], counts["hit_tokens_dram"]) == (0, cached_tokens)
+    assert sum(row["prefill_tokens"] for row in run.iterations()) == 40 + 60 + 49 - cached_tokens
+
+
+@pytest.mark.parametrize(("fails_at_s", "cached_tokens"), [(14.5e-6, 0), (15e-6, 0), (16e-6, 44)])
+def test_what_goes_down_from_a_tier_is_lost_with_it(fails_at_s, cached_tokens):
+    """The crowd's 600 bytes come to host memory at 14,600, and the 440 there go down to the disk until 15,480."""
+    levels = (tier(n_bytes=600, fails_at_s=fails_at_s), tier("nvme", rate=5e8))
+    run = house(**conversation_and_crowd(), levels=levels)
+    assert run.requests()[-1]["cached_tokens"] == cached_tokens
+
+
 @pytest.mark.parametrize(("is_per_accelerator", "ns_per_token"), [(True, 10), (False, 20)])
 def test_two_accelerators_fill_a_tier_twice_as_fast_and_a_token_takes_twice_the_bytes(is_per_accelerator, ns_per_token):
     """10 bytes of each token lie on each. At 1 byte per ns: over a link each, or over one that both share."""
@@ -105,7 +132,7 @@ def test_a_full_tier_sends_blocks_further_down_and_they_come_back_from_there():
     assert counts["hit_tokens_nvme"] > 0
 
 
-def comes_back_from_disk(think_ns, *others, **fields):
+def comes_back_from_disk(think_ns, *others, fails_at_s=(None, None), **fields):
     """A conversation of 44 computed tokens that a crowd of 60 has pushed through host memory down to the disk, one that
     takes the device from 50,000 to 72,000 ns, and the conversation's next turn."""
     listed = [
@@ -114,7 +141,7 @@ def comes_back_from_disk(think_ns, *others, **fields):
         asked(2, 50_000, 40, 20, content=((3, 40),), output_id=-3, session_id=3),
         *others,
     ]
-    levels = (tier(n_bytes=600), tier("nvme", rate=5e8))
+    levels = (tier(n_bytes=600, fails_at_s=fails_at_s[0]), tier("nvme", rate=5e8, fails_at_s=fails_at_s[1]))
     run = house(listed, {1: [(think_ns, 4, 3)]}, levels=levels, **fields)
     counts = run.replicas[0].kv.counts()
     again = next(row for row in run.requests() if row["id"] == 1000)
@@ -154,11 +181,33 @@ def test_who_comes_before_those_that_wait_is_prefetched_when_it_arrives():
     assert again["first_token_ns"] == 72_000 + 440 + 1_000 + 5 * 50
 
 
+@pytest.mark.parametrize(
+    ("fails_at_s", "n_come", "ends_ns"),
+    [((76.3e-6, None), [0, 0], 76_640), ((None, 76.3e-6), [36, 0], 76_560), ((76.7e-6, None), [36, 8], 76_640)],
+)
+def test_what_follows_a_lost_part_is_lost_too(fails_at_s, n_come, ends_ns):
+    """As for who moves up; the 80 bytes from disk share the link to the device from 76,360 on, with 200 others."""
+    before = asked(3, 55_000, 24, 3, content=((4, 24),), output_id=-4, session_id=4)
+    again, *found = comes_back_from_disk(53_000, before, prefetch=1, fails_at_s=fails_at_s)
+    assert (again["cached_tokens"], found[:2]) == (sum(n_come), n_come)
+    assert again["first_token_ns"] == ends_ns + 1_000 + (49 - sum(n_come)) * 50
+
+
 def test_a_prefetch_that_comes_too_late_is_waited_for_and_not_repeated():
     again, *found = comes_back_from_disk(20_000, prefetch=1)
     assert again["arrival_ns"] == again["scheduled_ns"] == 27_000
     assert found == [0, 44, [(27_000, 440)]]
     assert again["first_token_ns"] == 27_000 + 880 + 440 + 1_000 + 5 * 50
+
+
+@pytest.mark.parametrize(
+    ("think_ns", "fails_at_s", "computes_ns"), [(53_000, 60.4e-6, 72_000), (20_000, 27.4e-6, 27_880)]
+)
+def test_a_prefetch_under_way_is_lost_with_its_tier(think_ns, fails_at_s, computes_ns):
+    """From disk until 60,880, long before its request is admitted, or until 27,880, when that waits for it already."""
+    again, *found = comes_back_from_disk(think_ns, prefetch=1, fails_at_s=(None, fails_at_s))
+    assert (again["cached_tokens"], found[:2]) == (0, [0, 0])
+    assert again["first_token_ns"] == computes_ns + 1_000 + 49 * 50
 
 
 @pytest.mark.parametrize("write", ["through", "back"])
@@ -201,6 +250,15 @@ def test_swapped_in_by_hand():
     assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (24, 0), (
         "the 33rd is computed for the first time"
     )
+
+
+def test_a_swap_that_is_lost_on_its_way_is_a_recomputation():
+    """25 tokens, when it turns out that they do not come: 41,840 + 1,000 + 25 x 50."""
+    run = house(TWO, levels=(tier(fails_at_s=41.7e-6),), preemption=Swap())
+    assert preemption_of(run) == (44_090, 0)
+    counts = run.replicas[0].kv.counts()
+    assert (counts["swapped_out"], counts["swapped_in"], counts["recomputed"]) == (1, 0, 1)
+    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (0, 24)
 
 
 def test_text_that_nobody_shares_goes_down_when_it_is_preempted_and_not_before_or_after():
