@@ -78,6 +78,8 @@ class DecodeLedger:
         self.resident_tokens += resident
         self.padding_tokens += sequence.padding_tokens
         heappush(self.ends, (step + sequence.output_tokens - sequence.generated_tokens, order))
+        if sequence.room_tokens is not None:
+            heappush(self.alarms, (sequence.room_tokens - offset, order))
         if resident == window:
             return
         self.n_growing += 1
@@ -88,8 +90,6 @@ class DecodeLedger:
         heappush(self._longest, (reach, order))
         if window is not None:
             heappush(self._fulls, (window - offset, order))
-        if sequence.room_tokens is not None and (window is None or sequence.room_tokens < window):
-            heappush(self.alarms, (sequence.room_tokens - offset, order))
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence stops decoding, its last token or not; its counters are brought up to date."""
@@ -148,10 +148,9 @@ class DecodeLedger:
 
     def rearm(self, sequence: Sequence) -> None:
         """The cache gave a member more room: ask again when that is full."""
-        room, window = sequence.room_tokens, self.window_tokens
-        if room is not None and (window is None or room < window):
+        if sequence.room_tokens is not None:
             offset = sequence.joined_tokens - sequence.joined_step
-            heappush(self.alarms, (room - offset, sequence.order))
+            heappush(self.alarms, (sequence.room_tokens - offset, sequence.order))
 
     def drop(self, sequence: Sequence, n_tokens: int) -> None:
         """A member whose KV grows gives up some of it, and goes on growing from what is left."""

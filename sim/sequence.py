@@ -32,7 +32,7 @@ class Sequence:
         "padding_tokens",  # its prompt is padded by, in a request-level batch
         "preempted_ns",  # since when it waits to come back
         "request",
-        "room_tokens",  # resident tokens it can reach before the cache must attend to it alone
+        "room_tokens",  # resident tokens it can reach, sliding over none, before the cache must attend to it alone
         "samples",  # those that answer its request together, where there are several
         "scheduled_ns",
         "target_tokens",  # prefill is complete when so many tokens are computed

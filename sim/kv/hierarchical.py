@@ -15,7 +15,8 @@ will ask for it. A real engine does not know that, so such traffic understates w
 Preemption frees blocks as everywhere; where they are below, coming back can load them instead of computing them again:
 `Preemption` says whether, each time. Full blocks alone go down, so the last tokens are always computed, as by vLLM v1's
 connectors. A tier that fails costs recomputation and nothing else, also of what was on its way from it; only where
-transfers do not overlap has the iteration that waits for a copy read it as it began.
+transfers do not overlap has the iteration that waits for a copy read it as it began. Below, a text is kept from its
+start: of a sequence longer than the model's window no more goes down.
 """
 
 from collections.abc import Callable, Mapping

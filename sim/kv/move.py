@@ -67,9 +67,11 @@ class Conversations:
             n_device = PagedCache.match(source.cache, sequence)
             if keeps_whole_text:
                 n_tokens = n_device
-        n_dropped = left.dropped_tokens
-        if part.ledger.window_tokens is not None and not keeps_whole_text:
-            n_dropped = max(n_dropped, n_tokens - part.ledger.window_tokens)
+        n_dropped, window = left.dropped_tokens, part.ledger.window_tokens
+        if window is not None and n_tokens > window:
+            if keeps_whole_text:
+                return None
+            n_dropped = max(n_dropped, n_tokens - window)
         return Move(source, n_tokens, n_device, n_dropped) if n_tokens > part.cache.match(sequence) else None
 
     def take(self, sequence: Sequence, n_tokens: int, move: Move) -> bool:
@@ -80,7 +82,7 @@ class Conversations:
         n_found = cache.match(sequence)
         if not cache.extend(sequence, n_moved - n_dropped - n_found + n_tokens, part):
             return False
-        sequence.computed_tokens, sequence.dropped_tokens = n_moved, n_dropped
+        sequence.computed_tokens, sequence.dropped_tokens = n_moved, max(n_dropped, sequence.dropped_tokens)
         if isinstance(cache, PrunedCache):
             cache.narrow(sequence, n_device)
         n_copied = max(0, n_device - n_dropped - n_found)

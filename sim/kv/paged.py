@@ -3,7 +3,8 @@
 The rules are vLLM v1's block pool (``v1/core/block_pool.py``, ``v1/core/kv_cache_manager.py``):
 
 * only full blocks have an identity, that of all text up to their end; generated text counts too;
-* a hit is the longest run of resident blocks from the start, at most all tokens but the last;
+* a hit is the longest run of resident blocks from the start, at most all tokens but the last; of a model that attends
+  to a window only the last of them need be resident, as many as the window takes;
 * taking blocks either succeeds whole or changes nothing; hits leave the free queue, new blocks come off its head,
   and one that still had content loses it;
 * freed blocks join the tail, a sequence's last block first;
@@ -46,7 +47,9 @@ class PagedCache:
     watermark : float
         Share of the blocks that admitting a sequence must leave free; vLLM v1 keeps none, v0 kept 0.01.
     window_tokens : int or None
-        The model's attention window: older KV is dropped while decoding [tokens].
+        The model's attention window. Blocks that fall behind it are given back, and stay findable until they are
+        taken. It counts as so many full blocks, where vLLM holds one more while it lies across them; and of blocks that
+        decoding slides over, a run that was named together goes together, as its first token does [tokens].
     kv_bytes_per_token : float
         What copying a token moves [B].
     reserves_prompt : bool
@@ -90,7 +93,7 @@ class PagedCache:
         self._index = PrefixIndex(block_tokens, self._free)
         self._n_free = self.n_blocks
         self._n_owed = 0  # taken, but not yet popped off the free queue: of blank blocks it matters not which
-        self._found: tuple[Sequence | None, list[Match]] = (None, [])  # the last match, while nothing has changed
+        self._found: tuple[Sequence | None, int, list[Match]] = (None, 0, [])  # the last match, while it stands
         self._n_parked = 0
         self._n_evicted = 0
         self._bytes_per_token = kv_bytes_per_token
@@ -101,7 +104,8 @@ class PagedCache:
         """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
         if sequence.request.content is None and not sequence.n_preemptions:
             return 0
-        return sum(n_blocks for _, _, n_blocks in self._matched(sequence)) * self.block_tokens
+        n_dropped, matched = self._matched(sequence)
+        return (n_dropped + sum(n_blocks for _, _, n_blocks in matched)) * self.block_tokens
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take blocks for the next ``n_tokens`` of a sequence, all or none."""
@@ -110,19 +114,20 @@ class PagedCache:
         free = self._n_free - (ledger.blocks_needed(1) if ledger.members else 0)
         if table is None:
             is_known = sequence.request.content is not None or sequence.n_preemptions > 0
-            matched = self._matched(sequence) if is_known else []
+            n_dropped, matched = self._matched(sequence) if is_known else (0, [])
             n_matched = n_unparked = 0
             for run, _, n_blocks in matched:
                 n_matched += n_blocks
                 if run.is_parked:
                     n_unparked += n_blocks
-            start = n_matched * size
-            n_new = -(-(start + n_tokens) // size) - n_matched
-            n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_matched
+            n_found = n_dropped + n_matched
+            start = n_found * size
+            n_new = -(-(start + n_tokens) // size) - n_found
+            n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_found
             if n_asked + n_unparked + self._watermark_blocks > free:
                 return False
-            table = sequence.holding = BlockTable(n_matched, n_matched)
-            sequence.computed_tokens = start
+            table = sequence.holding = BlockTable(n_matched, n_matched, n_dropped)
+            sequence.computed_tokens, sequence.dropped_tokens = start, n_dropped * size
             if matched:
                 self._n_free -= n_unparked
                 self._n_parked -= n_unparked
@@ -132,10 +137,11 @@ class PagedCache:
                 for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
                     self._index.claim(table, run, offset, n_blocks)
                 table.runs.reverse()
-        elif sequence.room_tokens is not None:
-            return self._copy_on_write(sequence, free)
+        elif (room := sequence.room_tokens) is not None:
+            is_full = self.window_tokens is not None and room >= self.window_tokens
+            return self._slide(sequence, room, free) if is_full else self._copy_on_write(sequence, free)
         else:
-            n_new = -(-(sequence.resident_tokens + n_tokens) // size) - table.n_blocks
+            n_new = -(-(sequence.computed_tokens + n_tokens) // size) - table.n_dropped - table.n_blocks
             if n_new > free:
                 return False
         if n_new > 0:
@@ -165,24 +171,14 @@ class PagedCache:
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
         """Free the blocks that a prompt has left behind the model's window; what they hold stays findable."""
         window = self.window_tokens
-        if window is None or sequence.resident_tokens <= window:
+        if window is None:
             return
-        sequence.dropped_tokens = sequence.computed_tokens - window
-        self._texts.pop(sequence, None)  # blocks that follow get no identity: it begins with the first
         table: BlockTable = sequence.holding
-        n_freed = table.n_blocks - -(-window // self.block_tokens)
-        if n_freed <= 0:
-            return
-        if self._n_owed:
-            self._settle()
-        self._found = (None, [])
-        left = self._index.take_front(table, n_freed)
-        n_blank = n_freed - sum(run.n_blocks for run in left)
-        self._let_go(table, left[::-1])
-        self._n_free += n_blank
-        self.held_tokens -= n_blank * self.block_tokens
-        self._free.park_blank(n_blank)
-        table.n_blocks -= n_freed
+        if sequence.resident_tokens > window:
+            sequence.dropped_tokens = sequence.computed_tokens - window
+            self._drop(table, table.n_blocks - -(-window // self.block_tokens))
+        if not sequence.prefill_left_tokens:
+            sequence.room_tokens = self._room(table)
 
     def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
         """Share a prompt's blocks; where a window will be written over, copy them as far as there is room."""
@@ -204,9 +200,8 @@ class PagedCache:
             if text is not None:
                 self._texts[other] = text
         self.shared_tokens += len(others) * sequence.resident_tokens
-        if n_last:
-            for one in (sequence, *others):
-                one.room_tokens = sequence.resident_tokens  # ask before the first of them writes
+        for one in (sequence, *others):  # ask before the first of them writes
+            one.room_tokens = sequence.resident_tokens if n_last else self._room(table)
         return len(others)
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
@@ -217,8 +212,10 @@ class PagedCache:
         is_named = self._texts.pop(sequence, None) is not None if self._texts else False
         if not sequence.is_finished and self._prefix_caching:
             is_named = True  # preempted: when it comes back, what has not been taken meanwhile is a hit
-        if is_named and not sequence.dropped_tokens:
+        if is_named:
             n_tokens = sequence.computed_tokens
+            if sequence.dropped_tokens:  # the window has slid on over blocks of its own
+                table.n_dropped = max(table.n_dropped, n_tokens // self.block_tokens - n_blocks)
             self._name(table, block_ranges(self._text(sequence), n_tokens, self.block_tokens), n_tokens)
         n_blank = n_blocks - table.n_named
         self._n_free += n_blank
@@ -236,7 +233,7 @@ class PagedCache:
     def forget(self, sequence: Sequence) -> None:
         """A waiting sequence goes on in another cache; blocks it found stay for others until they are taken."""
         self._texts.pop(sequence, None)
-        self._found = (None, [])
+        self._found = (None, 0, [])
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -277,8 +274,41 @@ class PagedCache:
         del run.tables[table]
         table.runs.pop()
         table.n_named -= 1
-        sequence.room_tokens = None
+        sequence.room_tokens = self._room(table)
         return True
+
+    def _room(self, table: BlockTable) -> int | None:
+        """When a sequence that decodes slides over blocks that it must not write to, if ever."""
+        return self.window_tokens if table.runs else None
+
+    def _slide(self, sequence: Sequence, room_tokens: int, free: int) -> bool:
+        """A window begins to slide over blocks that others hold or may find: as many of its own take their place."""
+        table: BlockTable = sequence.holding
+        run = table.runs[0]
+        n_blocks = run.n_blocks
+        if len(run.tables) > 1 and n_blocks > free:
+            return False
+        self._drop(table, n_blocks)
+        self._take(n_blocks)
+        table.n_blocks += n_blocks
+        sequence.room_tokens = room_tokens + n_blocks * self.block_tokens if table.runs else None
+        return True
+
+    def _drop(self, table: BlockTable, n_blocks: int) -> None:
+        """Free the first blocks of a sequence."""
+        if n_blocks <= 0:
+            return
+        if self._n_owed:
+            self._settle()
+        self._found = (None, 0, [])
+        left = self._index.take_front(table, n_blocks)
+        n_blank = n_blocks - sum(run.n_blocks for run in left)
+        self._let_go(table, left[::-1])
+        self._n_free += n_blank
+        self.held_tokens -= n_blank * self.block_tokens
+        self._free.park_blank(n_blank)
+        table.n_blocks -= n_blocks
+        table.n_dropped += n_blocks
 
     def _copy_all(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
         """Give as many as there is room for all blocks of a sequence anew. Returns how many."""
@@ -288,7 +318,7 @@ class PagedCache:
         n_held = min(len(others), free // n_blocks)
         for other in others[:n_held]:
             self._take(n_blocks)
-            other.holding = BlockTable(n_blocks)
+            other.holding = BlockTable(n_blocks, 0, table.n_dropped)
         self._n_copied += n_held * n_blocks
         self.moved_bytes += n_held * n_blocks * self.block_tokens * self._bytes_per_token
         return n_held
@@ -300,17 +330,23 @@ class PagedCache:
             return sequence.text()
         return ((own_text(request.id), request.prompt_tokens + sequence.generated_tokens),)
 
-    def _matched(self, sequence: Sequence) -> list[Match]:
-        """Resident blocks of a waiting sequence's text, from its start."""
+    def _matched(self, sequence: Sequence) -> tuple[int, list[Match]]:
+        """Resident blocks of a waiting sequence's text that it can go on from, and how many come before them."""
         if not self._prefix_caching:
-            return []
+            return 0, []
         text = self._texts.get(sequence)
         if text is None:
             text = self._texts[sequence] = block_ranges(self._text(sequence), sequence.target_tokens, self.block_tokens)
-        if self._found[0] is not sequence:
+        found_for, n_dropped, matched = self._found
+        if found_for is not sequence:
             most_blocks = (sequence.target_tokens - 1) // self.block_tokens
-            self._found = (sequence, self._index.match(text, most_blocks) if most_blocks else [])
-        return self._found[1]
+            if self.window_tokens is None:
+                n_dropped, matched = 0, self._index.match(text, most_blocks)
+            else:
+                n_needed = -(-self.window_tokens // self.block_tokens)
+                n_dropped, matched = self._index.match_last(text, most_blocks, n_needed)
+            self._found = (sequence, n_dropped, matched)
+        return n_dropped, matched
 
     def _let_go(self, table: BlockTable, runs: list[Run]) -> None:
         """A sequence holds these no more; those that nobody does can be taken, in this order."""
@@ -345,7 +381,7 @@ class PagedCache:
         Policies that remember what they gave up are told for which blocks of a sequence's text they give up now.
         """
         n_blocks, self._n_owed = self._n_owed, 0
-        self._found = (None, [])
+        self._found = (None, 0, [])
         wanted = () if sequence is None else self._wanted(sequence, n_blocks)
         for unit in self._free.victims(n_blocks, wanted):
             self._n_parked -= unit.n_blocks
@@ -356,7 +392,8 @@ class PagedCache:
     def _wanted(self, sequence: Sequence, n_blocks: int) -> list[int]:
         """Keys of the blocks that continue a sequence's text after those that it holds."""
         size = self.block_tokens
-        skip = sequence.holding.n_blocks
+        table: BlockTable = sequence.holding
+        skip = table.n_dropped + table.n_blocks
         keys: list[int] = []
         for piece, first_end, n in self._texts.get(sequence, ()):
             if skip >= n:
@@ -375,5 +412,5 @@ class PagedCache:
 
     def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
         """Make the full blocks among a sequence's first tokens findable."""
-        self._found = (None, [])
+        self._found = (None, 0, [])
         self._index.name(table, text, n_tokens // self.block_tokens)

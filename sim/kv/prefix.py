@@ -26,6 +26,7 @@ class BlockTable:
 
     n_blocks: int = 0
     n_named: int = 0  # of these, in `runs`
+    n_dropped: int = 0  # of its text, before these
     runs: list["Run"] = field(default_factory=list)
 
 
@@ -115,11 +116,48 @@ class PrefixIndex:
                 break
         return matched
 
-    def _find(self, piece: int, end: int, most_blocks: int) -> tuple[Run | None, int]:
-        """The oldest run that holds the block of a piece that ends there, or None, and for how many blocks that is so."""
+    def match_last(self, text: list[BlockRange], most_blocks: int, n_needed: int) -> tuple[int, list[Match]]:
+        """The furthest blocks of a text that are resident in a row: ``n_needed``, or fewer from its start.
+
+        Returns how many blocks come before them, and them.
+        """
         size = self.block_tokens
-        n_found = most_blocks
-        for run in self._runs.get(piece if self.divider is not None else piece + end, ()):
+        found: tuple[int, list[Match]] = (0, [])
+        row: list[Match] = []
+        start = stop = 0  # of the row
+        left = most_blocks
+        for piece, end, n_blocks in text:
+            n_blocks = min(n_blocks, left)
+            left -= n_blocks
+            while n_blocks:
+                run, n_found = self._find(piece, end, n_blocks)
+                stop += n_found
+                if run is None:
+                    row, start = [], stop
+                else:
+                    row.append((run, (end - run.first_end) // size, n_found))
+                    if not start or stop - start >= n_needed:
+                        found = (start, row)
+                n_blocks -= n_found
+                end += n_found * size
+            if not left:
+                break
+        n_before, row = found
+        n_more = sum(n_found for _, _, n_found in row) - n_needed
+        while n_more > 0:
+            run, offset, n_found = row.pop(0)
+            n_skipped = min(n_found, n_more)
+            if n_skipped < n_found:
+                row.insert(0, (run, offset + n_skipped, n_found - n_skipped))
+            n_before += n_skipped
+            n_more -= n_skipped
+        return n_before, row
+
+    def _find(self, piece: int, end: int, most_blocks: int) -> tuple[Run | None, int]:
+        """The oldest run that holds the block of a piece that ends there, or None, and for how many blocks it is."""
+        size = self.block_tokens
+        key, n_found = (piece, most_blocks) if self.divider is not None else (piece + end, 1)
+        for run in self._runs.get(key, ()):
             if end < run.first_end:
                 n_found = min(n_found, (run.first_end - end) // size)
             elif end < run.first_end + run.n_blocks * size:
@@ -129,7 +167,7 @@ class PrefixIndex:
     def name(self, table: BlockTable, text: list[BlockRange], most_blocks: int) -> None:
         """Make a sequence's full blocks findable, the first ``most_blocks`` of its text that are not yet."""
         size = self.block_tokens
-        skip, left = table.n_named, most_blocks
+        skip, left = table.n_dropped + table.n_named, most_blocks
         for piece, end, n_blocks in text:
             n_blocks = min(n_blocks, left)
             left -= n_blocks

@@ -239,6 +239,8 @@ class PrunedCache:
             self._n_compactions += 1
             self._n_moved_tokens += n_moved
             self.moved_bytes += n_moved * self._bytes_per_token
+        if kept.room_tokens is not None and self.window_tokens is not None and kept.room_tokens >= self.window_tokens:
+            return kept._replace(room_tokens=None)  # it slides before
         return kept
 
     def _prune_member(self, sequence: Sequence, ledger: DecodeLedger) -> None:

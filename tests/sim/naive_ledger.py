@@ -10,6 +10,7 @@ from sim.sequence import Sequence
 class Decoding:
     sequence: Sequence
     resident: int
+    reached: int  # resident, had it slid over none
     left: int  # tokens it still generates; negative while it pads a batch
     n_steps: int = 0
     is_named: bool = False  # `finished` has told of it
@@ -31,7 +32,7 @@ class NaiveLedger:
             sequence.dropped_tokens += resident - window
             resident = window
         left = sequence.request.output_tokens - sequence.generated_tokens
-        self.decoding.append(Decoding(sequence, resident, left))
+        self.decoding.append(Decoding(sequence, resident, resident, left))
 
     def leave(self, sequence: Sequence) -> None:
         one = self._of(sequence)
@@ -44,6 +45,7 @@ class NaiveLedger:
         for _ in range(n_steps):
             for one in self.decoding:
                 one.resident += self._grows(one)
+                one.reached += 1
                 one.left -= 1
                 one.n_steps += 1
 
@@ -63,7 +65,9 @@ class NaiveLedger:
         self._of(sequence).is_armed = True
 
     def drop(self, sequence: Sequence, n_tokens: int) -> None:
-        self._of(sequence).resident -= n_tokens
+        one = self._of(sequence)
+        one.resident -= n_tokens
+        one.reached -= n_tokens
         sequence.dropped_tokens += n_tokens
 
     def steps_to_event(self) -> int | None:
@@ -147,5 +151,4 @@ class NaiveLedger:
 
     def _room(self, one: Decoding) -> int | None:
         room = one.sequence.room_tokens
-        is_reached = self.window_tokens is None or (room is not None and room < self.window_tokens and self._grows(one))
-        return room - one.resident if is_reached and one.is_armed and room is not None else None
+        return room - one.reached if one.is_armed and room is not None else None
