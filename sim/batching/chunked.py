@@ -58,6 +58,8 @@ class Chunked:
         if n_decoding and not waiting and not batch.partial:
             is_full = n_decoding + len(batch.leaving) >= self.max_num_seqs
             return DECODE_ON if is_full or n_decoding >= self.max_num_batched_tokens else DECODE_OPEN
+        if n_decoding and batch.reusing is not None:
+            batch.reusing.take_ahead(ledger)
         budget = self.max_num_batched_tokens - n_decoding
         chunks: list[tuple[Sequence, int]] = []
         for sequence in tuple(batch.partial):

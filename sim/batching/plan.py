@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Protocol
 
 from sim.batching.queue import Queue
-from sim.kv.cache import Divided, KVCache
+from sim.kv.cache import Divided, KVCache, Reusing
 from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
 
@@ -31,6 +31,10 @@ class Batch:
     n_unforked: int = 0  # sequences that admitted prompts will become, beyond one each
     has_attended: bool = False  # the cache changed what a decoding sequence holds: the next plan may differ
     may_fit_later: bool = False  # the head was refused, and may be admitted although no memory is given back
+    reusing: Reusing | None = field(init=False)  # the cache, if what decoding takes is to be popped first
+
+    def __post_init__(self) -> None:
+        self.reusing = self.kv if isinstance(self.kv, Reusing) else None
 
     def n_running(self) -> int:
         """Sequences admitted."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import ConfigError
-from sim.kv.cache import Prefetcher
+from sim.kv.cache import Prefetcher, Reusing
 from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import Evictor
 from sim.kv.move import Conversations
@@ -126,6 +126,7 @@ host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
         self._ledgers = [part.ledger for part in self._parts.values()]
         self._pairs = [(part.cache, part.ledger) for part in self._parts.values()]
         self._by_blocks = [pair for pair in self._pairs if not isinstance(pair[0], ContiguousCache)]  # others ring
+        self._reusing = [(cache, ledger) for cache, ledger in self._pairs if isinstance(cache, Reusing)]
         self.block_tokens = 1  # the batch's ledger counts no blocks; those of the parts do
         self.window_tokens = window_tokens
         self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
@@ -253,6 +254,12 @@ host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
             if cache.held_tokens:  # else it serves nobody now
                 cache.advance(part, n_steps)
                 part.advance(n_steps)
+
+    def take_ahead(self, ledger: DecodeLedger) -> None:
+        """The next iteration decodes: each class's cache takes what it matters to take first."""
+        self._follow(ledger)
+        for cache, part in self._reusing:
+            cache.take_ahead(part)
 
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:
         """A piece of a prompt is computed: its class's cache keeps what it keeps."""

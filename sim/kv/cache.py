@@ -98,6 +98,15 @@ class Prefetcher(Protocol):
 
 
 @runtime_checkable
+class Reusing(Protocol):
+    """A cache whose free memory may still be found: it matters whether it is taken first, or looked for."""
+
+    def take_ahead(self, ledger: DecodeLedger) -> None:
+        """The next iteration decodes: what it takes is not to be found by those who wait."""
+        ...
+
+
+@runtime_checkable
 class Divided(Protocol):
     """A cache that divides the device's memory among its sequences: not everybody who gives way helps who is short."""
 

@@ -93,6 +93,7 @@ class PagedCache:
         self._index = PrefixIndex(block_tokens, self._free)
         self._n_free = self.n_blocks
         self._n_owed = 0  # taken, but not yet popped off the free queue: of blank blocks it matters not which
+        self._n_ahead = 0  # popped for the next iteration to take
         self._found: tuple[Sequence | None, int, list[Match]] = (None, 0, [])  # the last match, while it stands
         self._n_parked = 0
         self._n_evicted = 0
@@ -164,9 +165,17 @@ class PagedCache:
         if n_steps and (n_blocks := ledger.blocks_needed(n_steps)):
             self._n_free -= n_blocks  # `_take`
             self.held_tokens += n_blocks * self.block_tokens
-            self._n_owed += n_blocks
+            self._n_owed += n_blocks - self._n_ahead
+            self._n_ahead = 0
             if self._n_parked:
                 self._settle()
+
+    def take_ahead(self, ledger: DecodeLedger) -> None:
+        """Pop the blocks that the next decode iteration fills: vLLM takes them before it looks at who waits."""
+        if self._n_parked and (n_blocks := ledger.blocks_needed(1) - self._n_ahead) > 0:
+            self._n_ahead += n_blocks
+            self._n_owed += n_blocks
+            self._settle()
 
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
         """Free the blocks that a prompt has left behind the model's window; what they hold stays findable."""

@@ -94,6 +94,25 @@ def test_a_shared_prefix_is_not_computed_again():
     assert [row["cached_tokens"] for row in house.requests()] == [0, 8]
 
 
+def test_what_decodes_take_is_gone_before_who_waits_looks_for_it():
+    """8 blocks of 4, 1 ns an iteration. A leaves a block with content and B two; C, from 10 on, takes the other five.
+
+    In the iteration that starts at 27 it takes a sixth, A's. D begins like A: it finds that block at 26, not at 27.
+    """
+    text = ((7, 5),)
+    listed = [
+        asked(0, 0, 5, 1, content=text),
+        asked(1, 2, 8, 1, content=((8, 8),)),
+        asked(2, 10, 4, 26),
+        asked(3, 27, 5, 1, content=text),
+    ]
+    for at_ns, found in ((26, 4), (27, 0)):
+        listed[3] = listed[3]._replace(arrival_ns=at_ns)
+        for max_steps in (None, 1):
+            house = serve(Listed(listed), kv=small(8), max_steps=max_steps)
+            assert [row["cached_tokens"] for row in house.requests() if row["id"] == 3] == [found]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

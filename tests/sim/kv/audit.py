@@ -96,7 +96,7 @@ def audit_blocks(kv: PagedCache, resident: dict[Sequence, int]) -> None:
     n_held = sum(run.n_blocks for run in runs) + n_blank
     assert kv.held_tokens == n_held * size
     assert n_held + kv._n_free == kv.n_blocks
-    assert len(kv._free) == kv._n_free + kv._n_owed, "the free queue holds what is free"
+    assert len(kv._free) == kv._n_free + kv._n_owed - kv._n_ahead, "the free queue holds what is free"
     assert kv.shared_tokens == sum((n_tables - 1) * run.n_tokens for run, n_tables in runs.items())
 
 
