@@ -41,11 +41,10 @@ _QUEUE = (
 
 def _kv(result: Result, lines: Timelines, x: list[float | None], unit: str) -> Figure:
     capacity = max(1, result.capacity_tokens)
-    held, live = (100 * lines.levels[name].mean / capacity for name in ("held_tokens", "live_tokens"))
-    used, peak = (
-        100 * values / capacity for values in (lines.levels["used_tokens"].mean, lines.levels["used_tokens"].high)
+    held, live, idle = (
+        100 * lines.levels[name].mean / capacity for name in ("held_tokens", "live_tokens", "idle_tokens")
     )
-    idle, empty = np.maximum(0.0, used - held), np.maximum(0.0, held - live)
+    peak, empty = 100 * lines.levels["used_tokens"].high / capacity, np.maximum(0.0, held - live)
     traces = [line(x, numbers(live), "keys and values in use", "--blue", stackgroup="kv", fillcolor="--blue-soft")]
     if empty.any():
         thin = {"width": 0.5}

@@ -9,6 +9,7 @@ from sim.metrics.gaps import chunks_by_replica
 from sim.metrics.queue import queue
 from sim.metrics.slots import slots
 from sim.record import Ints, Result, durations_ps
+from sim.report.pauses import pauses
 from sim.units import NS_PER_S, PS_PER_NS
 
 Floats = npt.NDArray[np.float64]
@@ -16,7 +17,6 @@ Floats = npt.NDArray[np.float64]
 N_BINS = 400
 COUNTS = ("decode_seqs",)  # the same all along a row
 SLOTS = ("held_tokens", "live_tokens", "idle_tokens", "used_tokens")
-STAYS = ("idle_tokens", "used_tokens")  # what is kept for reuse is still there when the engine has nothing to do
 NS = NS_PER_S
 
 
@@ -49,19 +49,39 @@ class Timelines:
         return (self.edges_s[1:] + self.edges_s[:-1]) / 2
 
 
+class _Sums:
+    """A quantity gathered from pieces of time: in each bin its integral, its extremes, and how much time they cover."""
+
+    def __init__(self, n_bins: int) -> None:
+        self.total, self.covered_ns = np.zeros(n_bins), np.zeros(n_bins)
+        self.low, self.high = np.full(n_bins, np.inf), np.zeros(n_bins)
+
+    def add(self, at: Ints, spent_ns: Floats, first: Ints | Floats, last: Ints | Floats | None = None) -> None:
+        """Pieces of bins ``at``, along which the quantity goes evenly from ``first`` to ``last`` or does not change."""
+        n_bins = len(self.total)
+        mean = first if last is None else (first + last) / 2
+        self.total += np.bincount(at, weights=spent_ns * mean, minlength=n_bins)
+        self.covered_ns += np.bincount(at, weights=spent_ns, minlength=n_bins)
+        for values in (first,) if last is None else (first, last):
+            np.minimum.at(self.low, at, values)
+            np.maximum.at(self.high, at, values)
+
+    def level(self, available_ns: float) -> Level:
+        """The quantity is 0 in the time that no piece covers."""
+        low = np.where(self.covered_ns > 0.999 * available_ns, self.low, 0.0)
+        return Level(self.total / available_ns, low, self.high)
+
+
 def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     """Bin a run's facts over its duration.
 
-    When a replica does nothing its queue and its batch are empty; what it keeps for reuse it goes on keeping.
+    While a replica computes nothing its batch is empty; what it keeps for reuse it goes on keeping.
     """
     end_ns = max(result.end_ns, 1)
     edges_ns = np.linspace(0, end_ns, n_bins + 1, dtype=np.float64)
     width_ns = end_ns / n_bins
     names = result.iterations.columns
-    busy = np.zeros(n_bins)
-    total = {name: np.zeros(n_bins) for name in (*COUNTS, *SLOTS)}
-    low = {name: np.full(n_bins, np.inf) for name in total}
-    high = {name: np.full(n_bins, -np.inf) for name in total}
+    sums = {name: _Sums(n_bins) for name in (*COUNTS, *SLOTS)}
     tokens = {"decode": np.zeros(n_bins), "prefill": np.zeros(n_bins)}
     for _, rows in chunks_by_replica(result.iterations, 1):
         column = dict(zip(names, rows, strict=True))
@@ -69,38 +89,24 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
         length_ns = durations_ps(n, column["first_ps"], column["growth_ps"]) / PS_PER_NS
         start_ns = column["start_ns"] + column["carry_ps"] / PS_PER_NS
         row, at, spent_ns = _pieces(start_ns, start_ns + length_ns, width_ns, n_bins)
-        busy += np.bincount(at, weights=spent_ns, minlength=n_bins)
         share = spent_ns / np.maximum(length_ns[row], 1e-9)
         done = np.cumsum(share)
         done -= (done - share)[np.searchsorted(row, row)]  # of each piece's row, by the piece's end
         for kind, amount in (("decode", n * column["decode_seqs"]), ("prefill", column["prefill_tokens"])):
             tokens[kind] += np.bincount(at, weights=share * amount[row], minlength=n_bins)
-        order = slice(None) if np.all(at[1:] >= at[:-1]) else np.argsort(at, kind="stable")
-        begins = np.flatnonzero(np.diff(at[order], prepend=-1))
-        bins = at[order][begins]
-        spans = slots(column, result)
-        for name in total:
-            if name in COUNTS:
-                first = last = column[name][row]
-            else:
-                begin, change = spans[name].begin[row], (spans[name].end - spans[name].begin)[row]
-                first, last = begin + change * (done - share), begin + change * done
-            total[name] += np.bincount(at, weights=spent_ns * (first + last), minlength=n_bins) / 2
-            if len(bins):  # all of them grow or shrink along a row, so the extremes are at the ends of its pieces
-                ends = (first,) if last is first else (first, last)
-                for values in ends:
-                    low[name][bins] = np.minimum(low[name][bins], np.minimum.reduceat(values[order], begins))
-                    high[name][bins] = np.maximum(high[name][bins], np.maximum.reduceat(values[order], begins))
+        for name in COUNTS:
+            sums[name].add(at, spent_ns, column[name][row])
+        for name, span in slots(column, result).items():
+            if name in SLOTS:
+                begin, change = span.begin[row], (span.end - span.begin)[row]
+                sums[name].add(at, spent_ns, begin + change * (done - share), begin + change * done)
 
-    available = width_ns * result.n_replicas
-    is_never_idle = busy > 0.999 * available
-    levels = {}
-    for name in total:
-        if name in STAYS:
-            levels[name] = _carried(total[name], busy, low[name], high[name])
-        else:
-            lowest = np.where(is_never_idle, low[name], 0.0)
-            levels[name] = Level(total[name] / available, lowest, np.maximum(high[name], lowest))
+    idle = pauses(result)
+    pause, at, spent_ns = _pieces(idle.begin_ns, idle.end_ns, width_ns, n_bins)
+    for name in SLOTS:
+        sums[name].add(at, spent_ns, idle.tokens[name][pause])
+    available_ns = width_ns * result.n_replicas
+    levels = {name: of.level(available_ns) for name, of in sums.items()}
     requests = result.requests
     first_at = _bin(requests.column("first_token_ns"), width_ns, n_bins)
     scheduled_at = _bin(requests.column("scheduled_ns"), width_ns, n_bins)
@@ -129,7 +135,7 @@ def _sums(at: Ints, values: Ints, n_bins: int) -> Floats:
     return np.bincount(at, weights=values, minlength=n_bins).astype(np.float64)
 
 
-def _pieces(start_ns: Floats, end_ns: Floats, width_ns: float, n_bins: int) -> tuple[Ints, Ints, Floats]:
+def _pieces(start_ns: Ints | Floats, end_ns: Ints | Floats, width_ns: float, n_bins: int) -> tuple[Ints, Ints, Floats]:
     """Cut spans at the bins' edges: (span, bin, duration [ns]) of every piece, in order of span."""
     first = _bin(start_ns, width_ns, n_bins)
     last = np.maximum(first, np.clip(np.ceil(end_ns / width_ns).astype(np.int64) - 1, 0, n_bins - 1))
@@ -141,23 +147,11 @@ def _pieces(start_ns: Floats, end_ns: Floats, width_ns: float, n_bins: int) -> t
 
 
 def _waiting(result: Result, width_ns: float, n_bins: int) -> Level:
-    """The queue of each replica, from the first nanosecond to the last."""
-    total, low, high = np.zeros(n_bins), np.full(n_bins, np.inf), np.zeros(n_bins)
+    sums = _Sums(n_bins)
     for replica in range(result.n_replicas):
         begin_ns, length = queue(result, replica)
-        edges_ns = np.concatenate([[0], begin_ns, [max(result.end_ns, 1)]]).astype(np.float64)
-        row, at, spent_ns = _pieces(edges_ns[:-1], edges_ns[1:], width_ns, n_bins)
-        row, at, spent_ns = row[spent_ns > 0], at[spent_ns > 0], spent_ns[spent_ns > 0]
-        waiting = np.concatenate([[0], length])[row].astype(np.float64)
-        total += np.bincount(at, weights=spent_ns * waiting, minlength=n_bins)
-        np.minimum.at(low, at, waiting)
-        np.maximum.at(high, at, waiting)
-    return Level(total / (width_ns * result.n_replicas), low, high)
-
-
-def _carried(total: Floats, busy: Floats, low: Floats, high: Floats) -> Level:
-    """A level that stays when the engine stops: bins without an iteration repeat the one before."""
-    seen = busy > 0
-    source = np.maximum.accumulate(np.where(seen, np.arange(len(busy)), -1))
-    mean = np.where(seen, total / np.where(seen, busy, 1.0), 0.0)
-    return Level(*(np.where(source >= 0, values[source], 0.0) for values in (mean, low, high)))
+        edges_ns = np.concatenate([[0], begin_ns, [max(result.end_ns, 1)]])
+        spell, at, spent_ns = _pieces(edges_ns[:-1], edges_ns[1:], width_ns, n_bins)
+        is_some = spent_ns > 0
+        sums.add(at[is_some], spent_ns[is_some], np.append(0, length)[spell[is_some]])
+    return sums.level(width_ns * result.n_replicas)

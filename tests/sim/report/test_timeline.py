@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sim import simulate
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.metrics.load import load
@@ -32,8 +33,35 @@ def test_averages_are_over_time_and_extremes_are_kept():
     assert held.mean.tolist() == [10, 20, 0, 0]
     assert held.low.tolist() == [10, 10, 0, 0]
     assert held.high.tolist() == [10, 30, 0, 0]
-    assert idle.mean.tolist() == [4, 6, 6, 6]  # an engine without work keeps what it has cached
+    assert idle.mean.tolist() == [4, 6, 8, 8]  # an engine without work keeps what it has cached
     assert idle.high.tolist() == [4, 8, 8, 8]
+    assert found.levels["used_tokens"].mean.tolist() == [14, 26, 8, 8]
+
+
+def test_nothing_is_kept_for_reuse_where_nothing_is_ever_kept():
+    """Prompts shorter than a block, a request every five seconds."""
+    result = simulate(
+        "scenario=short_chat", "scenario.rate=0.2", "scenario.n_requests=60", "cache.prefix_caching=false"
+    )
+    found = timelines(result).levels
+    assert found["held_tokens"].mean.max() > 0
+    assert not found["idle_tokens"].high.any()
+    kv = next(figure for figure in over_time(result) if figure.id == "kv")
+    assert "kept for reuse" not in [trace["name"] for trace in kv.traces]
+
+
+def test_memory_is_held_in_a_pause_only_while_a_request_under_way_waits_for_its_keys_and_values():
+    """An iteration, then nothing for two bins, then another. The second request began at once, or only then."""
+    rows = [{"n_steps": 1, "first_ps": 10**6, "held_tokens": 40, "live_tokens": 40, "idle_tokens": 2}]
+    rows.append(rows[0] | {"start_ns": 3_000, "held_tokens": 30, "live_tokens": 30})
+    result = replace(tiny_run().result, iterations=table(ITERATION_COLUMNS, rows), config={}, end_ns=4_000)
+    served = [{"finish_ns": 1_000}, {"scheduled_ns": 0, "finish_ns": 4_000}]
+    loading = timelines(replace(result, requests=table(REQUEST_COLUMNS, served)), 4).levels
+    assert loading["held_tokens"].mean.tolist() == [40, 30, 30, 30]
+    served[1]["scheduled_ns"] = 3_000
+    resting = timelines(replace(result, requests=table(REQUEST_COLUMNS, served)), 4).levels
+    assert resting["held_tokens"].mean.tolist() == [40, 0, 0, 30]
+    assert resting["idle_tokens"].mean.tolist() == [2, 2, 2, 2]
 
 
 def test_memory_grows_along_a_run_of_iterations():
