@@ -13,11 +13,12 @@ import numpy as np
 
 from sim.metrics.queue import Queue, queue
 from sim.record import Result, row_ends_ns
+from sim.report.pauses import Pauses, pauses
 from sim.units import NS_PER_S, US_PER_S
 
 MAX_EVENTS = 40_000  # Perfetto opens thirty times as many, but the file is written with every run
 NS_PER_US = NS_PER_S // US_PER_S
-EVENTS_PER_ITERATION, EVENTS_PER_REQUEST = 3, 6
+EVENTS_PER_ITERATION, EVENTS_PER_PAUSE, EVENTS_PER_REQUEST = 3, 2, 6
 SHOWN = (
     "replica", "start_ns", "n_steps", "prefill_tokens", "decode_seqs", "decode_context_tokens", "held_tokens",
     "idle_tokens",
@@ -27,10 +28,12 @@ SHOWN = (
 def trace_json(result: Result, max_events: int = MAX_EVENTS) -> bytes:
     """The trace, gzipped; the same bytes for the same run."""
     queues = [queue(result, replica) for replica in range(result.n_replicas)]
-    until_ns = _horizon_ns(result, queues, max_events)
+    idle = pauses(result)
+    until_ns = _horizon_ns(result, queues, idle, max_events)
     events = [
         *_names(result),
         *_iterations(result, until_ns),
+        *_pauses(idle, until_ns),
         *_waiting(queues, until_ns),
         *_requests(result, until_ns),
     ]
@@ -41,11 +44,12 @@ def trace_json(result: Result, max_events: int = MAX_EVENTS) -> bytes:
     return gzip.compress(text.encode(), compresslevel=1, mtime=0)
 
 
-def _horizon_ns(result: Result, queues: Sequence[Queue], max_events: int) -> int:
+def _horizon_ns(result: Result, queues: Sequence[Queue], idle: Pauses, max_events: int) -> int:
     """Until when events fit the cap."""
     at_ns = {
         EVENTS_PER_ITERATION: [result.iterations.column("start_ns")],
         EVENTS_PER_REQUEST: [result.requests.column("finish_ns")],
+        EVENTS_PER_PAUSE: [idle.begin_ns],
         1: [waiting.begin_ns for waiting in queues],
     }
     starts = np.concatenate([ticks for several in at_ns.values() for ticks in several])
@@ -77,8 +81,21 @@ def _iterations(result: Result, until_ns: int) -> Iterator[str]:
             f'"args":{{"iterations":{n},"decoding sequences":{decoding},'
             f'"prompt tokens":{prompt},"context tokens":{context}}}}}'
         )
-        yield (f'{{"ph":"C","pid":{replica},"ts":{ts},"name":"KV slots","args":{{"held":{held},"reusable":{idle}}}}}')
-        yield (f'{{"ph":"C","pid":{replica},"ts":{ts},"name":"requests","args":{{"decoding":{decoding}}}}}')
+        yield from _counters(replica, ts, held, idle, decoding)
+
+
+def _pauses(idle: Pauses, until_ns: int) -> Iterator[str]:
+    """Counters keep their last value until the next one, so a replica that stops says what is left."""
+    columns = idle.replica, idle.begin_ns, idle.tokens["held_tokens"], idle.tokens["idle_tokens"]
+    rows = np.stack([column.astype(np.int64) for column in columns], axis=1)
+    for replica, at_ns, held, kept in rows[idle.begin_ns < until_ns].tolist():
+        yield from _counters(replica, _ts(at_ns), held, kept, 0)
+
+
+def _counters(replica: int, ts: str, held: int, idle: int, decoding: int) -> Iterator[str]:
+    common = f'"ph":"C","pid":{replica},"ts":{ts}'
+    yield f'{{{common},"name":"KV slots","args":{{"held":{held},"reusable":{idle}}}}}'
+    yield f'{{{common},"name":"requests","args":{{"decoding":{decoding}}}}}'
 
 
 def _waiting(queues: Sequence[Queue], until_ns: int) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from hashlib import sha256
 
@@ -13,10 +14,12 @@ import pytest
 from sim import simulate
 from sim.metrics import Slo, summary
 from sim.metrics.queue import queue
+from sim.record import ITERATION_COLUMNS, REQUEST_COLUMNS
 from sim.report import write
 from sim.report.files import config_hash, replacing
+from sim.report.pauses import pauses
 from sim.report.trace import trace_json
-from tests.sim.tiny_run import tiny_run
+from tests.sim.tiny_run import table, tiny_run
 
 SLO = Slo(ttft_ms=40, tpot_ms=6)
 NAMES = {"report.html", "summary.json", "requests.parquet", "iterations.parquet", "trace.json.gz", "manifest.json"}
@@ -169,7 +172,8 @@ def test_the_trace_has_every_iteration_and_every_phase_of_every_request(run):
     assert found == {
         "M": 4,
         "X": len(run.result.iterations),
-        "C": 2 * len(run.result.iterations) + sum(len(queue(run.result, replica).length) for replica in range(2)),
+        "C": 2 * (len(run.result.iterations) + len(pauses(run.result).begin_ns))
+        + sum(len(queue(run.result, replica).length) for replica in range(2)),
         "b": 3 * len(run.result.requests),
         "e": 3 * len(run.result.requests),
     }
@@ -182,6 +186,20 @@ def test_the_traces_queue_adds_up_to_all_waiting():
     waited_ns = result.requests.column("scheduled_ns") - result.requests.column("arrival_ns")
     assert (np.diff(times_us) * waiting[:-1]).sum() == pytest.approx(waited_ns.sum() / 1e3)
     assert waiting[-1] == 0
+
+
+def test_counters_fall_to_nothing_while_a_replica_has_nothing_to_do():
+    """Two requests of 1 us, 8 us apart: the second finds 5 tokens of what the first has left."""
+    rows = [{"n_steps": 1, "first_ps": 10**6, "decode_seqs": 3, "held_tokens": 40, "live_tokens": 40, "idle_tokens": 2}]
+    rows.append(rows[0] | {"start_ns": 9_000, "idle_tokens": 30})
+    served = [{"first_token_ns": 1_000, "finish_ns": 1_000}]
+    served.append({"scheduled_ns": 9_000, "first_token_ns": 10_000, "finish_ns": 10_000, "cached_tokens": 5})
+    facts = {"iterations": table(ITERATION_COLUMNS, rows), "requests": table(REQUEST_COLUMNS, served)}
+    shown = [e for e in events(replace(tiny_run().result, **facts, config={}, end_ns=10_000)) if e["ph"] == "C"]
+    shown.sort(key=lambda event: event["ts"])
+    slots = [(int(e["ts"]), *e["args"].values()) for e in shown if e["name"] == "KV slots"]
+    assert slots == [(0, 40, 2), (1, 0, 35), (9, 40, 30)]
+    assert [(int(e["ts"]), *e["args"].values()) for e in shown if e["name"] == "requests"] == [(0, 3), (1, 0), (9, 3)]
 
 
 def test_overlapping_requests_are_asynchronous_events_that_open_and_close(run):
