@@ -51,7 +51,7 @@ def load(result: Result) -> Load:
     busy_ps = 0.0
     origin_ns = int(result.requests.column("arrival_ns").min(initial=result.end_ns))
     n_seconds = (result.end_ns - origin_ns) // NS_PER_S + 1
-    per_second = _prefilled_tokens(result, origin_ns, n_seconds)
+    per_second = np.bincount((prefill_output_ns(result) - origin_ns) // NS_PER_S, minlength=n_seconds)
     for _, rows in chunks_by_replica(result.iterations, 1):
         column = dict(zip(names, rows, strict=True))
         n, decoding = column["n_steps"], column["decode_seqs"]
@@ -98,14 +98,13 @@ def _mean_progress(n: Ints, first_ps: Ints, growth_ps: Ints) -> Floats:
     return progress
 
 
-def _prefilled_tokens(result: Result, origin_ns: int, n_seconds: int) -> Ints:
-    """Tokens that prefills produced in each second: first ones, and the next ones of those that had been preempted."""
+def prefill_output_ns(result: Result) -> Ints:
+    """When prefills produced output tokens: first ones, and the next ones of those that had been preempted [ns]."""
     preemptions = result.preemptions
     next_ns = preemptions.column("next_token_ns")[preemptions.column("last_token_ns") >= 0]
     requests = result.requests
     first_ns = np.repeat(requests.column("first_token_ns"), requests.column("n_samples"))
-    ticks = np.concatenate([first_ns, next_ns[next_ns >= 0]])
-    return np.bincount((ticks - origin_ns) // NS_PER_S, minlength=n_seconds)
+    return np.concatenate([first_ns, next_ns[next_ns >= 0]])
 
 
 def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.metrics.gaps import chunks_by_replica
+from sim.metrics.load import prefill_output_ns
 from sim.metrics.queue import queue
 from sim.metrics.slots import slots
 from sim.record import Ints, Result, durations_ps
@@ -108,7 +109,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     available_ns = width_ns * result.n_replicas
     levels = {name: of.level(available_ns) for name, of in sums.items()}
     requests = result.requests
-    first_at = _bin(requests.column("first_token_ns"), width_ns, n_bins)
+    prefill_output_at = _bin(prefill_output_ns(result), width_ns, n_bins)
     scheduled_at = _bin(requests.column("scheduled_ns"), width_ns, n_bins)
     width_s = width_ns / NS
     preempted_at = _bin(result.preemptions.column("preempted_ns"), width_ns, n_bins)
@@ -117,7 +118,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
         edges_ns / NS,
         levels,
         _waiting(result, width_ns, n_bins),
-        (tokens["decode"] + np.bincount(first_at, minlength=n_bins)) / width_s,
+        (tokens["decode"] + np.bincount(prefill_output_at, minlength=n_bins)) / width_s,
         tokens["prefill"] / width_s,
         np.bincount(preempted_at[is_swap == 0], minlength=n_bins),
         np.bincount(preempted_at[is_swap != 0], minlength=n_bins),

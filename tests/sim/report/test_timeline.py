@@ -90,6 +90,18 @@ def test_tokens_are_neither_lost_nor_made_by_binning(seed, n_replicas, n_bins, m
     assert found.cached_tokens.sum() == result.requests.column("cached_tokens").sum()
 
 
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_output_of_several_answers_and_after_preemptions_is_charted_to_the_token(preemption):
+    result = simulate(
+        "scenario=chatbot", "scenario.n_sessions=60", "scenario.rate=20", "scenario.n_samples=4", "replicas=2",
+        "hardware.kv_blocks=500", f"preemption={preemption}",
+    )  # fmt: skip
+    assert len(result.preemptions) > 100
+    found = timelines(result)
+    n_tokens = found.decoded_per_s.sum() * result.end_ns / 1e9 / len(found.decoded_per_s)
+    assert n_tokens == pytest.approx(result.requests.column("output_tokens").sum(), rel=1e-9)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 90))
 def test_averages_lie_between_the_extremes_and_sum_up_to_the_whole(seed, n_replicas, n_bins):
