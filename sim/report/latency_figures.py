@@ -54,12 +54,24 @@ def distributions(measures: Measures, slo: Slo) -> list[Figure]:
             x, y = curve(values)
             quantiles = np.percentile(values[~np.isnan(values)], QUANTILES) if len(x) else np.zeros(0)
         if len(x):
-            figures.append(_distribution(key, f"{title} ({short})", words, colour, x, y, quantiles, limits.get(key)))
+            own = [name or "default" for name in slo.classes if slo.limits(name).get(key) != limits.get(key)]
+            note = f" Requests of the class {' and '.join(own)} are judged by another objective." if own else ""
+            figures.append(
+                _distribution(key, f"{title} ({short})", words, colour, x, y, quantiles, limits.get(key), note)
+            )
     return figures
 
 
 def _distribution(
-    key: str, title: str, words: str, colour: str, x: Floats, y: Floats, quantiles: Floats, limit_ms: float | None
+    key: str,
+    title: str,
+    words: str,
+    colour: str,
+    x: Floats,
+    y: Floats,
+    quantiles: Floats,
+    limit_ms: float | None,
+    note: str,
 ) -> Figure:
     median, p99 = quantiles[QUANTILES.index(50)], quantiles[QUANTILES.index(99)]
     caption = f"{words} Half are within {duration(median)}, 99 % within {duration(p99)}."
@@ -131,7 +143,7 @@ def _distribution(
     return Figure(
         f"cdf-{key.removesuffix('_ms')}",
         title,
-        caption,
+        caption + note,
         [
             line(
                 numbers(x), numbers(100 * y), "", colour, hovertemplate="%{y:.1f} % within %{x:.4g} ms<extra></extra>"

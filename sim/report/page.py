@@ -12,7 +12,18 @@ from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
 from sim.report.terminal import KINDS, LATENCIES
 from sim.report.tier_figures import tiers_section
-from sim.report.words import TERMS, class_words, count, duration, gibibytes, milliseconds, percent, rate, slo_words
+from sim.report.words import (
+    TERMS,
+    class_words,
+    count,
+    duration,
+    gibibytes,
+    milliseconds,
+    objectives_words,
+    percent,
+    rate,
+    slo_words,
+)
 
 GOOD_FRAC, FAIR_FRAC = 0.99, 0.9  # share of requests within their objectives: MLPerf asks for 99 %
 MAX_LISTED = 8
@@ -111,10 +122,7 @@ def verdict(numbers: Mapping[str, Any]) -> list[str]:
         f" at {rate(numbers['output_throughput'])} output tokens per second."
     ]
     if ours["slo_attainment_frac"] is not None:
-        said.append(
-            f"{percent(ours['slo_attainment_frac'])} of all requests met "
-            f"{slo_words(ours['slo']) or 'the objectives of their class'}."
-        )
+        said.append(f"{percent(ours['slo_attainment_frac'])} of all requests met {objectives_words(ours)}.")
     if numbers["mean_ttft_ms"] and ours["mean_queue_ms"] > numbers["mean_ttft_ms"] / 2:
         share = ours["mean_queue_ms"] / numbers["mean_ttft_ms"]
         said.append(f"{percent(share)} of the time to first token was spent waiting in the queue.")

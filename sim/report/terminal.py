@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from sim.metrics import Measures, Slo, measure, summary
 from sim.record import Result
 from sim.report.tier_figures import hits_by_tier, tier_words
-from sim.report.words import count, milliseconds, percent, rate, slo_words
+from sim.report.words import count, milliseconds, objectives_words, percent, rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +55,7 @@ def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     if numbers["request_goodput"] is not None:
         goodput = (
             f"{rate(numbers['request_goodput'])} requests/s, {percent(ours['slo_attainment_frac'])} within "
-            f"{slo_words(ours['slo'])}"
+            f"{objectives_words(ours)}"
         )
     devices = f" ({rate(ours['total_token_throughput_per_device'])} per accelerator)" if ours["n_devices"] > 1 else ""
     return [

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from sim.units import GIB, MS_PER_S
 
@@ -132,3 +133,28 @@ def slo_words(limits: Mapping[str, float | None]) -> str:
     'TTFT ≤ 500 ms, TPOT ≤ 30 ms'
     """
     return ", ".join(f"{name} ≤ {limits[key]:,g} ms" for key, name in SLO_NAMES.items() if limits.get(key) is not None)
+
+
+def objectives_words(ours: Mapping[str, Any]) -> str:
+    """What requests were judged by: the objectives, and those of the classes that have their own.
+
+    Parameters
+    ----------
+    ours : mapping
+        The ``kvtwin`` part of a run's summary.
+
+    Examples
+    --------
+    >>> code = {"ttft_ms": 200, "tpot_ms": 30, "e2el_ms": None}
+    >>> rest = {"ttft_ms": 500, "tpot_ms": 30, "e2el_ms": None}
+    >>> objectives_words({"slo": rest, "classes": {"chat": rest, "code": code}})
+    'TTFT ≤ 500 ms, TPOT ≤ 30 ms (code: TTFT ≤ 200 ms, TPOT ≤ 30 ms)'
+    """
+    limits = {name: {key: facts[key] for key in SLO_NAMES} for name, facts in ours["classes"].items()}
+    own = {name: slo_words(of) or "none" for name, of in limits.items() if of != ours["slo"]}
+    others = slo_words(ours["slo"])
+    if not own:
+        return others
+    if not others or len(own) == len(limits):
+        others = "the objectives of their class"
+    return f"{others} ({'; '.join(f'{name}: {words}' for name, words in own.items())})"

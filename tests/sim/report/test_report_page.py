@@ -144,6 +144,8 @@ def test_warnings_objectives_and_provenance_are_said(page):
     assert "2 requests could never be served and were refused." in text
     assert "a p99 needs at least 1,000" in text
     assert "objective 40 ms" in text
+    assert "requests met TTFT ≤ 40 ms, TPOT ≤ 6 ms (code: TTFT ≤ 40 ms, TPOT ≤ 6 ms, E2EL ≤ 150 ms)." in text
+    assert "Requests of the class code are judged by another objective." in text
     assert "H200 SXM data sheet" in text
     assert "exceed the model&#39;s maximum" in text
 

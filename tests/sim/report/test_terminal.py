@@ -39,6 +39,21 @@ def test_the_table_tells_latencies_rates_memory_and_what_went_wrong():
     assert "! 2 requests could never be served" in text
 
 
+def test_a_class_with_objectives_of_its_own_is_named_beside_the_others():
+    result = tiny_run(seed=3).result
+    one, some, own = (
+        printed(table(result, slo), width=200)
+        for slo in (
+            Slo(ttft_ms=40),
+            Slo(ttft_ms=40, classes={"code": {"ttft_ms": 90}}),
+            Slo(classes={"code": {"ttft_ms": 90}}),
+        )
+    )
+    assert "within TTFT ≤ 40 ms " in one
+    assert "within TTFT ≤ 40 ms (code: TTFT ≤ 90 ms)" in some
+    assert "within the objectives of their class (code: TTFT ≤ 90 ms)" in own
+
+
 def test_a_run_without_requests_or_objectives_has_dashes():
     text = printed(table(tiny_run(n_requests=0).result, Slo()))
     assert text.count("–") >= 20
