@@ -3,6 +3,7 @@
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -47,3 +48,11 @@ def test_an_open_loop_says_so_and_only_an_open_loop(name):
     answers = [scenario.follow_up(Finished(r, r.arrival_ns + 1)) for r in islice(scenario.requests(0), 500)]
 
     assert scenario.is_open_loop is (answers == [None] * len(answers))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("growth_")])
+def test_growth_patterns_add_as_much_text_in_a_session(name):
+    dialogue = build(name).dialogue
+    turns = np.arange(dialogue.turns.value)
+    factors = np.array([dialogue.growth.factors(turns, np.random.default_rng(seed)) for seed in range(4_000)])
+    assert factors.mean() == pytest.approx(1, abs=0.015)  # four standard errors of the random one
