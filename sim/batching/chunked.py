@@ -58,8 +58,6 @@ class Chunked:
         if n_decoding and not waiting and not batch.partial:
             is_full = n_decoding + len(batch.leaving) >= self.max_num_seqs
             return DECODE_ON if is_full or n_decoding >= self.max_num_batched_tokens else DECODE_OPEN
-        if n_decoding and batch.reusing is not None:
-            batch.reusing.take_ahead(ledger)
         budget = self.max_num_batched_tokens - n_decoding
         chunks: list[tuple[Sequence, int]] = []
         for sequence in tuple(batch.partial):
@@ -79,6 +77,8 @@ class Chunked:
                 budget -= n_tokens
         n_running = n_decoding + len(batch.partial) + len(batch.leaving) + batch.n_unforked
         if not n_preempted:
+            if waiting and n_decoding and batch.reusing is not None:
+                batch.reusing.take_ahead(ledger)
             while waiting and budget and n_running < self.max_num_seqs:
                 admitted = batch.admit(budget, now_ns, self.max_num_seqs - n_running)
                 if admitted is None:
