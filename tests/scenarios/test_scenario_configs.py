@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from scenarios.statistics import counts, index_of_dispersion
 from sim.request import Finished
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -56,3 +57,11 @@ def test_growth_patterns_add_as_much_text_in_a_session(name):
     turns = np.arange(dialogue.turns.value)
     factors = np.array([dialogue.growth.factors(turns, np.random.default_rng(seed)) for seed in range(4_000)])
     assert factors.mean() == pytest.approx(1, abs=0.015)  # four standard errors of the random one
+
+
+def test_code_completion_comes_in_bursts_as_its_file_says():
+    scenario = build("code_completion")
+    spells = islice(scenario.arrivals.times_ns(scenario.rate, np.random.default_rng(1)), 40_000)
+    at_s = np.concatenate(list(spells)) / 1e9
+    found = {window_s: index_of_dispersion(counts(at_s, window_s)) for window_s in (1, 10, 60)}
+    assert found == pytest.approx({1: 13, 10: 71, 60: 107}, rel=0.03)
