@@ -103,7 +103,7 @@ def cache_tables(ours: Mapping[str, Any], config: Mapping[str, Any]) -> list[Tab
         The run's configuration.
     """
     counts = ours["counts"]
-    classes = ["", *(key.removesuffix("requests") for key in counts if key.endswith("_requests"))]
+    classes = ["", *(f"{name}_" for name in class_names(counts))]
     rows = [
         (f"{of.replace('_', ' ').strip()}: {name}".removeprefix(": "), words(counts[of + key]), meaning)
         for of in classes
@@ -116,6 +116,11 @@ def cache_tables(ours: Mapping[str, Any], config: Mapping[str, Any]) -> list[Tab
         title = "Published effect on answers: quoted, not simulated"
         tables.append(Table(quotes, ("what is kept", "what it did", "source"), title, style="facts"))
     return tables
+
+
+def class_names(counts: Mapping[str, int | float]) -> list[str]:
+    """Classes of requests that have a share of the cache each, from a run's counts."""
+    return [name.removesuffix("_requests") for name in counts if name.endswith("_requests")]
 
 
 def _retentions(node: Any) -> Iterator[str]:

@@ -16,10 +16,11 @@ def over_time(result: Result) -> list[Figure]:
     lines = timelines(result)
     unit, unit_s = time_axis(float(lines.edges_s[-1]))
     x = numbers(lines.centres_s / unit_s)
+    whose = f" Per replica: the average of {result.n_replicas}, the extremes of any." if result.n_replicas > 1 else ""
     figures = [
         _kv(result, lines, x, unit),
-        _level(lines.levels["decode_seqs"], x, unit, "batch", "Batch size", _BATCH, "--green"),
-        _level(lines.waiting, x, unit, "queue", "Queue", _QUEUE, "--orange"),
+        _level(lines.levels["decode_seqs"], x, unit, "batch", "Batch size", _BATCH + whose, "--green"),
+        _level(lines.waiting, x, unit, "queue", "Queue", _QUEUE + whose, "--orange"),
         _tokens(lines, x, unit),
     ]
     if lines.recomputed.any() or lines.swapped.any():

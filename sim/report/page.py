@@ -6,7 +6,7 @@ from typing import Any
 from sim.metrics import Measures, Slo
 from sim.metrics.slo import LIMITS
 from sim.record import Result
-from sim.report.cache_facts import cache_tables
+from sim.report.cache_facts import cache_tables, class_names
 from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
@@ -22,7 +22,9 @@ from sim.report.words import (
     objectives_words,
     percent,
     rate,
+    requests,
     slo_words,
+    times,
 )
 
 GOOD_FRAC, FAIR_FRAC = 0.99, 0.9  # share of requests within their objectives: MLPerf asks for 99 %
@@ -127,7 +129,8 @@ def verdict(numbers: Mapping[str, Any]) -> list[str]:
         share = ours["mean_queue_ms"] / numbers["mean_ttft_ms"]
         said.append(f"{percent(share)} of the time to first token was spent waiting in the queue.")
     if ours["preemptions"]:
-        said.append(f"The KV cache ran full: running requests were preempted {count(ours['preemptions'])} times.")
+        full = "A class's share of the KV cache" if class_names(ours["counts"]) else "The KV cache"
+        said.append(f"{full} ran full: running requests were preempted {times(ours['preemptions'])}.")
     else:
         said.append(
             f"Running requests held at most {percent(kv['peak_held_frac'])} of the KV cache; none was preempted."
@@ -138,6 +141,7 @@ def verdict(numbers: Mapping[str, Any]) -> list[str]:
 def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
     """The headline numbers."""
     ours, kv = numbers["kvtwin"], numbers["kvtwin"]["kv"]
+    n_replicas = ours["n_replicas"]
     shown = []
     if numbers["request_goodput"] is not None:
         met = f"{percent(ours['slo_attainment_frac'])} of requests, {rate(numbers['request_throughput'])} req/s served"
@@ -159,7 +163,8 @@ def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
         Tile(
             "KV cache held by requests, at most",
             *_split(percent(kv["peak_held_frac"])),
-            f"{percent(kv['held_frac'])} while working, of {gibibytes(kv['capacity_tokens'] * kv['bytes_per_token'])}",
+            f"{percent(kv['held_frac'])} while working, of {gibibytes(kv['capacity_tokens'] * kv['bytes_per_token'])}"
+            f"{f' in each of {n_replicas} replicas' if n_replicas > 1 else ''}",
         ),
         Tile(
             "Prefix hit rate: prompts found in cache",
@@ -170,7 +175,7 @@ def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
             "Preemptions: requests put back",
             count(ours["preemptions"]),
             "",
-            f"of {count(ours['preempted_requests'])} requests",
+            f"of {requests(ours['preempted_requests'])}",
         ),
     ]
     return shown

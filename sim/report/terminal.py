@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from sim.metrics import Measures, Slo, measure, summary
 from sim.record import Result
 from sim.report.tier_figures import hits_by_tier, tier_words
-from sim.report.words import count, milliseconds, objectives_words, percent, rate
+from sim.report.words import count, milliseconds, objectives_words, percent, rate, requests
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,7 +95,7 @@ def _tier_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     """Preemptions, and what memory below the device has given back, where there is any."""
     ours, n_input = numbers["kvtwin"], max(1, numbers["total_input_tokens"])
     counts = ours["counts"]
-    preempted = f"{count(ours['preemptions'])}, of {count(ours['preempted_requests'])} requests"
+    preempted = f"{count(ours['preemptions'])}, of {requests(ours['preempted_requests'])}"
     found = hits_by_tier(counts)
     if not found:
         return [("preemptions", preempted)]

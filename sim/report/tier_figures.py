@@ -150,8 +150,9 @@ def _preempted_table(result: Result, counts: Mapping[str, int | float]) -> Table
             f"{count(counts['recomputed_tokens'])} computed again, those after a swap's last full block too",
         ),
     ):
-        mine = (preemptions.column("is_swap") == is_swap) & (next_ns >= 0)
-        mean_ms = float(away_ms[mine].mean()) if mine.any() else None
+        mine = preemptions.column("is_swap") == is_swap
+        back = mine & (next_ns >= 0)  # the others were preempted again before their next token
+        mean_ms = float(away_ms[back].mean()) if back.any() else None
         rows.append((words, count(int(mine.sum())), duration(mean_ms), tokens))
     rows.append(("saved below when they gave way", count(counts["swapped_out"]), NOTHING, NOTHING))
     return Table(rows, ("", "times", "away, mean", "tokens"), "Preempted sequences", style="wide")

@@ -60,6 +60,28 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def times(n: float) -> str:
+    """How often something happened.
+
+    Examples
+    --------
+    >>> times(1), times(2_000)
+    ('once', '2,000 times')
+    """
+    return "once" if n == 1 else f"{count(n)} times"
+
+
+def requests(n: float) -> str:
+    """A number of requests.
+
+    Examples
+    --------
+    >>> requests(1), requests(2_000)
+    ('1 request', '2,000 requests')
+    """
+    return f"{count(n)} request{'' if n == 1 else 's'}"
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage; what is nearly none or nearly all does not read as none or all.
 

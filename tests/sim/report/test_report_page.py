@@ -6,7 +6,7 @@ import re
 import pytest
 
 from sim.metrics import Slo, measure, summary
-from sim.report.page import report_page
+from sim.report.page import report_page, verdict
 from tests.sim.report.browser import CHROMIUM, Browser
 from tests.sim.tiny_run import tiny_run
 
@@ -148,6 +148,26 @@ def test_warnings_objectives_and_provenance_are_said(page):
     assert "Requests of the class code are judged by another objective." in text
     assert "H200 SXM data sheet" in text
     assert "exceed the model&#39;s maximum" in text
+
+
+def test_what_is_one_replicas_is_said_to_be(page):
+    text = page.read_text()
+    assert re.search(r"while working, of [\d.]+ GiB in each of 2 replicas", text)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text, re.S)
+    assert sum("Per replica: the average of 2, the extremes of any." in caption for caption in captions) == 2
+    alone = page_of(tiny_run(seed=4).result)
+    assert "in each of" not in alone
+    assert "Per replica: the average" not in alone
+
+
+def test_preemptions_are_told_as_often_as_they_were_and_of_whose_share():
+    run = tiny_run(seed=4, preempts=0.1).result
+    numbers = summary(run, Slo())
+    numbers["kvtwin"]["preemptions"] = 1
+    assert "The KV cache ran full: running requests were preempted once." in verdict(numbers)[0]
+    numbers["kvtwin"]["counts"]["code_requests"] = 20
+    numbers["kvtwin"]["preemptions"] = 3
+    assert "A class's share of the KV cache ran full: running requests were preempted 3 times." in verdict(numbers)[0]
 
 
 def test_curves_have_few_points_and_end_at_the_longest():

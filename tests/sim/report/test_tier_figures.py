@@ -8,10 +8,11 @@ import pytest
 from rich.console import Console
 
 from sim.metrics import Slo, measure, summary
-from sim.record import TRANSFER_COLUMNS, Table
+from sim.record import PREEMPTION_COLUMNS, TRANSFER_COLUMNS, Table
 from sim.report import table
 from sim.report.links import link_uses
 from sim.report.tier_figures import hits_by_tier, tiers_section
+from tests.sim.tiny_run import table as table_of
 from tests.sim.tiny_run import tiny_run
 
 
@@ -69,10 +70,22 @@ def test_the_tables_name_tiers_links_and_what_the_preempted_did(section):
     assert tiers.rows[1][1:4] == ("32,000", "3,200", "600")
     assert [row[:2] for row in links.rows] == [("to dram", "8"), ("from dram", "8")]
     is_swap = result.preemptions.column("is_swap")
-    back = result.preemptions.column("next_token_ns") >= 0
-    assert [row[1] for row in preempted.rows] == [*(str((back & (is_swap == kind)).sum()) for kind in (1, 0)), "12"]
+    assert [row[1] for row in preempted.rows] == [*(str((is_swap == kind).sum()) for kind in (1, 0)), "12"]
     assert prefetched.rows[0][1] == "18"
     assert "8,000 loaded" in preempted.rows[0][3]
+
+
+def test_who_is_preempted_again_before_its_next_token_counts_and_is_no_part_of_the_average():
+    spells = [
+        {"request_id": 1, "preempted_ns": 0, "next_token_ns": -1, "is_swap": 1},
+        {"request_id": 1, "preempted_ns": 10**6, "next_token_ns": 4 * 10**6, "is_swap": 1},
+    ]
+    result = tiny_run(preempts=0.1).result
+    ours = summary(result, Slo())["kvtwin"]
+    shown = tiers_section(replace(result, preemptions=table_of(PREEMPTION_COLUMNS, spells)), ours)
+    preempted = next(table for table in shown.tables if table.title == "Preempted sequences")
+    assert preempted.rows[0][:3] == ("loaded from below (swap)", "2", "3.00 ms")
+    assert preempted.rows[1][:3] == ("computed again", "0", "–")
 
 
 def test_a_run_without_tiers_has_no_such_section():
