@@ -123,6 +123,23 @@ def class_names(counts: Mapping[str, int | float]) -> list[str]:
     return [name.removesuffix("_requests") for name in counts if name.endswith("_requests")]
 
 
+def over_classes(counts: Mapping[str, int | float]) -> dict[str, int | float]:
+    """A run's counts, those of the classes' caches added up under the names that a single cache gives them.
+
+    Examples
+    --------
+    >>> over_classes({"code_requests": 2, "code_resizes": 3, "chat_requests": 1, "chat_resizes": 4})["resizes"]
+    7
+    """
+    total = dict(counts)
+    for name in class_names(counts):
+        for key, value in counts.items():
+            if key.startswith(f"{name}_"):
+                of_one = key.removeprefix(f"{name}_")
+                total[of_one] = total.get(of_one, 0) + value
+    return total
+
+
 def _retentions(node: Any) -> Iterator[str]:
     """Classes of the retentions anywhere in a part of the configuration, as far as something is published."""
     if isinstance(node, Mapping):

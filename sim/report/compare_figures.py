@@ -111,9 +111,7 @@ def reuse(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
             height_px=360,
         )
     ]
-    by_tier = {
-        name: hits_by_tier(of["kvtwin"]["counts"]) or {DEVICE: of["kvtwin"]["cached_tokens"]} for name, of in known
-    }
+    by_tier = {name: hits_by_tier(of["kvtwin"]) or {DEVICE: of["kvtwin"]["cached_tokens"]} for name, of in known}
     tiers = list(dict.fromkeys(tier for found in by_tier.values() for tier in found))
     if len(tiers) > 1:
         shares = {

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.metrics import Measures, Slo, measure, summary
 from sim.record import Result
+from sim.report.cache_facts import over_classes
 from sim.report.tier_figures import hits_by_tier, tier_words
 from sim.report.words import count, milliseconds, objectives_words, percent, rate, requests
 
@@ -94,9 +95,9 @@ def _sharing_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
 def _tier_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     """Preemptions, and what memory below the device has given back, where there is any."""
     ours, n_input = numbers["kvtwin"], max(1, numbers["total_input_tokens"])
-    counts = ours["counts"]
+    counts = over_classes(ours["counts"])
     preempted = f"{count(ours['preemptions'])}, of {requests(ours['preempted_requests'])}"
-    found = hits_by_tier(counts)
+    found = hits_by_tier(ours)
     if not found:
         return [("preemptions", preempted)]
     if ours["preemptions"]:

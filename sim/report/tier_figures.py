@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from sim.record import Result
+from sim.report.cache_facts import class_names, over_classes
 from sim.report.figure import Figure, coarse, line, numbers, shares, table_rows, time_axis, time_layout
 from sim.report.html import Section, Table
 from sim.report.links import LinkUse, link_uses
@@ -29,17 +30,17 @@ def tiers_section(result: Result, ours: Mapping[str, Any]) -> Section | None:
     ours : mapping
         The ``kvtwin`` part of the run's summary.
     """
-    found = hits_by_tier(ours["counts"])
+    found = hits_by_tier(ours)
     if not found:
         return None
-    names = list(found)
+    counts = over_classes(ours["counts"])
     edges_ns = np.linspace(0, max(result.end_ns, 1), N_BINS + 1)
     uses = link_uses(result, edges_ns)
+    tables = [_tiers_table(result, counts, found), _links_table(uses)]
     found[COMPUTED] = int(result.requests.column("prompt_tokens").sum()) - sum(found.values())
-    tables = [_tiers_table(result, ours, names), _links_table(uses)]
     if len(result.preemptions):
-        tables.append(_preempted_table(result, ours["counts"]))
-    if n_blocks := int(ours["counts"].get("prefetched_blocks", 0)):
+        tables.append(_preempted_table(result, counts))
+    if n_blocks := int(counts.get("prefetched_blocks", 0)):
         words = "blocks brought up to the first tier while their request waited"
         tables.append(Table([(words, count(n_blocks))], title="Prefetched", style="facts"))
     figures = [_found(found)]
@@ -57,19 +58,29 @@ def tiers_section(result: Result, ours: Mapping[str, Any]) -> Section | None:
     )
 
 
-def hits_by_tier(counts: Mapping[str, int | float]) -> dict[str, int]:
+def hits_by_tier(ours: Mapping[str, Any]) -> dict[str, int]:
     """Prompt tokens found in device memory and in each tier below, when requests were first admitted.
 
-    Empty where there is no tier.
+    Empty where there is no tier. Where classes have caches of their own, what those without a tier found was in device
+    memory.
+
+    Parameters
+    ----------
+    ours : mapping
+        The ``kvtwin`` part of the run's summary.
     """
+    counts = over_classes(ours["counts"])
     found = {name.removeprefix(HITS): int(n_tokens) for name, n_tokens in counts.items() if name.startswith(HITS)}
-    below = [name for name in found if name != DEVICE]
-    return {name: found[name] for name in (DEVICE, *below)} if below else {}
+    below = {name: n_tokens for name, n_tokens in found.items() if name != DEVICE}
+    if not below:
+        return {}
+    is_split = bool(class_names(ours["counts"]))
+    return {DEVICE: ours["cached_tokens"] - sum(below.values()) if is_split else found[DEVICE], **below}
 
 
 def found_below_frac(numbers: Mapping[str, Any]) -> float | None:
     """Share of a run's prompt tokens that were found in memory below the device, from its summary; None without any."""
-    found = hits_by_tier(numbers["kvtwin"]["counts"])
+    found = hits_by_tier(numbers["kvtwin"])
     if not found:
         return None
     below = sum(n_tokens for name, n_tokens in found.items() if name != DEVICE)
@@ -99,13 +110,11 @@ def _found(found: Mapping[str, int]) -> Figure:
     )
 
 
-def _tiers_table(result: Result, ours: Mapping[str, Any], names: Sequence[str]) -> Table:
-    counts = ours["counts"]
+def _tiers_table(result: Result, counts: Mapping[str, int | float], found: Mapping[str, int]) -> Table:
     n_prompt = max(1, int(result.requests.column("prompt_tokens").sum()))
     rows = []
-    for name in names:
+    for name, hits in found.items():
         is_device = name == DEVICE
-        hits = int(counts[HITS + name])
         rows.append(
             (
                 tier_words(name),

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sim import simulate
 from sim.metrics import Slo, measure, summary
 from sim.record import PREEMPTION_COLUMNS, TRANSFER_COLUMNS, Table
 from sim.report import table
 from sim.report.links import link_uses
+from sim.report.terminal import fact_rows
 from sim.report.tier_figures import hits_by_tier, tiers_section
 from tests.sim.tiny_run import table as table_of
 from tests.sim.tiny_run import tiny_run
@@ -95,8 +97,23 @@ def test_a_run_without_tiers_has_no_such_section():
 
 def test_tiers_come_in_their_order_whatever_else_is_counted():
     counts = {"a": 1, "hit_tokens_nvme": 3, "hit_tokens_device": 1, "evicted_blocks": 2}
-    assert list(hits_by_tier(counts)) == ["device", "nvme"]
-    assert hits_by_tier({"hit_tokens_device": 4}) == {}
+    assert list(hits_by_tier({"counts": counts})) == ["device", "nvme"]
+    assert hits_by_tier({"counts": {"hit_tokens_device": 4}}) == {}
+
+
+def test_a_tier_below_one_classs_share_is_shown_and_what_the_others_found_was_in_device_memory():
+    result = simulate(
+        "scenario=mixed_sessions", "scenario.n_requests=60", "classify=true", "cache=by_class",
+        "hardware.kv_blocks=20000",
+    )  # fmt: skip
+    numbers = summary(result, Slo())
+    found = hits_by_tier(numbers["kvtwin"])
+    assert list(found) == ["device", "dram"]
+    assert found["dram"] == numbers["kvtwin"]["counts"]["long_document_hit_tokens_dram"] > 0
+    assert sum(found.values()) == result.requests.column("cached_tokens").sum()
+    shown = tiers_section(result, numbers["kvtwin"])
+    assert [row[0] for row in shown.tables[0].rows] == ["device memory", "dram"]
+    assert "% in dram" in dict(fact_rows(numbers))["found by tier"]
 
 
 def test_the_terminal_says_what_was_found_where():
