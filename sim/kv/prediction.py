@@ -113,6 +113,9 @@ class Predicted:
         if known.expected_tokens is not None:
             self._n_predictions += 1
             self._error_sum += abs(known.expected_tokens - n_tokens) / n_tokens
+        if known.growing_slots < sequence.request.prompt_tokens:  # one resize to a prompt, however long
+            known.growing_slots = grown_to(known.growing_slots, self.growth, sequence.request.prompt_tokens)
+            self._n_growing_resizes += 1
         while known.growing_slots < n_tokens:
             known.growing_slots = grown_to(known.growing_slots, self.growth, known.growing_slots + 1)
             self._n_growing_resizes += 1
