@@ -42,6 +42,11 @@ def main(arguments: list[str]) -> int:
     except SimError as error:
         print(f"calibration: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"calibration: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("calibration: stopped; what step=measure timed is kept, the same command goes on there", file=sys.stderr)
         return STOPPED

@@ -106,6 +106,17 @@ def test_a_profile_of_other_measurements_is_not_reported_on(tmp_path, measured, 
     assert "fitted to measurements of sha256" in capsys.readouterr().err
 
 
+def test_a_folder_where_a_file_is_to_go_and_the_other_way_round_are_one_line(tmp_path, measured, capsys):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.touch()
+    assert main(["step=fit", f"measurements={measured}", "compare=false", f"out={folder}"]) == 2
+    assert capsys.readouterr().err == f"calibration: {folder}: Is a directory\n"
+    assert sorted(tmp_path.iterdir()) == [file, folder], "nothing half-written is left"
+    assert main(["step=measure", "device=cpu", f"out={file}"]) == 2
+    assert capsys.readouterr().err == f"calibration: {file}: File exists\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
