@@ -15,6 +15,7 @@ from sim.metrics.load import load
 from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, REQUEST_COLUMNS
 from sim.report.figure import MAX_TABLE_ROWS
 from sim.report.load_figures import over_time
+from sim.report.pauses import pauses
 from sim.report.timeline import timelines
 from sim.request import Request
 from tests.sim.serving import LinearCost, Listed, serve
@@ -48,6 +49,14 @@ def test_nothing_is_kept_for_reuse_where_nothing_is_ever_kept():
     assert not found["idle_tokens"].high.any()
     kv = next(figure for figure in over_time(result) if figure.id == "kv")
     assert "kept for reuse" not in [trace["name"] for trace in kv.traces]
+
+
+def test_in_a_pause_a_conversation_keeps_what_its_next_turn_finds():
+    """Alone on the device: every pause but the one before its first turn ends with a turn that takes it all up."""
+    result = simulate("scenario.n_sessions=1", "scenario.dialogue.turns.single_frac=0", "seed=3")
+    cached_tokens = result.requests.column("cached_tokens")
+    assert len(cached_tokens) > 2
+    assert pauses(result).tokens["idle_tokens"].tolist() == cached_tokens[1:].tolist()
 
 
 def test_memory_is_held_in_a_pause_only_while_a_request_under_way_waits_for_its_keys_and_values():
