@@ -20,7 +20,7 @@ from typing import Any
 from sim.errors import ConfigError, InvariantError
 
 PACKAGES = ("sim", "scenarios", "calibration", "kernels")
-HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+HYDRA_KEYS = ("_target_", "_partial_")
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", types.NoneType: "null"}
 NAMED, LIST, PART = "values by name", "a list", "a part with a _target_ of its own"
@@ -77,7 +77,7 @@ def check_contract(node: Mapping[str, Any], path: str, contract: type) -> None:
     ConfigError
         Names the key, the class and what it lacks.
     """
-    found = _find(str(node["_target_"]), path)
+    found = find(str(node["_target_"]), path)
     if not isinstance(found, type):
         return  # a function: what it makes is seen when it runs
     for name in dir(contract):
@@ -167,12 +167,13 @@ def as_written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
+@cache
 def signature(target: str, path: str) -> Mapping[str, inspect.Parameter]:
     """What the thing a dotted name names is made of.
 
     What was compiled no longer knows the types of its parameters: its source does.
     """
-    found = _find(target, path)
+    found = find(target, path)
     if is_compiled(found.__module__):
         found = getattr(_as_source(found.__module__), found.__name__)
     return inspect.signature(found).parameters
@@ -196,7 +197,8 @@ def _as_source(name: str) -> types.ModuleType:
     return module
 
 
-def _find(target: str, path: str) -> Any:
+@cache
+def find(target: str, path: str) -> Any:
     """What a dotted name names. Hydra's own look-up logs what it does not find before it says so."""
     names = target.split(".")
     for n in range(len(names) - 1, 0, -1):

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,16 +128,22 @@ def run(
 
 def provenance(env: "Clock", cost: "CostModel") -> dict[str, Any]:
     """Where the numbers come from: the cost's profile, versions, and what the simulation took."""
-    from importlib.metadata import version
-
     operations = getattr(cost, "operations", None)
     extrapolated = getattr(cost, "extrapolated_runs", 0) + getattr(operations, "extrapolated_runs", 0)
     return {
         "cost": getattr(cost, "provenance", None) or {"source": "data sheet (roofline)"},
         "extrapolated_runs": extrapolated,
         "simpy_events": next(env._eid),
-        "versions": {name: version(name) for name in ("kvtwin", "simpy", "numpy", "hydra-core")},
+        "versions": versions(),
     }
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Of kvtwin, and of the packages that a run's numbers rest on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("kvtwin", "simpy", "numpy", "hydra-core")}
 
 
 def check_conservation(replicas: "list[Replica]", n_arrived: int, recorder: "Recorder") -> None:
