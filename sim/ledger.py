@@ -198,13 +198,11 @@ class DecodeLedger:
         size = self.block_tokens
         if n_steps == 1:
             return self._phases[-self.step % size]
-        cycles, rest = divmod(n_steps, size)
-        blocks = cycles * self.n_growing
-        if rest:
-            last = -self.step % size
-            first = last - rest + 1
-            phases = self._phases
-            blocks += sum(phases[first : last + 1]) if first >= 0 else sum(phases[: last + 1]) + sum(phases[first:])
+        rest = n_steps % size
+        blocks = n_steps // size * self.n_growing
+        last, phases = -self.step % size, self._phases
+        for phase in range(last, last - rest, -1):  # below 0 too: of the last ones
+            blocks += phases[phase]
         return blocks
 
     def steps_for_blocks(self, n_blocks: int) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,7 +10,7 @@ Segment = tuple[int, int]
 """A piece of text: (identity, n_tokens). Equal identities after equal prefixes mean equal tokens."""
 
 
-new_tuple = tuple.__new__  # makes a NamedTuple in less than half the time of calling its class
+new_tuple: Final = tuple.__new__  # makes a NamedTuple in less than half the time of calling its class
 
 
 class Request(NamedTuple):

@@ -5,13 +5,15 @@ run of iterations, whose durations form an arithmetic series, is summed exactly.
 configurations, cost models and metrics.
 """
 
-NS_PER_S = 1_000_000_000
-LAST_NS = 1 << 62  # never: facts are 64-bit integers, every event is earlier, and 146 years are enough
-PS_PER_NS = 1_000
-PS_PER_S = NS_PER_S * PS_PER_NS
-MS_PER_S = 1_000
-US_PER_S = 1_000_000
-GIB = 1 << 30
+from typing import Final
+
+NS_PER_S: Final = 1_000_000_000
+LAST_NS: Final = (1 << 62) - 1  # never: facts are 64-bit integers, every event is earlier, and 146 years are enough
+PS_PER_NS: Final = 1_000
+PS_PER_S: Final = NS_PER_S * PS_PER_NS
+MS_PER_S: Final = 1_000
+US_PER_S: Final = 1_000_000
+GIB: Final = 1 << 30
 
 
 def ns_from_s(seconds: float) -> int:

@@ -20,14 +20,16 @@ Match = tuple["Run", int, int]
 """Blocks found in a run: (run, how many of its blocks come before, how many are meant)."""
 
 
-@dataclass(slots=True, eq=False)
 class BlockTable:
     """Blocks of one sequence: those with an identity or with other holders first, in order, the rest as a count."""
 
-    n_blocks: int = 0
-    n_named: int = 0  # of these, in `runs`
-    n_dropped: int = 0  # of its text, before these
-    runs: list["Run"] = field(default_factory=list)
+    __slots__ = ("n_blocks", "n_dropped", "n_named", "runs")
+
+    def __init__(self, n_blocks: int = 0, n_named: int = 0, n_dropped: int = 0) -> None:
+        self.n_blocks = n_blocks
+        self.n_named = n_named  # of these, in `runs`
+        self.n_dropped = n_dropped  # of its text, before these
+        self.runs: list[Run] = []
 
 
 @dataclass(slots=True, eq=False)
