@@ -70,7 +70,7 @@ def check(node: Any, path: str, trusted: tuple[str, ...] = ()) -> None:
 
 
 def check_contract(node: Mapping[str, Any], path: str, contract: type) -> None:
-    """Refuse a part whose class lacks methods of the contract that it stands in for.
+    """Refuse a part whose class lacks methods of the contract that it stands in for, or is none of an abstract class.
 
     Raises
     ------
@@ -80,6 +80,10 @@ def check_contract(node: Mapping[str, Any], path: str, contract: type) -> None:
     found = find(str(node["_target_"]), path)
     if not isinstance(found, type):
         return  # a function: what it makes is seen when it runs
+    is_base = inspect.isabstract(contract) and not getattr(contract, "_is_protocol", False)
+    if is_base and not issubclass(found, contract):
+        base = f"{contract.__module__}.{contract.__qualname__}"
+        raise ConfigError(f"{path}._target_ must be a subclass of {base}, got {node['_target_']}")
     for name in dir(contract):
         if not name.startswith("_") and inspect.isroutine(getattr(contract, name)) and not hasattr(found, name):
             raise ConfigError(

@@ -17,13 +17,14 @@ from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
 from sim.batching.queue import LookAhead, Queue
 from sim.clock import Clock, Inbox, Turn
 from sim.errors import InvariantError
-from sim.kv.cache import KVCache, Prefetcher
+from sim.kv.abilities import Prefetcher
+from sim.kv.cache import KVCache
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
-from sim.request import Finished, Request, new_tuple
+from sim.request import Finished, Request
 from sim.samples import Sample, sampled
 from sim.sequence import Sequence
-from sim.step import Chunk, CostModel, Shape
+from sim.step import Chunks, CostModel, Shape
 from sim.units import LAST_NS, PS_PER_NS
 
 
@@ -139,7 +140,7 @@ class Replica:
                 now_ns = yield from self.decode(plan, now_ns)
                 continue
             shape, pace, n_steps = self.horizon(plan, now_ns)
-            owed_ps = self._carry_ps + n_steps * pace[0] + pace[1] * (n_steps * (n_steps - 1) // 2)  # elapsed_ps
+            owed_ps = self._carry_ps + (pace[0] if n_steps == 1 else elapsed_ps(pace[0], pace[1], n_steps))
             whole_ns = owed_ps // PS_PER_NS
             end_ns = now_ns + whole_ns
             self._is_busy = True
@@ -157,8 +158,8 @@ class Replica:
             batch.partial
             or self._n_preempted
             or batch.has_attended
-            or kv.moved_bytes
-            or kv.host_bytes
+            or kv.copies.moved_bytes
+            or kv.copies.host_bytes
             or self.max_steps is not None
             or self.scheduler.returns_together
         )
@@ -169,9 +170,9 @@ class Replica:
         What `horizon` and `commit` do, written out for the turn that most turns are: nothing is looked up twice. With
         ``max_steps`` all turns go through those two, and the tests hold both ways equal to the nanosecond.
         """
-        env, batch, ledger, kv = self.env, self.batch, self.ledger, self.kv
+        env, batch, ledger, kv, copies = self.env, self.batch, self.ledger, self.kv, self.kv.copies
         waiting, leaving, unseen = batch.waiting, batch.leaving, self._unseen
-        pace, iterations, is_open = self.cost.pace, self.recorder.iterations, plan.is_open
+        cost, iterations, is_open = self.cost, self.recorder.iterations, plan.is_open
         append, pack, index, next_outside_ns = iterations.append, iterations.pack, self.index, self.next_outside_ns
         carry_ps, n_ended = self._carry_ps, self._n_ended
         self._is_busy = True
@@ -180,7 +181,7 @@ class Replica:
             live_tokens = ledger.resident_tokens
             context = live_tokens + ledger.padding_tokens + n_growing
             longest = ledger.max_context_tokens()
-            first_ps, growth_ps, n_steps = pace(((), n_decoding, context, longest, n_growing, 0.0, 0.0, n_ended))
+            first_ps, growth_ps, n_steps = cost.pace(((), n_decoding, context, longest, n_growing, 0.0, 0.0, n_ended))
             to_event = ledger.steps_to_event()
             if to_event is not None and to_event < n_steps:
                 n_steps = to_event
@@ -243,7 +244,7 @@ class Replica:
                 n_ended = len(ended)
                 for sequence in ended:
                     self._finish(sequence, now_ns)
-            if not is_open or len(waiting) or not ledger.members or kv.moved_bytes or kv.host_bytes:
+            if not is_open or len(waiting) or not ledger.members or copies.moved_bytes or copies.host_bytes:
                 break
         self._is_busy = False
         self._carry_ps, self._n_ended, self._last_decode_ns = carry_ps, n_ended, now_ns
@@ -262,12 +263,13 @@ class Replica:
             batch, growing = len(ledger.members), ledger.n_growing
             context = ledger.resident_tokens + ledger.padding_tokens + growing
             longest = ledger.max_context_tokens()
-        moved, hosted = kv.moved_bytes, kv.host_bytes
+        copies = kv.copies
+        moved, hosted = copies.moved_bytes, copies.host_bytes
         shape = (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended)
         pace = self.cost.pace(shape)
         whole = self.batch
         if chunks or self._n_preempted or moved or hosted or whole.has_attended or whole.leaving:
-            kv.moved_bytes = kv.host_bytes = 0.0
+            copies.moved_bytes = copies.host_bytes = 0.0
             whole.has_attended = False
             return shape, pace, 1
         if self._unseen and plan.is_open:
@@ -503,18 +505,12 @@ class Replica:
             self.on_finish(Finished(request, now_ns))
 
 
-def _chunks(plan: Plan) -> tuple[Chunk, ...]:
+def _chunks(plan: Plan) -> Chunks:
     """The plan's prompt pieces as the cost model sees them, padded where the batch pads."""
-    if plan.pad_to_tokens is None:
-        return tuple(
-            [
-                new_tuple(Chunk, (n_tokens, sequence.computed_tokens - sequence.dropped_tokens))
-                for sequence, n_tokens in plan.chunks
-            ]
-        )
-    return tuple(
-        Chunk(plan.pad_to_tokens - sequence.computed_tokens, sequence.resident_tokens) for sequence, _ in plan.chunks
-    )
+    longest = plan.pad_to_tokens
+    if longest is None:
+        return tuple([(n_tokens, one.computed_tokens - one.dropped_tokens) for one, n_tokens in plan.chunks])
+    return tuple([(longest - one.computed_tokens, one.resident_tokens) for one, _ in plan.chunks])
 
 
 def elapsed_ps(first_ps: int, growth_ps: int, n_steps: int) -> int:
@@ -538,14 +534,13 @@ def steps_until(first_ps: int, growth_ps: int, target_ps: int, most: int) -> int
     """
     if target_ps <= first_ps:
         return 1
-    if most * first_ps + growth_ps * (most * (most - 1) // 2) <= target_ps:
-        return most
-    if not growth_ps:
-        return -(-target_ps // first_ps)
     b = first_ps - 0.5 * growth_ps  # growth / 2 * n^2 + b * n = target
-    n_steps = int(2.0 * target_ps / (b + sqrt(b * b + 2.0 * growth_ps * target_ps))) + 1
+    under_root = b * b + 2.0 * growth_ps * target_ps  # below 0: never, they get shorter too fast
+    n_steps = int(2.0 * target_ps / (b + sqrt(under_root))) + 1 if under_root > 0.0 else most
+    if n_steps > most:
+        n_steps = most
     spare_ps = n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2) - target_ps
-    while spare_ps < 0:  # floats have rounded too much away
+    while spare_ps < 0 and n_steps < most:  # floats have rounded too much away
         spare_ps += first_ps + growth_ps * n_steps
         n_steps += 1
     while spare_ps >= first_ps + growth_ps * (n_steps - 1):  # or not enough

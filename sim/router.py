@@ -1,10 +1,11 @@
 """Traffic enters the house: requests arrive, and each is handed to a replica."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 
 import simpy
+from mypy_extensions import mypyc_attr
 from simpy.events import URGENT
 
 from sim.clock import Arrival, Clock
@@ -14,19 +15,21 @@ from sim.request import Finished, Request, Scenario
 from sim.units import LAST_NS
 
 
-class Router(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Router(ABC):
     """Chooses the replica that serves a request."""
 
+    @abstractmethod
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
         """One of the replicas."""
         ...
 
 
-@dataclass(slots=True)
-class RoundRobin:
+class RoundRobin(Router):
     """Each replica in turn."""
 
-    _turn: int = field(default=-1, init=False)
+    def __init__(self) -> None:
+        self._turn = -1
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:  # noqa: ARG002
         """The next one."""
@@ -34,8 +37,7 @@ class RoundRobin:
         return replicas[self._turn]
 
 
-@dataclass(frozen=True, slots=True)
-class LeastLoaded:
+class LeastLoaded(Router):
     """The replica with the fewest requests waiting and running; the first among equals."""
 
     def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:  # noqa: ARG002
@@ -61,7 +63,7 @@ class Traffic:
         """Begin with the first request."""
         self.replicas = replicas
         self._next = next(self._stream, None)
-        self._schedule_next()
+        self._schedule_next(self.env.now_ns)
 
     def next_arrival_ns(self) -> int:
         """When the next request of an open stream arrives, `LAST_NS` after the last one."""
@@ -75,25 +77,26 @@ class Traffic:
                 raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")
             self.env.ring(Arrival(self.env, request), request.arrival_ns, URGENT, self._follow)
 
-    def _schedule_next(self) -> None:
+    def _schedule_next(self, now_ns: int) -> None:
         request = self._next
         if request is not None:
-            if request.arrival_ns < self.env.now_ns:
+            arrival_ns = request.arrival_ns
+            if arrival_ns < now_ns:
                 raise InvariantError(f"request {request.id} arrives before the one ahead of it in the stream")
-            if request.arrival_ns >= LAST_NS:
+            if arrival_ns >= LAST_NS:
                 raise ConfigError(f"request {request.id} would arrive after 146 years, where the clock ends")
-            self.env.ring(self._arrival, request.arrival_ns, URGENT, self._emit)
+            self.env.ring(self._arrival, arrival_ns, URGENT, self._emit)
 
     def _emit(self, _: simpy.Event | None = None) -> None:
         """Hand over the request whose time has come, and those of the same nanosecond."""
         now = self.env.now_ns
-        choose, replicas = self.router.choose, self.replicas
+        router, replicas = self.router, self.replicas
         request = self._next
         while request is not None and request.arrival_ns == now:
             self.n_arrived += 1
-            choose(request, replicas).submit(request)
+            router.choose(request, replicas).submit(request)
             self._next = request = next(self._stream, None)
-        self._schedule_next()
+        self._schedule_next(now)
 
     def _follow(self, event: simpy.Event) -> None:
         """Hand over a request that another one's end brought about."""

@@ -1,6 +1,9 @@
 """One engine iteration as the cost model sees it, and the contract of cost models."""
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from mypy_extensions import mypyc_attr
 
 
 class Chunk(NamedTuple):
@@ -40,13 +43,17 @@ class Pace(NamedTuple):
     n_steps: int
 
 
-Shape = tuple[tuple[Chunk, ...], int, int, int, int, float, float, int]
-"""A `StepShape`, or a bare tuple of its fields: the hot loop makes and takes apart bare ones in half the time."""
+Chunks = tuple[tuple[int, int], ...]
+Shape = tuple[Chunks, int, int, int, int, float, float, int]
+"""`Chunk`s and a `StepShape`, or bare tuples of their fields: the hot loop makes and takes apart those in half the
+time, and compiled it makes none at all."""
 
 
-class CostModel(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class CostModel(ABC):
     """Time of engine iterations."""
 
+    @abstractmethod
     def pace(self, shape: Shape) -> tuple[int, int, int]:
         """A `Pace`: duration of the iteration ``shape`` and of those after it, while no sequence joins or leaves.
 

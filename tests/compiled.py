@@ -1,7 +1,7 @@
 """The compiled program against its source: every fact of every run must be the same, byte for byte.
 
-``.fast/bin/python tests/compiled.py`` runs each configuration below in two processes of that environment, one of which
-finds the source tree first. `.ci/run` calls it.
+``.fast/bin/python tests/compiled.py`` runs each configuration below, and parts in plain Python (`own_parts`), in
+two processes of that environment, one of which finds the source tree first. `.ci/run` calls it.
 """
 
 import hashlib
@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 from threading import Timer
+
+import own_parts
 
 ROOT = Path(__file__).parents[1]
 TIGHT = ("scenario=synthetic", "scenario.rate=40", "scenario.n_requests=400", "hardware.kv_blocks=1500")
@@ -37,16 +39,19 @@ RUNS = (
 
 def digests() -> dict[str, str]:
     """One number for all facts of each run."""
-    import sim
+    from sim.config import compose
+    from sim.run import run
 
+    configs = {" ".join(overrides): compose([*overrides]) for overrides in RUNS}
+    configs["parts of one's own"] = {**compose([*TIGHT, "hardware.kv_blocks=150"]), **own_parts.PARTS}
     found = {}
-    for overrides in RUNS:
-        result = sim.simulate(*overrides)
+    for name, config in configs.items():
+        result = run(config)
         facts = hashlib.sha256()
         for table in (result.requests, result.iterations, result.preemptions, result.transfers, result.refused):
             facts.update(table.rows().tobytes())
         facts.update(json.dumps([result.end_ns, result.refusals, result.counts], sort_keys=True).encode())
-        found[" ".join(overrides)] = facts.hexdigest()
+        found[name] = facts.hexdigest()
     return found
 
 

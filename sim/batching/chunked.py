@@ -1,14 +1,11 @@
 """Chunked prefill under one token budget: vLLM v1's scheduler, and Sarathi-Serve's."""
 
-from dataclasses import dataclass, field
-
-from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan
+from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
 from sim.errors import ConfigError
 from sim.sequence import Sequence
 
 
-@dataclass(slots=True)
-class Chunked:
+class Chunked(Scheduler):
     """Decodes first, then prompts in order, cut to what is left of the budget.
 
     The rules are vLLM v1's (``v1/core/sched/scheduler.py``): running sequences before waiting ones under one budget;
@@ -28,19 +25,17 @@ class Chunked:
         too, and a place freed by an iteration is taken one iteration later.
     """
 
-    max_num_batched_tokens: int = 8192
-    max_num_seqs: int = 256
-    plans_ahead: bool = False
-    returns_together: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        if self.max_num_seqs < 1:
-            raise ConfigError(f"batching.max_num_seqs must be >= 1 [sequences], got {self.max_num_seqs}")
-        if self.max_num_batched_tokens < self.max_num_seqs:
+    def __init__(self, max_num_batched_tokens: int = 8192, max_num_seqs: int = 256, plans_ahead: bool = False) -> None:
+        if max_num_seqs < 1:
+            raise ConfigError(f"batching.max_num_seqs must be >= 1 [sequences], got {max_num_seqs}")
+        if max_num_batched_tokens < max_num_seqs:
             raise ConfigError(
-                f"batching.max_num_batched_tokens must be >= batching.max_num_seqs ({self.max_num_seqs}), "
-                f"so that every running sequence can decode, got {self.max_num_batched_tokens}"
+                f"batching.max_num_batched_tokens must be >= batching.max_num_seqs ({max_num_seqs}), "
+                f"so that every running sequence can decode, got {max_num_batched_tokens}"
             )
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_seqs = max_num_seqs
+        self.plans_ahead = plans_ahead
 
     @property
     def most_seqs(self) -> int:

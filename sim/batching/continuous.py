@@ -1,13 +1,10 @@
 """Iteration-level batching, whole prompts first: Orca's idea as the first vLLM scheduled it."""
 
-from dataclasses import dataclass, field
-
-from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan
+from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
 from sim.errors import ConfigError
 
 
-@dataclass(slots=True)
-class Continuous:
+class Continuous(Scheduler):
     """Sequences join and leave at every iteration; waiting prompts are computed whole, and decoding waits for them.
 
     The rules are vLLM v0's without chunked prefill: an iteration computes prompts or decodes, never both. A prompt
@@ -23,18 +20,12 @@ class Continuous:
         Sequences running at once; vLLM v0's default is 256.
     """
 
-    max_num_batched_tokens: int = 8192
-    max_num_seqs: int = 256
-    plans_ahead: bool = field(default=False, init=False)
-    returns_together: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        for key, value in (
-            ("max_num_seqs", self.max_num_seqs),
-            ("max_num_batched_tokens", self.max_num_batched_tokens),
-        ):
+    def __init__(self, max_num_batched_tokens: int = 8192, max_num_seqs: int = 256) -> None:
+        for key, value in (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens)):
             if value < 1:
                 raise ConfigError(f"batching.{key} must be >= 1, got {value}")
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_seqs = max_num_seqs
 
     @property
     def most_seqs(self) -> int:

@@ -1,17 +1,18 @@
 """What a scheduler decides, and the contract of schedulers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Protocol
+from typing import Final
+
+from mypy_extensions import mypyc_attr
 
 from sim.batching.queue import Queue
-from sim.kv.cache import Divided, KVCache, Reusing
+from sim.kv.abilities import Divided, Reusing
+from sim.kv.cache import KVCache
 from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
-
-Chunks = list[tuple[Sequence, int]] | tuple[()]
-"""Prompt tokens to compute, by sequence."""
 
 Preempt = Callable[[Sequence], None]
 """Takes a running sequence's memory back and puts it at the head of the queue."""
@@ -126,34 +127,46 @@ class Batch:
         return self.waiting.victim(running)
 
 
-@dataclass(slots=True, eq=False)
 class Plan:
     """The next iteration, and how long the decision stands."""
 
-    chunks: Chunks = ()  # prompt tokens to compute, by sequence
-    decodes: bool = True  # every decoding sequence gets a token; else they are held back
-    pad_to_tokens: int | None = None  # prompts are computed as if so long (request-level batches)
-    is_open: bool = False  # an arrival could change the plan of the iterations that follow
-    valid_until_ns: int | None = None  # a clock of the scheduler's own
+    __slots__ = ("chunks", "decodes", "is_open", "pad_to_tokens", "valid_until_ns")
+
+    def __init__(
+        self,
+        chunks: list[tuple[Sequence, int]] | None = None,
+        decodes: bool = True,
+        pad_to_tokens: int | None = None,
+        is_open: bool = False,
+        valid_until_ns: int | None = None,
+    ) -> None:
+        self.chunks = chunks or []  # prompt tokens to compute, by sequence
+        self.decodes = decodes  # every decoding sequence gets a token; else they are held back
+        self.pad_to_tokens = pad_to_tokens  # prompts are computed as if so long (request-level batches)
+        self.is_open = is_open  # an arrival could change the plan of the iterations that follow
+        self.valid_until_ns = valid_until_ns  # a clock of the scheduler's own
 
 
-DECODE_ON = Plan()
+DECODE_ON: Final = Plan()
 """Nothing but decoding, and an arrival changes nothing: it cannot be admitted before a sequence ends."""
-DECODE_OPEN = Plan(is_open=True)
+DECODE_OPEN: Final = Plan(is_open=True)
 """Nothing but decoding, until something arrives."""
 
 
-class Scheduler(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Scheduler(ABC):
     """Which sequences the next iteration serves."""
 
-    plans_ahead: bool  # while the iteration before runs, so without knowing what arrives or ends during it
-    returns_together: bool  # a batch's answers are returned, and its memory freed, when the longest has ended
+    plans_ahead: bool = False  # while the iteration before runs, so without knowing what arrives or ends during it
+    returns_together: bool = False  # a batch's answers are returned, and its memory freed, when the longest has ended
 
     @property
+    @abstractmethod
     def most_seqs(self) -> int:
         """Sequences that may run at once."""
         ...
 
+    @abstractmethod
     def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
         """The next iteration; the time at which to ask again if nothing arrives before; or None, on arrival."""
         ...

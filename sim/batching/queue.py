@@ -1,50 +1,59 @@
 """Order in which waiting sequences are admitted."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from heapq import heappop, heappush, nsmallest
 from itertools import chain, count, islice
-from typing import Protocol
+
+from mypy_extensions import mypyc_attr
 
 from sim.errors import ConfigError
-from sim.kv.cache import Prefetcher
+from sim.kv.abilities import Prefetcher
 from sim.sequence import Sequence
 
 
-class Queue(Protocol):
-    """Sequences that wait. ``keeps_head``: an arrival never comes before those that wait already."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Queue(ABC):
+    """Sequences that wait."""
 
-    keeps_head: bool
+    keeps_head: bool  # an arrival never comes before those that wait already
 
+    @abstractmethod
     def push(self, sequence: Sequence) -> None:
         """A request arrived."""
         ...
 
+    @abstractmethod
     def push_back(self, sequence: Sequence) -> None:
         """A running sequence was preempted and waits again."""
         ...
 
+    @abstractmethod
     def head(self) -> Sequence:
         """The one to admit next."""
         ...
 
+    @abstractmethod
     def take(self) -> Sequence:
         """Remove the head."""
         ...
 
+    @abstractmethod
     def first(self, n: int, arriving: Iterable[Sequence] = ()) -> list[Sequence]:
         """Those to admit next, at most so many, in order, as if the arriving waited too."""
         ...
 
+    @abstractmethod
     def victim(self, running: Iterator[Sequence]) -> Sequence:
         """Who of those that run, the one admitted last first, is preempted."""
         ...
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
 
-class Fcfs:
+class Fcfs(Queue):
     """First come, first served; preempted sequences return to the front."""
 
     def __init__(self) -> None:
@@ -89,22 +98,20 @@ LAST = 1 << 62
 """A ticket after all that are drawn."""
 
 
-@dataclass(slots=True)
-class Ranked:
+class Ranked(Queue):
     """Lowest rank first, then the earlier arrival; a preempted sequence returns to where its rank puts it.
 
     By priority, who is last in this order is preempted, as in vLLM v1 (``Scheduler.schedule`` under
     ``SchedulingPolicy.PRIORITY``). By prompt, which vLLM knows nothing of, the sequence admitted last is.
     """
 
-    by: str
-    keeps_head: bool = field(default=False, init=False)
-    _heap: list[tuple[int, int, int, Sequence]] = field(default_factory=list, init=False)
-    _ticket: Iterator[int] = field(default_factory=count, init=False)
-
-    def __post_init__(self) -> None:
-        if self.by not in RANKS:
-            raise ConfigError(f"queue.by must be one of {', '.join(RANKS)}, got {self.by!r}")
+    def __init__(self, by: str) -> None:
+        if by not in RANKS:
+            raise ConfigError(f"queue.by must be one of {', '.join(RANKS)}, got {by!r}")
+        self.by = by
+        self.keeps_head = False
+        self._heap: list[tuple[int, int, int, Sequence]] = []
+        self._ticket = count()
 
     def push(self, sequence: Sequence) -> None:
         """A request arrived."""
@@ -140,7 +147,7 @@ class Ranked:
         return RANKS[self.by](sequence), sequence.request.arrival_ns, ticket, sequence
 
 
-class LookAhead:
+class LookAhead(Queue):
     """A queue before a cache with memory below: whoever moves up among the first has its KV brought nearer.
 
     Arrivals are the replica's to announce, for they may come in the middle of an iteration and be unseen until the next

@@ -1,15 +1,12 @@
 """Batches of whole requests: fill, pad, run until the longest has ended."""
 
-from dataclasses import dataclass, field
-
-from sim.batching.plan import DECODE_ON, Batch, Plan
+from sim.batching.plan import DECODE_ON, Batch, Plan, Scheduler
 from sim.errors import ConfigError
 from sim.spec import as_given
 from sim.units import MS_PER_S, ns_from_s
 
 
-@dataclass(slots=True)
-class RequestLevel:
+class RequestLevel(Scheduler):
     """What serving was before iteration-level scheduling (Orca, OSDI'22, section 2).
 
     An idle engine takes up to ``max_batch_size`` waiting requests, pads their prompts to the longest, and decodes until
@@ -26,20 +23,17 @@ class RequestLevel:
         How long the first of a batch waits for others [ms].
     """
 
-    max_batch_size: int = 32
-    max_wait_time_ms: float = 0.0
-    plans_ahead: bool = field(default=False, init=False)
-    returns_together: bool = field(default=True, init=False)
-    _max_wait_ns: int = field(init=False)
+    returns_together: bool = True
 
-    def __post_init__(self) -> None:
-        if self.max_batch_size < 1:
-            raise ConfigError(f"batching.max_batch_size must be >= 1 [requests], got {self.max_batch_size}")
-        if not 0 <= self.max_wait_time_ms < float("inf"):
+    def __init__(self, max_batch_size: int = 32, max_wait_time_ms: float = 0.0) -> None:
+        if max_batch_size < 1:
+            raise ConfigError(f"batching.max_batch_size must be >= 1 [requests], got {max_batch_size}")
+        if not 0 <= max_wait_time_ms < float("inf"):
             raise ConfigError(
-                f"batching.max_wait_time_ms must be >= 0 and finite [ms], got {as_given(self.max_wait_time_ms)}"
+                f"batching.max_wait_time_ms must be >= 0 and finite [ms], got {as_given(max_wait_time_ms)}"
             )
-        self._max_wait_ns = ns_from_s(self.max_wait_time_ms / MS_PER_S)
+        self.max_batch_size = max_batch_size
+        self._max_wait_ns = ns_from_s(max_wait_time_ms / MS_PER_S)
 
     @property
     def most_seqs(self) -> int:

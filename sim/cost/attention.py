@@ -18,7 +18,7 @@ from sim.cost.table import Plane, Space, Table
 from sim.cost.work import attention_work
 from sim.errors import ProfileError
 from sim.spec import ACTIVATION_BYTES
-from sim.step import Chunk
+from sim.step import Chunks
 
 LN2 = log(2.0)
 SERVED = {
@@ -62,7 +62,7 @@ class Attention(Protocol):
         """What unequal contexts add, per token of ``n_seqs`` * longest - total."""
         ...
 
-    def chunks_s(self, chunks: tuple[Chunk, ...]) -> float:
+    def chunks_s(self, chunks: Chunks) -> float:
         """Of prompt chunks."""
         ...
 
@@ -167,12 +167,12 @@ class MixedAttention:
         i = min(int(np.searchsorted(self._skew_seqs, n_seqs)), len(self._skew_seqs) - 1)
         return float(self._skew_s[i] * self._skew_seqs[i] / n_seqs)
 
-    def chunks_s(self, chunks: tuple[Chunk, ...]) -> float:
+    def chunks_s(self, chunks: Chunks) -> float:
         """Of prompt chunks [s]."""
         first, rest = (chunks[0], 0.0) if len(chunks) == 1 else self._heaviest(chunks)
         return rest + self._prefill(max(first[0], self._least_new), first[1])
 
-    def fused_s(self, chunks: tuple[Chunk, ...], n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
+    def fused_s(self, chunks: Chunks, n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
         """Of prompt chunks and the decoding sequences beside them [s]."""
         first, rest = (chunks[0], 0.0) if len(chunks) == 1 else self._heaviest(chunks)
         new, context = first
@@ -202,23 +202,18 @@ class MixedAttention:
             told += factor.between(at + i + j, a, b, c, d)
         return rest + exp(told)
 
-    def _heaviest(self, chunks: tuple[Chunk, ...]) -> tuple[Chunk, float]:
+    def _heaviest(self, chunks: Chunks) -> tuple[tuple[int, int], float]:
         """The chunk with the most work, and what all the others add [s]."""
-        first, most = chunks[0], -1.0
-        for chunk in chunks:
-            new, context = chunk
+        heaviest, most = 0, -1.0
+        for i, (new, context) in enumerate(chunks):
             work = new * (context + 0.5 * new)
             if work > most:
-                first, most = chunk, work
+                heaviest, most = i, work
         rest = (1 - len(chunks)) * self._floor_s
-        is_first_met = False
-        for chunk in chunks:
-            if chunk is first and not is_first_met:
-                is_first_met = True
-                continue
-            new, context = chunk
-            rest += self._prefill(new if new > self._least_new else self._least_new, context)
-        return first, rest
+        for i, (new, context) in enumerate(chunks):
+            if i != heaviest:
+                rest += self._prefill(new if new > self._least_new else self._least_new, context)
+        return chunks[heaviest], rest
 
 
 class SeparateAttention:
@@ -272,7 +267,7 @@ class SeparateAttention:
         """What unequal contexts add [s] per token of ``n_seqs`` * longest - total; 0 where they were not measured."""
         return self._skew_s if n_seqs > 1 else 0.0
 
-    def chunks_s(self, chunks: tuple[Chunk, ...]) -> float:
+    def chunks_s(self, chunks: Chunks) -> float:
         """Of prompt chunks [s]."""
         window = self._window
         rows = pairs = entries = longest = 0

@@ -14,7 +14,7 @@ from sim.cost.surface import soft_s
 from sim.errors import ProfileError
 from sim.profile import KernelProfile, find_profile
 from sim.spec import DeviceSpec, ModelSpec
-from sim.step import Chunk
+from sim.step import Chunks
 
 DECODE_KNOTS_PER_OCTAVE = 4
 """Knots of a decode curve over the mean context. The time is nearly straight between them: 0.1 % off at most."""
@@ -93,7 +93,7 @@ class CalibratedOperations:
         """lm_head and sampler for one token of each of ``n_seqs`` sequences [s]."""
         return self._dense.sequences_s(n_seqs)
 
-    def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
+    def prefill_attention_s(self, chunks: Chunks) -> float:
         """Attention of chunks in one launch per layer [s]."""
         for new, context in chunks:
             if new > self._most_new or context > self._most_context:
@@ -101,9 +101,7 @@ class CalibratedOperations:
                 break
         return self._n_layers * self._attention.chunks_s(chunks)
 
-    def fused_attention_s(
-        self, chunks: tuple[Chunk, ...], batch: int, context_tokens: int, longest_tokens: int
-    ) -> float:
+    def fused_attention_s(self, chunks: Chunks, batch: int, context_tokens: int, longest_tokens: int) -> float:
         """Attention of chunks and of the decoding sequences beside them, all layers, where `is_fused` [s]."""
         attention = self._attention
         assert isinstance(attention, MixedAttention), "asked only where is_fused"

@@ -13,12 +13,11 @@ become integer picoseconds, once per batch size, so that a run of decode iterati
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from sim.cost.host import HostCost
 from sim.cost.operations import FAR, FusedAttention, Operations
 from sim.errors import ConfigError, ProfileError
-from sim.step import Chunk, Shape
+from sim.step import Chunks, CostModel, Shape
 from sim.units import ps_from_s
 
 CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
@@ -40,34 +39,27 @@ slope [ps per token]; what unequal contexts cost [ps per token]; where extrapola
 """
 
 
-@dataclass(slots=True, eq=False)
-class IterationCost:
+class IterationCost(CostModel):
     """A `CostModel` put together from a model's operations and the host's time."""
 
-    operations: Operations
-    host: HostCost
-    capture_sizes: Sequence[int] = CAPTURE_SIZES
-    provenance: Mapping[str, object] = field(default_factory=dict)  # where the operations' times come from
-    extrapolated_runs: int = field(default=0, init=False)  # decode paces asked for outside the operations' range
-    _decode: dict[int, _Decode] = field(default_factory=dict, init=False, repr=False)
-    _dense_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
-    _sequences_ps: dict[int, int] = field(default_factory=dict, init=False, repr=False)
-    _prefill_ps: dict[tuple[Chunk, ...], int] = field(default_factory=dict, init=False, repr=False)
-    _fused: FusedAttention | None = field(init=False, repr=False)
-    _is_sync: bool = field(init=False, repr=False)
-    _base_ps: int = field(init=False, repr=False)
-    _per_seq_ps: int = field(init=False, repr=False)
-    _finished_ps: int = field(init=False, repr=False)
-    _gap_base_ps: int = field(init=False, repr=False)
-    _gap_per_seq_ps: int = field(init=False, repr=False)
-    _prefill_gap_ps: int = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.capture_sizes = tuple(self.capture_sizes)
-        self.provenance = self.provenance or getattr(self.operations, "provenance", {})
+    def __init__(
+        self,
+        operations: Operations,
+        host: HostCost,
+        capture_sizes: Sequence[int] = CAPTURE_SIZES,
+        provenance: Mapping[str, object] | None = None,
+    ) -> None:
+        self.operations = operations
+        self.host = host
+        self.capture_sizes = tuple(capture_sizes)
+        self.provenance = provenance or getattr(operations, "provenance", {})  # where the operations' times come from
+        self.extrapolated_runs = 0  # decode paces asked for outside the operations' range
         if any(size < 1 for size in self.capture_sizes) or sorted(set(self.capture_sizes)) != [*self.capture_sizes]:
             raise ConfigError(f"cost.capture_sizes must be ascending and >= 1 [tokens], got {self.capture_sizes}")
-        operations, host = self.operations, self.host
+        self._decode: dict[int, _Decode] = {}
+        self._dense_ps: dict[int, int] = {}
+        self._sequences_ps: dict[int, int] = {}
+        self._prefill_ps: dict[Chunks, int] = {}
         self._fused = operations if isinstance(operations, FusedAttention) and operations.is_fused else None
         self._is_sync = host.scheduling == "sync"
         self._base_ps, self._per_seq_ps = ps_from_s(host.base_s), ps_from_s(host.per_seq_s)
@@ -161,7 +153,7 @@ class IterationCost:
         )
         return row
 
-    def _prefill(self, chunks: tuple[Chunk, ...]) -> int:
+    def _prefill(self, chunks: Chunks) -> int:
         """Attention of some chunks, remembered: prompts of one length that start from nothing come again and again.
 
         Those outside the operations' range are asked for each time, so that each is counted.

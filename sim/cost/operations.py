@@ -1,10 +1,10 @@
 """What the parts of an iteration take: the contract between an iteration's time and who knows its kernels'."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-from sim.step import Chunk
+from sim.step import Chunks
 
-FAR = 1 << 50  # no knot and no end: beyond any number of tokens or iterations
+FAR: Final = 1 << 50  # no knot and no end: beyond any number of tokens or iterations
 
 
 class DecodeCurve(NamedTuple):
@@ -34,7 +34,7 @@ class Operations(Protocol):
         """lm_head and sampler, for one token of each of ``n_seqs`` sequences."""
         ...
 
-    def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
+    def prefill_attention_s(self, chunks: Chunks) -> float:
         """Attention of all chunks in one launch per layer, and the append of their KV."""
         ...
 
@@ -53,9 +53,7 @@ class FusedAttention(Protocol):
 
     is_fused: bool  # whether they were
 
-    def fused_attention_s(
-        self, chunks: tuple[Chunk, ...], batch: int, context_tokens: int, longest_tokens: int
-    ) -> float:
+    def fused_attention_s(self, chunks: Chunks, batch: int, context_tokens: int, longest_tokens: int) -> float:
         """Attention of chunks beside ``batch`` decoding sequences, all layers, KV append included [s].
 
         ``context_tokens`` KV entries are read by the decoding sequences in all, ``longest_tokens`` by one of them.

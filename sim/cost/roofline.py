@@ -15,7 +15,7 @@ from typing import Any
 from sim.cost.operations import DecodeCurve
 from sim.errors import ConfigError
 from sim.spec import ACTIVATION_BYTES, DeviceSpec, ModelSpec, as_given, positive
-from sim.step import Chunk
+from sim.step import Chunks
 
 LOGIT_BYTES = 4.0  # logits are fp32
 ELEMENTWISE_KERNELS = 4  # of a layer: two norms with the residual, rotary embedding, activation
@@ -123,7 +123,7 @@ class Roofline:
         sampled = SAMPLER_PASSES * (self.efficiency.elementwise_floor_s + logits_bytes / self._elementwise_bytes_per_s)
         return head + gathered + sampled
 
-    def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
+    def prefill_attention_s(self, chunks: Chunks) -> float:
         """Attention of all chunks in one launch per layer, and the append of their KV [s]."""
         pairs = entries = new_tokens = 0
         window = self.model.window

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sim.errors import ConfigError
-from sim.kv.cache import Prefetcher, Reusing
+from sim.kv.abilities import Prefetcher, Reusing
+from sim.kv.cache import Copies, KVCache
 from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import Evictor
 from sim.kv.move import Conversations
@@ -54,7 +55,7 @@ class ClassShare:
             raise ConfigError(f"cache.classes: share must be > 0 and <= 1, got {as_given(self.share)}")
 
 
-class CacheByClass:
+class CacheByClass(KVCache):
     """Caches side by side, each for one class of requests (`Request.kind`); `sim.kv.move` says what moves between them.
 
     Parameters
@@ -130,6 +131,9 @@ host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
         self.block_tokens = 1  # the batch's ledger counts no blocks; those of the parts do
         self.window_tokens = window_tokens
         self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
+        self.copies = Copies()
+        for cache in self._caches:
+            cache.copies = self.copies  # all of them wait in one batch
         self.is_endless = all(cache.is_endless for cache in self._caches)
         self.prefetch_requests = max(getattr(cache, "prefetch_requests", 0) for cache in self._caches)
         self._conversations = Conversations(self._parts)
@@ -182,32 +186,6 @@ host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
                 own = cache.held_tokens and max(0, cache.held_tokens - ledger.live_tokens + cache.shared_tokens)
             n_tokens += own
         return n_tokens
-
-    @property
-    def moved_bytes(self) -> float:
-        """Copied inside device memory since the engine last took note."""
-        total = 0.0
-        for cache in self._caches:
-            total += cache.moved_bytes
-        return total
-
-    @moved_bytes.setter
-    def moved_bytes(self, n_bytes: float) -> None:
-        for cache in self._caches:
-            cache.moved_bytes = n_bytes
-
-    @property
-    def host_bytes(self) -> float:
-        """Moved over the host link on the critical path since the engine last took note."""
-        total = 0.0
-        for cache in self._caches:
-            total += cache.host_bytes
-        return total
-
-    @host_bytes.setter
-    def host_bytes(self, n_bytes: float) -> None:
-        for cache in self._caches:
-            cache.host_bytes = n_bytes
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that its class's cache has, or that move there."""

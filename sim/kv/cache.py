@@ -1,48 +1,71 @@
 """The contract every KV cache keeps with the engine."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+
+from mypy_extensions import mypyc_attr
 
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.sequence import Sequence
 
 
-class KVCache(Protocol):
+@dataclass(slots=True, eq=False)
+class Copies:
+    """What a cache has copied since the engine last took note, which the next iteration waits for [B]."""
+
+    moved_bytes: float = 0.0  # inside device memory (growth, compaction, quantising)
+    host_bytes: float = 0.0  # over the host link, where that does not overlap
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class KVCache(ABC):
     """Where keys and values live: who holds how much of the device's memory, and what of it can be used again.
 
     Token slots are the currency: ``held_tokens`` are taken by admitted sequences, ``idle_tokens`` hold reusable KV
-    that nobody references. ``moved_bytes`` is what the cache copied inside device memory since the engine last took
-    note (growth, compaction), ``host_bytes`` what it moved over the host link on the critical path. Of the slots held,
-    ``rounding_tokens`` belong to no token and never will (None: all that no token is meant for, as at the ends of
-    blocks), and ``external_tokens`` are free but not in one piece. ``shared_tokens`` are read by one more sequence than
-    hold them: each further reader of a slot counts.
+    that nobody references.
     """
 
     capacity_tokens: int
     block_tokens: int  # granularity of the ledger's growth count; 1 where memory is not taken block by block
     window_tokens: int | None  # resident tokens a sequence never exceeds while decoding
-    moved_bytes: float
-    host_bytes: float
     is_endless: bool  # sequences may outgrow the model's maximum, for each is kept within a bound
-    rounding_tokens: int | None
-    external_tokens: int
-    shared_tokens: int
+    copies: Copies
 
     @property
+    @abstractmethod
     def held_tokens(self) -> int:
         """Slots held by sequences whose prompt is not complete or that decode."""
         ...
 
     @property
+    @abstractmethod
     def idle_tokens(self) -> int:
         """Slots holding KV that a later request may use, free to be taken back."""
         ...
 
+    @property
+    def rounding_tokens(self) -> int | None:
+        """Held slots that belong to no token and never will; None: all that no token is meant for (ends of blocks)."""
+        return None
+
+    @property
+    def external_tokens(self) -> int:
+        """Slots that are free, but not in one piece where one piece is needed."""
+        return 0
+
+    @property
+    def shared_tokens(self) -> int:
+        """Slots read by one more sequence than hold them: each further reader of a slot counts."""
+        return 0
+
+    @abstractmethod
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
         ...
 
+    @abstractmethod
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take room for the next ``n_tokens`` of a sequence, all of it or nothing.
 
@@ -53,18 +76,22 @@ class KVCache(Protocol):
         """
         ...
 
+    @abstractmethod
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the memory suffices for."""
         ...
 
+    @abstractmethod
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
         """Iterations have run, ``n_steps`` of decoding: take their memory, before the ledger advances."""
         ...
 
+    @abstractmethod
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:
         """A piece of a sequence's prompt is computed: give up what need not stay (window, compression)."""
         ...
 
+    @abstractmethod
     def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
         """A sequence whose prompt is complete becomes several, each of which reads all of the prompt's KV.
 
@@ -73,43 +100,17 @@ class KVCache(Protocol):
         """
         ...
 
+    @abstractmethod
     def release(self, sequence: Sequence, now_ns: int) -> None:
         """Take back what a sequence holds, finished or preempted; what others may use stays findable."""
         ...
 
+    @abstractmethod
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, all its samples at once, or None."""
         ...
 
+    @abstractmethod
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run: evictions, copies, resizes, ..."""
-        ...
-
-
-@runtime_checkable
-class Prefetcher(Protocol):
-    """A cache with memory below it, which likes to know who waits: the first ``prefetch_requests`` in the queue."""
-
-    prefetch_requests: int
-
-    def prefetch(self, sequence: Sequence) -> None:
-        """A sequence is among the first that wait: bring nearer what it will need. It may be told so again."""
-        ...
-
-
-@runtime_checkable
-class Reusing(Protocol):
-    """A cache whose free memory may still be found: it matters whether it is taken first, or looked for."""
-
-    def take_ahead(self, ledger: DecodeLedger) -> None:
-        """The next iteration decodes: what it takes is not to be found by those who wait."""
-        ...
-
-
-@runtime_checkable
-class Divided(Protocol):
-    """A cache that divides the device's memory among its sequences: not everybody who gives way helps who is short."""
-
-    def gives_way(self, sequence: Sequence, asking: Sequence | None) -> bool:
-        """Whether preempting a running sequence makes room for one that asks, or where the next iteration lacks it."""
         ...

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sim.errors import ConfigError
+from sim.kv.cache import Copies
 from sim.kv.eviction import Evictor
 from sim.kv.idle import IdleConversations
+from sim.kv.part import PartCache
 from sim.kv.reservation import Reservation
 from sim.ledger import DecodeLedger
 from sim.request import Request
@@ -56,7 +58,7 @@ class Extent:
     n_tokens: int
 
 
-class ContiguousCache:
+class ContiguousCache(PartCache):
     """Extents in one row of token slots.
 
     Parameters
@@ -82,6 +84,10 @@ class ContiguousCache:
         The longest the model allows a sequence to become [tokens].
     """
 
+    held_tokens: int = 0
+    idle_tokens: int = 0
+    external_tokens: int = 0
+
     def __init__(
         self,
         capacity_tokens: int,
@@ -103,14 +109,9 @@ class ContiguousCache:
         self.capacity_tokens = capacity_tokens
         self.block_tokens = 1
         self.window_tokens = window_tokens
-        self.moved_bytes = 0.0
-        self.host_bytes = 0.0
         self.is_endless = False
-        self.held_tokens = 0
-        self.idle_tokens = 0
-        self.rounding_tokens: int | None = 0
-        self.external_tokens = 0
-        self.shared_tokens = 0
+        self.copies = Copies()
+        self._rounding_tokens = 0
         self._reservation: Reservation = reservation() if callable(reservation) else reservation
         self._make_allocator = allocator
         self._allocator = allocator(capacity_tokens)
@@ -123,6 +124,11 @@ class ContiguousCache:
         self._largest_of: dict[int, int] = {}  # by number: the longest extents of which so many fit
         self._leaving: list[int] = []  # offsets whose content is being copied
         self._n_resizes = self._n_ahead = self._n_copied_tokens = 0
+
+    @property
+    def rounding_tokens(self) -> int:
+        """Slots that the allocator added to extents."""
+        return self._rounding_tokens
 
     def match(self, sequence: Sequence) -> int:
         """Leading tokens of a waiting sequence that its conversation left behind, at most all but the last."""
@@ -182,7 +188,7 @@ class ContiguousCache:
             self._set_room(other, extent)
         n_copied = len(others) * sequence.resident_tokens
         self._n_copied_tokens += n_copied
-        self.moved_bytes += n_copied * self._bytes_per_token
+        self.copies.moved_bytes += n_copied * self._bytes_per_token
         return len(others)
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
@@ -338,7 +344,7 @@ class ContiguousCache:
                 return False
             self._n_resizes += 1
             self.held_tokens += size
-            self.rounding_tokens += size - extent.n_tokens  # type: ignore[operator]
+            self._rounding_tokens += size - extent.n_tokens
             self._replace(sequence, extent, offset, longer, n_matched - idle.dropped_tokens, is_critical=True)
         else:
             self._hold(sequence, extent)
@@ -355,13 +361,13 @@ class ContiguousCache:
         """An extent is held from now on."""
         size = self._allocator.size_of(extent.offset)
         self.held_tokens += size
-        self.rounding_tokens += size - extent.n_tokens  # type: ignore[operator]
+        self._rounding_tokens += size - extent.n_tokens
 
     def _let_go(self, extent: Extent) -> int:
         """An extent is held no more. Returns its slots [tokens]."""
         size = self._allocator.size_of(extent.offset)
         self.held_tokens -= size
-        self.rounding_tokens -= size - extent.n_tokens  # type: ignore[operator]
+        self._rounding_tokens -= size - extent.n_tokens
         return size
 
     def _set_room(self, sequence: Sequence, extent: Extent) -> None:
@@ -375,11 +381,11 @@ class ContiguousCache:
     ) -> None:
         """Copy a sequence's KV into a longer extent; the old one is held until the next iteration has run."""
         self._leaving.append(old.offset)
-        self.rounding_tokens -= self._allocator.size_of(old.offset) - old.n_tokens  # type: ignore[operator]
+        self._rounding_tokens -= self._allocator.size_of(old.offset) - old.n_tokens
         self._hold(sequence, Extent(offset, n_slots))
         self._n_copied_tokens += n_copied
         if is_critical:
-            self.moved_bytes += n_copied * self._bytes_per_token
+            self.copies.moved_bytes += n_copied * self._bytes_per_token
 
     def _place(self, n_slots: int, newcomer: Sequence | None = None) -> int | None:
         """Offset of a new extent, idle conversations evicted until there is one."""

@@ -403,7 +403,7 @@ class HierarchicalCache(PagedCache):
 
     def _stall(self, wait_ns: int) -> None:
         """The next iteration waits for a copy: as many bytes as would take so long on the host link."""
-        self.host_bytes += wait_ns * self._host_bytes_per_s / NS_PER_S
+        self.copies.host_bytes += wait_ns * self._host_bytes_per_s / NS_PER_S
 
     def _write_back(self) -> None:
         """Blocks evicted since a sequence last joined or left go down."""

@@ -87,7 +87,7 @@ class Conversations:
             cache.narrow(sequence, n_device)
         n_copied = max(0, n_device - n_dropped - n_found)
         n_bytes = n_copied * (source.bytes_per_token + bytes_per_token) / 2.0
-        cache.moved_bytes += n_bytes
+        cache.copies.moved_bytes += n_bytes
         counts = self.counts
         counts["class_moves"] += 1
         counts["class_moved_tokens"] += n_copied

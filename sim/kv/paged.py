@@ -23,7 +23,9 @@ al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 202
 from collections.abc import Callable, Mapping
 
 from sim.errors import ConfigError
+from sim.kv.cache import Copies
 from sim.kv.eviction import Evictor, Unit
+from sim.kv.part import PartCache
 from sim.kv.prefix import BlockTable, Match, PrefixIndex, Run
 from sim.ledger import DecodeLedger
 from sim.request import BlockRange, Request, Segment, block_ranges, own_text
@@ -31,7 +33,7 @@ from sim.sequence import Sequence
 from sim.spec import as_given
 
 
-class PagedCache:
+class PagedCache(PartCache):
     """Block tables over one pool of blocks, with prefix reuse.
 
     Parameters
@@ -57,6 +59,10 @@ class PagedCache:
         ``scheduler_reserve_full_isl``, so that fewer are preempted where prompts come in pieces.
     """
 
+    held_tokens: int = 0
+    idle_tokens: int = 0
+    shared_tokens: int = 0
+
     def __init__(
         self,
         capacity_tokens: int,
@@ -78,14 +84,8 @@ class PagedCache:
         self.n_blocks = capacity_tokens // block_tokens
         self.capacity_tokens = self.n_blocks * block_tokens
         self.window_tokens = window_tokens
-        self.moved_bytes = 0.0
-        self.host_bytes = 0.0
         self.is_endless = False
-        self.held_tokens = 0
-        self.idle_tokens = 0
-        self.rounding_tokens: int | None = None
-        self.external_tokens = 0
-        self.shared_tokens = 0
+        self.copies = Copies()
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.n_blocks)
         self._reserves_prompt = reserves_prompt
@@ -110,7 +110,7 @@ class PagedCache:
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take blocks for the next ``n_tokens`` of a sequence, all or none."""
-        table = sequence.holding
+        table: BlockTable | None = sequence.holding
         size = self.block_tokens
         free = self._n_free - (ledger.blocks_needed(1) if ledger.members else 0)
         if table is None:
@@ -278,7 +278,7 @@ class PagedCache:
                 return False
             self._take(1)
             self._n_copied += 1
-            self.moved_bytes += self.block_tokens * self._bytes_per_token
+            self.copies.moved_bytes += self.block_tokens * self._bytes_per_token
             self.shared_tokens -= run.n_tokens
         del run.tables[table]
         table.runs.pop()
@@ -329,7 +329,7 @@ class PagedCache:
             self._take(n_blocks)
             other.holding = BlockTable(n_blocks, 0, table.n_dropped)
         self._n_copied += n_held * n_blocks
-        self.moved_bytes += n_held * n_blocks * self.block_tokens * self._bytes_per_token
+        self.copies.moved_bytes += n_held * n_blocks * self.block_tokens * self._bytes_per_token
         return n_held
 
     def _text(self, sequence: Sequence) -> tuple[Segment, ...]:

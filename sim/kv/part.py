@@ -1,7 +1,10 @@
 """Part of a device's memory: a cache of its own, and those of the batch whom it serves."""
 
+from abc import abstractmethod
 from heapq import heappop, heappush
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+
+from mypy_extensions import mypyc_attr
 
 from sim.kv.cache import KVCache
 from sim.ledger import DecodeLedger
@@ -131,9 +134,11 @@ class PartLedger(DecodeLedger):
         self._phases[offset % self.block_tokens] += n
 
 
-class PartCache(KVCache, Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class PartCache(KVCache):
     """A cache that can serve part of the traffic, beside others."""
 
+    @abstractmethod
     def forget(self, sequence: Sequence) -> None:
         """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
         ...

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
+from sim.kv.cache import Copies
 from sim.kv.eviction import Evictor
 from sim.kv.idle import IdleConversations
+from sim.kv.part import PartCache
 from sim.kv.retention import Kept, Retention
 from sim.ledger import DecodeLedger
 from sim.request import Request
@@ -30,7 +32,7 @@ class Blocks:
     narrowed_tokens: int = 0  # of its text, those that have been quantised
 
 
-class PrunedCache:
+class PrunedCache(PartCache):
     """A pool of blocks, taken on demand, and a retention that gives some back.
 
     Prompt tokens are computed against what is resident; of a piece longer than what is kept, only that is written.
@@ -87,11 +89,7 @@ class PrunedCache:
                 f"slots there are (hardware.kv_blocks), got {retention.window_tokens}"
             )
         self.is_endless = retention.most_tokens is not None
-        self.moved_bytes = 0.0
-        self.host_bytes = 0.0
-        self.rounding_tokens: int | None = None
-        self.external_tokens = 0
-        self.shared_tokens = 0
+        self.copies = Copies()
         self._retention = retention
         self._kept_bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
         self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
@@ -166,7 +164,7 @@ class PrunedCache:
             other.room_tokens = sequence.room_tokens
         n_copied = len(others) * sequence.resident_tokens
         self._n_copied_tokens += n_copied
-        self.moved_bytes += n_copied * self._kept_bytes_per_token
+        self.copies.moved_bytes += n_copied * self._kept_bytes_per_token
         return len(others)
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
@@ -238,7 +236,7 @@ class PrunedCache:
         if n_moved:
             self._n_compactions += 1
             self._n_moved_tokens += n_moved
-            self.moved_bytes += n_moved * self._bytes_per_token
+            self.copies.moved_bytes += n_moved * self._bytes_per_token
         if kept.room_tokens is not None and self.window_tokens is not None and kept.room_tokens >= self.window_tokens:
             return kept._replace(room_tokens=None)  # it slides before
         return kept

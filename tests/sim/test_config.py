@@ -86,7 +86,7 @@ def test_a_target_that_does_not_exist_is_named() -> None:
     [
         (
             "queue={_target_:sim.router.RoundRobin}",
-            "queue._target_ must have the methods of Queue, got sim.router.RoundRobin without first()",
+            "queue._target_ must be a subclass of sim.batching.queue.Queue, got sim.router.RoundRobin",
         ),
         (
             "eviction={_target_:sim.router.RoundRobin}",

@@ -116,6 +116,19 @@ def test_objectives_may_be_of_a_trusted_package(monkeypatch: pytest.MonkeyPatch,
     assert (tmp_path / "run" / "manifest.json").exists()
 
 
+def test_parts_of_ones_own_need_no_more_than_to_keep_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    import own_parts
+
+    overrides = ["scenario=synthetic", "scenario.rate=40", "scenario.n_requests=400", "hardware.kv_blocks=150"]
+    result = run({**compose(overrides), **own_parts.PARTS})
+
+    assert len(result.requests) == 400
+    assert len(result.preemptions), "memory was short"
+    assert result.iterations.column("first_ps").min() == 9_000_000_000
+    assert not any(result.requests.column("id") % 2 - result.requests.column("replica"))
+
+
 def test_a_place_nobody_can_write_to_is_found_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
