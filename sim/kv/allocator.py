@@ -3,8 +3,7 @@
 `Buddy` rounds up to a power of two (waste inside extents), `FirstFit` fits exactly (waste between them).
 """
 
-from bisect import bisect_left, bisect_right
-from operator import sub
+from bisect import bisect_left, bisect_right, insort
 
 from sim.errors import ConfigError, InvariantError
 
@@ -112,20 +111,28 @@ class FirstFit:
         self.capacity_tokens = self.free_tokens = capacity_tokens
         self._starts = [0]  # holes by offset: start and stop
         self._stops = [capacity_tokens]
+        self._lengths = [capacity_tokens]  # of the holes, ascending
         self._taken: dict[int, int] = {}
 
     def take(self, n_tokens: int) -> int | None:
         """Offset of a free extent of ``n_tokens`` slots, or None: O(holes)."""
         _refuse_empty(n_tokens)
-        for i, (start, stop) in enumerate(zip(self._starts, self._stops, strict=True)):
-            if stop - start >= n_tokens:
-                self._starts[i] = start + n_tokens
-                if self._starts[i] == stop:
-                    del self._starts[i], self._stops[i]
-                self._taken[start] = n_tokens
-                self.free_tokens -= n_tokens
-                return start
-        return None
+        if n_tokens > self.largest_free_tokens:
+            return None
+        starts, stops = self._starts, self._stops
+        i = 0
+        while stops[i] - starts[i] < n_tokens:
+            i += 1
+        start, left = starts[i], stops[i] - starts[i] - n_tokens
+        self._forget(i)
+        if left:
+            starts[i] += n_tokens
+            insort(self._lengths, left)
+        else:
+            del starts[i], stops[i]
+        self._taken[start] = n_tokens
+        self.free_tokens -= n_tokens
+        return start
 
     def give(self, offset: int) -> None:
         """Free the extent at ``offset`` and join it with the holes beside it."""
@@ -138,8 +145,11 @@ class FirstFit:
         if first < last:
             offset = min(offset, self._starts[first])
             stop = max(stop, self._stops[last - 1])
+            for i in range(first, last):
+                self._forget(i)
         self._starts[first:last] = [offset]
         self._stops[first:last] = [stop]
+        insort(self._lengths, stop - offset)
 
     def size_of(self, offset: int) -> int:
         """Slots of the extent at ``offset`` [tokens]."""
@@ -148,7 +158,11 @@ class FirstFit:
     @property
     def largest_free_tokens(self) -> int:
         """The longest extent that could be taken now [tokens]."""
-        return max(map(sub, self._stops, self._starts), default=0)
+        return self._lengths[-1] if self._lengths else 0
+
+    def _forget(self, hole: int) -> None:
+        """A hole changes its length."""
+        del self._lengths[bisect_left(self._lengths, self._stops[hole] - self._starts[hole])]
 
 
 def _refuse_empty(n_tokens: int) -> None:
