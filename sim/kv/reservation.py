@@ -69,7 +69,6 @@ class Once:
         return {}
 
 
-@dataclass(frozen=True)
 class Maximum(Once):
     """The longest a sequence may become (Orca's Max, and FasterTransformer): never grows, mostly empty.
 
@@ -79,16 +78,10 @@ class Maximum(Once):
         [tokens]
     """
 
-    max_len: int
-
-    def __post_init__(self) -> None:
-        if self.max_len < 1:
-            raise ConfigError(f"cache.reservation.max_len must be >= 1 [tokens], got {self.max_len}")
-
-    @property
-    def fixed_tokens(self) -> int:  # type: ignore[override]  # a field of a frozen class
-        """The maximum."""
-        return self.max_len
+    def __init__(self, max_len: int) -> None:
+        if max_len < 1:
+            raise ConfigError(f"cache.reservation.max_len must be >= 1 [tokens], got {max_len}")
+        self.max_len = self.fixed_tokens = max_len
 
     def tokens(self, sequence: Sequence) -> int:  # noqa: ARG002
         """The maximum, whatever the request."""
@@ -189,5 +182,6 @@ def grown_to(n_tokens: int, growth: float, need_tokens: int) -> int:
     if growth == 1.0:
         return max(n_tokens, need_tokens)
     while n_tokens < need_tokens:
-        n_tokens = max(n_tokens + 1, ceil(n_tokens * growth))
+        grown = ceil(n_tokens * growth)
+        n_tokens = grown if grown > n_tokens else n_tokens + 1
     return n_tokens
