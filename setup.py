@@ -1,6 +1,6 @@
 """Builds kvtwin: plain Python, or with ``KVTWIN_COMPILED=1`` the same source with its hot loop compiled to C by mypyc.
 
-`make fast` makes a compiled one in an environment of its own, at more than twice the speed; the source tree always runs
+`make fast` makes a compiled one in an environment of its own, at three times the speed; the source tree always runs
 as plain Python. `tests/compiled.py` holds the two equal, byte by byte.
 """
 
