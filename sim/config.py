@@ -217,7 +217,7 @@ def make(node: Any, path: str, trusted: tuple[str, ...] = (), contract: type | N
     trusted : tuple of str
         Further packages whose targets are allowed.
     contract : type or None
-        Its class must have the methods of this one.
+        What its class must derive from or, of a Protocol, do.
     given : Any
         Objects that the program adds and calls a ``_partial_`` with; those it does not take are left out. The node must
         not set them.

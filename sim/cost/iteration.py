@@ -50,7 +50,6 @@ class IterationCost(CostModel):
         provenance: Mapping[str, object] | None = None,
     ) -> None:
         self.operations = operations
-        self.host = host
         self.capture_sizes = tuple(capture_sizes)
         self.provenance = provenance or getattr(operations, "provenance", {})  # where the operations' times come from
         self.extrapolated_runs = 0  # decode paces asked for outside the operations' range
