@@ -101,6 +101,13 @@ def test_several_chunks_cost_more_than_one_and_pay_the_floor_once(rtx):
     assert one < two < 2.0 * one
 
 
+def test_of_several_chunks_it_is_the_heaviest_that_the_others_are_added_to_wherever_it_stands(rtx):
+    light, heavy = Chunk(64, 0), Chunk(512, 4_000)
+    both = rtx.prefill_attention_s((light, heavy))
+    assert both == pytest.approx(rtx.prefill_attention_s((heavy, light)), rel=1e-12)
+    assert rtx.prefill_attention_s((heavy,)) < both < rtx.prefill_attention_s((heavy, heavy))
+
+
 def test_a_chunk_after_a_context_costs_more_than_without(h200):
     assert h200.prefill_attention_s((Chunk(512, 8_000),)) > 2.0 * h200.prefill_attention_s((Chunk(512, 0),))
 
