@@ -21,7 +21,7 @@ import numpy as np
 from calibration.engine_settings import EngineSettings, engine_settings
 from sim.errors import TraceError
 from sim.record import Ints
-from sim.request import Finished, Request
+from sim.request import Request
 from sim.units import NS_PER_S, ns_from_s
 
 LENGTHS = ("input_toks", "output_toks")
@@ -66,7 +66,6 @@ class Recorded:
     """The recorded requests as a `Scenario`: an open stream, nothing shared, since their text is not known."""
 
     run: EngineRun
-    is_open_loop: bool = True
 
     def requests(self, seed: int) -> Iterator[Request]:  # noqa: ARG002 nothing is drawn
         """Requests in order of arrival."""
@@ -74,9 +73,6 @@ class Recorded:
         columns = (run.arrival_ns.tolist(), run.prompt_tokens.tolist(), run.output_tokens.tolist())
         for i, (arrival_ns, prompt, output) in enumerate(zip(*columns, strict=True)):
             yield Request(i, arrival_ns, prompt, output, output)
-
-    def follow_up(self, finished: Finished) -> None:
-        """Nothing: the client did not wait for answers."""
 
 
 def read_engine_run(path: Path) -> EngineRun:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -44,7 +43,6 @@ class ClosedLoop:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
-    is_open_loop: ClassVar[bool] = False
     _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
     _plans: list[Plan] = field(init=False, default_factory=list, repr=False, compare=False)
     _rests_ns: list[int] = field(init=False, default_factory=list, repr=False, compare=False)

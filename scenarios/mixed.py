@@ -5,14 +5,14 @@ from dataclasses import dataclass, field, replace
 from heapq import merge
 from itertools import islice
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from scenarios.distributions import require, require_positive
 from scenarios.sessions import Sessions
 from scenarios.synthetic import Synthetic
-from sim.request import Finished, Request, Segment, stream
+from sim.request import Finished, FollowUps, Request, Segment, stream
 
 
 @dataclass(slots=True)
@@ -39,7 +39,6 @@ class Mixed:
     weights: dict[str, float]
     n_requests: int
     classify: bool = False
-    is_open_loop: ClassVar[bool] = False
     _running: list[Synthetic | Sessions] = field(init=False, default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +67,8 @@ class Mixed:
         """What the part that sent the request makes of its end."""
         number = finished.request.id % len(self._running)
         answered = replace(finished, request=_map(finished.request, lambda i: i // len(self._running)))
-        request = self._running[number].follow_up(answered)
+        part = self._running[number]
+        request = part.follow_up(answered) if isinstance(part, FollowUps) else None
         return None if request is None else self._mine(request, number)
 
     def _renumbered(self, requests: Iterator[Request], number: int) -> Iterator[Request]:

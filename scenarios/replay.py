@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import ClassVar
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from scenarios.traces.detect import rows
 from scenarios.traces.row import Row
 from scenarios.traces.text import MAX_LINE_BYTES, MAX_ROWS, MAX_TEXT_BYTES, Caps
 from sim.errors import TraceError
-from sim.request import Finished, Request, new_tuple, stream
+from sim.request import Request, new_tuple, stream
 from sim.units import LAST_NS, NS_PER_S, ns_from_s
 
 
@@ -65,7 +64,6 @@ class Replay:
     max_rows: int = MAX_ROWS
     max_text_bytes: int = MAX_TEXT_BYTES
     max_line_bytes: int = MAX_LINE_BYTES
-    is_open_loop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require("scenario.path", self.path, isinstance(self.path, str) and self.path != "", "the path of a trace file")
@@ -134,10 +132,6 @@ class Replay:
                 ),
             )
             yield request if classifier is None else classifier.tagged(request)
-
-    def follow_up(self, finished: Finished) -> None:  # noqa: ARG002  (the protocol's signature)
-        """Nothing: what happened does not listen."""
-        return
 
     def rows(self, seed: int, is_served: bool = True) -> Iterator[Row]:
         """The rows wanted, at the times of the run.

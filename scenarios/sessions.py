@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from scenarios.arrivals import Arrivals
 from scenarios.classify import Classifier
@@ -39,7 +38,6 @@ class Sessions:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
-    is_open_loop: ClassVar[bool] = False
     _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
     _live: dict[int, Plan] = field(init=False, default_factory=dict, repr=False, compare=False)
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from scenarios.arrivals import Arrivals
 from scenarios.classify import Classifier
 from scenarios.distributions import require, require_positive
 from scenarios.lengths import Lengths
 from scenarios.prefixes import PROMPT, Prefixes, text_id
-from sim.request import Finished, Request, new_tuple, stream
+from sim.request import Request, new_tuple, stream
 from sim.units import ns_from_s
 
 
@@ -68,7 +67,6 @@ class Synthetic:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
-    is_open_loop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_positive("scenario", rate=self.rate)
@@ -122,7 +120,3 @@ class Synthetic:
                 number += 1
             if n < len(times):
                 return
-
-    def follow_up(self, finished: Finished) -> None:  # noqa: ARG002  (the protocol's signature)
-        """Nothing: an open stream does not listen."""
-        return

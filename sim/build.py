@@ -13,9 +13,11 @@ from sim.errors import ConfigError
 
 if TYPE_CHECKING:
     from sim.clock import Clock
+    from sim.engine import Replica
     from sim.kv.cache import KVCache
     from sim.kv.capacity import KVCapacity
     from sim.record import Recorder
+    from sim.router import Traffic
     from sim.step import CostModel
 
 REQUIRED = {
@@ -103,6 +105,30 @@ class Builder:
             max_batched_tokens=self.max_batched_tokens,
             max_seqs=most_seqs or 256,
             n_graphs=len(captured),
+        )
+
+    def replica(
+        self,
+        index: int,
+        capacity: "KVCapacity",
+        env: "Clock",
+        cost: "CostModel",
+        recorder: "Recorder",
+        traffic: "Traffic",
+    ) -> "Replica":
+        """One replica, with a scheduler, a queue and a cache of its own."""
+        from sim.engine import Replica
+
+        return Replica(
+            env,
+            index,
+            self("batching"),
+            self("queue"),
+            self.cache(capacity, env, cost, recorder, index),
+            cost,
+            recorder,
+            traffic.ended if traffic.is_closed_loop else None,
+            self.model.max_len,
         )
 
     def cache(

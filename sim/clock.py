@@ -1,15 +1,13 @@
-"""Simulated time, and the events that replicas and traffic wait for: made once, set again and again.
+"""Simulated time, and events that are made once and set again and again.
 
 All that touches SimPy's own queue is here.
 """
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heappush
 from typing import Any
 
 import simpy
-
-from sim.units import LAST_NS
 
 BEFORE_ALL = simpy.events.URGENT - 1
 
@@ -17,30 +15,19 @@ BEFORE_ALL = simpy.events.URGENT - 1
 class Clock(simpy.Environment):
     """Simulated time, in whole nanoseconds."""
 
-    arrival: simpy.Event | None = None  # of the next request of an open stream; it does nothing but fill queues
-    emit: Callable[[], None]  # what it does
-
     @property
     def now_ns(self) -> int:
         """The present."""
         return self._now  # type: ignore[return-value]  # starts at 0 and every delay is a whole number
 
-    def next_ns(self) -> int:
-        """The next event, or `LAST_NS` if there is none."""
-        return self._queue[0][0] if self._queue else LAST_NS  # type: ignore[return-value]
+    def move_on_to(self, at_ns: int) -> bool:
+        """Let time pass up to a moment, if nothing is due until then.
 
-    def skip_to(self, at_ns: int) -> bool:
-        """Move on to a moment if nothing but requests' arrivals is due until then.
-
-        An event of that moment would be the next one anyway: this spares its way through the queue, and the caller's
-        being put to sleep and woken.
+        An event of that moment would be the next one anyway: this spares its way through the queue.
         """
         queue = self._queue
-        while queue and queue[0][0] <= at_ns:
-            if queue[0][3] is not self.arrival:
-                return False
-            self._now = heappop(queue)[0]
-            self.emit()
+        if queue and queue[0][0] <= at_ns:
+            return False
         self._now = at_ns
         return True
 
@@ -54,51 +41,23 @@ class Clock(simpy.Environment):
         self.ring(simpy.Event(self), self.now_ns, BEFORE_ALL, _interrupt)
 
 
-class Turn(simpy.Event):
-    """The end of a replica's iterations: one event, set again and again.
+class Alarm:
+    """Calls a replica at the ends of its runs. One that has become superfluous comes all the same: it is not searched.
 
-    Those that end in the same nanosecond do so in the order of their replicas, after the arrivals of that nanosecond,
-    however long ago each was scheduled: so jumping over iterations changes nothing.
+    Those of one nanosecond come in the order of their replicas, after the arrivals of that nanosecond, however long ago
+    each was set: so how runs are cut changes nothing.
     """
 
-    def __init__(self, env: Clock, index: int) -> None:
-        self.env: Clock = env
-        self.callbacks: Any = None
-        self._ok = True
-        self._value = None
+    __slots__ = ("_callback", "_env", "_priority")
+
+    def __init__(self, env: Clock, callback: Callable[[simpy.Event], None], index: int) -> None:
+        self._env = env
+        self._callback = callback
         self._priority = simpy.events.NORMAL + 1 + index
 
-    def at(self, end_ns: int) -> "Turn":
-        """Set to that moment."""
-        self.env.ring(self, end_ns, self._priority, None)
-        return self
-
-
-class Inbox:
-    """Where requests reach a replica, and what an idle replica waits for."""
-
-    __slots__ = ("_env", "_idle")
-
-    def __init__(self, env: Clock) -> None:
-        self._env = env
-        self._idle: simpy.Event | None = None
-
-    def arrival(self, ask_again_ns: int | None = None, loads: list[simpy.Event] | None = None) -> simpy.Event:
-        """The event of the next arrival, of the clock's reaching ``ask_again_ns``, or of the first load to end."""
-        self._idle = event = self._env.event()
-        for load in loads or ():
-            load.callbacks.append(lambda _: self.wake() if self._idle is event else None)
-        if ask_again_ns is not None:
-            timer = self._env.timeout(ask_again_ns - self._env.now_ns)
-            if timer.callbacks is not None:  # None once it has fired
-                timer.callbacks.append(lambda _: self.wake() if self._idle is event else None)
-        return event
-
-    def wake(self) -> None:
-        """Something arrived: an idle replica looks again."""
-        if self._idle is not None:
-            self._idle.succeed()
-            self._idle = None
+    def set(self, at_ns: int) -> None:
+        """Come at that moment too."""
+        self._env.ring(Arrival(self._env), at_ns, self._priority, self._callback)
 
 
 class Arrival(simpy.Event):

@@ -1,31 +1,37 @@
-"""The serving engine: one process per replica that plans, computes how long, waits, and commits.
+"""The serving engine: one replica that plans, works out how long, waits, and commits.
 
-plan      the scheduler picks what the next iteration computes and takes the memory for it
-horizon   how many iterations nothing can disturb, and when they end
-wait      one timeout for all of them
+plan      the scheduler picks what the next iterations compute and takes the memory for it
+run       how many iterations this plan holds for, and when they end: one event for all of them
+cut       who arrives, or is loaded, shortens the run to the iteration under way
+settle    who looks in has the iterations committed that have ended by now; the rest of the run goes on
 commit    the ledger advances, tokens and finishes are marked, memory is freed, facts are written
+
+    run       |----|----|----|----|----|----|----|----|   8 iterations, one event at their end
+    arrival                      ^
+    cut       |----|----|----|----|                       4: the next plan knows of the arrival
+    settle    |====|====|====|----|                       3 committed, 1 under way
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
 import simpy
 
-from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
+from sim.batching.plan import Batch, Plan, Scheduler
 from sim.batching.queue import LookAhead, Queue
-from sim.clock import Clock, Inbox, Turn
+from sim.clock import Alarm, Clock
 from sim.errors import InvariantError
 from sim.kv.abilities import Prefetcher
 from sim.kv.cache import KVCache
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import Finished, Request
-from sim.samples import Sample, sampled
+from sim.samples import Sample
 from sim.sequence import Sequence
-from sim.step import Chunks, CostModel, Shape
-from sim.units import LAST_NS, PS_PER_NS
+from sim.step import Chunks, CostModel
+from sim.units import PS_PER_NS
 
 
 class Replica:
@@ -36,14 +42,12 @@ class Replica:
     env : Clock
     index : int
         Of the replica: in the rows it writes, and its turn among those whose iterations end in one nanosecond.
-    next_outside_ns : callable
-        Earliest time at which anything outside this replica can change what it serves, `LAST_NS` if nothing can.
     on_finish : callable or None
         Told of every request that ends or is refused, where that brings about others.
     max_len : int
         The longest the model allows a prompt and its answer to be together [tokens].
     max_steps : int or None
-        Iterations in one timeout at most, and no iteration without one; None is as many as nothing can disturb. The
+        Iterations in one run at most, and no iteration without an event; None is as many as the plan holds for. The
         results are the same.
     """
 
@@ -56,7 +60,6 @@ class Replica:
         kv: KVCache,
         cost: CostModel,
         recorder: Recorder,
-        next_outside_ns: Callable[[], int],
         on_finish: Callable[[Finished], None] | None,
         max_len: int,
         max_steps: int | None = None,
@@ -67,45 +70,61 @@ class Replica:
         self.kv = kv
         self.cost = cost
         self.recorder = recorder
-        self.next_outside_ns = next_outside_ns
         self.on_finish = on_finish
         self.max_len = max_len
         self.max_steps = max_steps
         self.ledger = DecodeLedger(kv.block_tokens, kv.window_tokens)
         self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
         self._look_ahead: LookAhead | None = None
+        waiting = queue
         if isinstance(kv, Prefetcher) and kv.prefetch_requests:
-            self._look_ahead = queue = LookAhead(queue, kv, self._unseen)
-        self.batch = Batch(queue, kv, self.ledger, self.preempt)
-        self.inbox = Inbox(env)
-        self.turn = Turn(env, index)
-        self.n_outstanding = 0  # requests taken and not yet ended
+            self._look_ahead = waiting = LookAhead(queue, kv, self._unseen)
+        self.batch = Batch(waiting, kv, self.ledger, self.preempt, self._disturb)
+        self.n_outstanding = 0  # sequences taken and not yet ended; a prompt counts for each answer it will have
+        self._alarm = Alarm(env, self._turn, index)
+        self._due_ns: int | None = None  # when the run ends, or an idle replica looks again; None: on arrival
+        self._is_busy = False  # an iteration is under way
+        self._plan = Plan()  # of the run under way, as the rest up to `_n_ended`
+        self._start_ns = 0
         self._carry_ps = 0  # what rounding to whole nanoseconds has left over
+        self._n_steps = 0
+        self._first_ps = 0
+        self._growth_ps = 0
+        self._n_decoding = 0
+        self._context_tokens = 0
         self._last_decode_ns = 0
         self._n_preempted = 0  # sequences that gave way in planning this iteration
         self._n_ended = 0  # sequences that ended with the previous iteration
         self._ended: list[Sequence] = []  # of a batch whose answers return together
         self._plans_ahead = scheduler.plans_ahead
-        self._is_busy = False
-        env.process(self.serve())
+        self._passes_by = scheduler.admits_in_order and queue.keeps_head  # an arrival behind others changes no plan
 
-    def submit(self, request: Request) -> None:
+    def submit(self, sequence: Sequence) -> None:
         """Take a request into the queue, or refuse it when it could never be served."""
+        request = sequence.request if sequence.samples is None else sequence.samples.request
         reason = self.refuses(request)
         if reason is not None:
             self.recorder.refuse(request, reason)
             if self.on_finish is not None:
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
-        self.n_outstanding += 1
-        sequence = Sequence(request) if request.n_samples == 1 else sampled(request)
+        self.n_outstanding += sequence.n_samples
         if self._look_ahead is not None:
             self._look_ahead.announce(sequence)
-        if self._is_busy and self._plans_ahead:
+        waiting = self.batch.waiting
+        is_behind = self._passes_by and len(waiting) > 0
+        if not self._is_busy:
+            waiting.push(sequence)
+            self._wake(self.env.now_ns)
+        elif self._plans_ahead:
             self._unseen.append(sequence)
-            return
-        self.batch.waiting.push(sequence)
-        self.inbox.wake()
+            if not is_behind and self._n_steps > 1:
+                now_ns = self.env.now_ns
+                self._cut(now_ns, 1 if now_ns > self._start_ns else 0)  # one more was planned before it came
+        else:
+            waiting.push(sequence)
+            if not is_behind and self._n_steps > 1:
+                self._cut(self.env.now_ns, 0)
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served, or None."""
@@ -120,194 +139,166 @@ class Replica:
         """Facts of the parts at the end of a run."""
         return {"admissions": self.batch.n_admitted, **self.kv.counts()}
 
-    def serve(self) -> Generator[simpy.Event, Any, None]:
-        """Serve for ever."""
-        env, scheduler, batch = self.env, self.scheduler, self.batch
-        now_ns = env.now_ns
-        while True:
-            plan = scheduler.plan(batch, now_ns)
-            if not isinstance(plan, Plan):
-                if self._unseen or batch.leaving:  # nothing runs that a plan could be made during
-                    self._catch_up(now_ns)
-                    continue
-                loads = batch.loading() if batch.partial else []
-                if plan is None and len(batch.waiting) and not loads:
-                    raise InvariantError(f"replica {self.index}: requests wait, nothing runs, and none is admitted")
-                yield self.inbox.arrival(plan, [sequence.loading for sequence in loads])
-                now_ns = env.now_ns
-                continue
-            if (plan is DECODE_OPEN or plan is DECODE_ON) and self._only_decodes():
-                now_ns = yield from self.decode(plan, now_ns)
-                continue
-            shape, pace, n_steps = self.horizon(plan, now_ns)
-            owed_ps = self._carry_ps + (pace[0] if n_steps == 1 else elapsed_ps(pace[0], pace[1], n_steps))
-            whole_ns = owed_ps // PS_PER_NS
-            end_ns = now_ns + whole_ns
-            self._is_busy = True
-            if self.max_steps is not None or not env.skip_to(end_ns):
-                yield self.turn.at(end_ns)
-            self._is_busy = False
-            self.commit(plan, shape, pace, n_steps, now_ns, end_ns)
-            self._carry_ps = owed_ps - whole_ns * PS_PER_NS
-            now_ns = end_ns
+    def settle(self, now_ns: int) -> None:
+        """Commit the iterations that have ended before now; what is under way goes on and ends when it would have.
 
-    def _only_decodes(self) -> bool:
-        """Whether the next iterations are such as `decode` runs: no prompts, no copies, nobody who gave way."""
-        batch, kv = self.batch, self.kv
-        return not (
-            batch.partial
-            or self._n_preempted
-            or batch.has_attended
-            or kv.copies.moved_bytes
-            or kv.copies.host_bytes
-            or self.max_steps is not None
-            or self.scheduler.returns_together
+        One that ends in this very nanosecond is still under way: what comes from outside comes before it.
+        """
+        if not self._is_busy or self._n_steps == 1:
+            return
+        n_steps = self._steps_to(now_ns) - 1
+        if n_steps:
+            n_left = self._n_steps - n_steps
+            self._n_steps = n_steps
+            end_ns = self._end_ns()
+            self._commit(end_ns)
+            self._start_ns, self._n_steps = end_ns, n_left
+            self._first_ps += n_steps * self._growth_ps
+            self._context_tokens = self.ledger.context_tokens()
+
+    def fail(self, now_ns: int) -> list[Sequence]:
+        """All that runs or waits here loses its KV and is handed back, in the order of its arrival here.
+
+        A fault is a preemption of everybody: what they have generated stays theirs. Tokens of the iteration under way
+        are lost. The replica goes on, empty, with whatever is submitted to it.
+        """
+        self.settle(now_ns)
+        self._is_busy = False
+        self._due_ns = None
+        batch = self.batch
+        for sequence in batch.leaving:
+            self.kv.release(sequence, now_ns)
+        batch.leaving.clear()
+        for sequence in [*reversed(batch.partial), *reversed(list(self.ledger))]:
+            self.preempt(sequence)
+        queue = batch.waiting if self._look_ahead is None else self._look_ahead.queue
+        handed_back = [queue.take() for _ in range(len(queue))]
+        handed_back += self._unseen
+        self._unseen.clear()
+        self._n_preempted = self._n_ended = 0
+        self.n_outstanding = 0
+        return handed_back
+
+    def _wake(self, now_ns: int) -> None:
+        """An idle replica plans, when all that comes in this nanosecond has come."""
+        if self._due_ns != now_ns:
+            self._due_ns = now_ns
+            self._alarm.set(now_ns)
+
+    def _disturb(self, _: Any = None) -> None:
+        """What a plan would look at has changed from outside (KV has been loaded): plan anew after this iteration."""
+        if not self._is_busy:
+            self._wake(self.env.now_ns)
+        elif self._n_steps > 1:
+            self._cut(self.env.now_ns, 0)
+
+    def _cut(self, now_ns: int, n_more: int) -> None:
+        """Let the run end with the iteration under way, or so many later."""
+        n_steps = self._steps_to(now_ns) + n_more
+        if n_steps < self._n_steps:
+            self._n_steps = n_steps
+            self._due_ns = self._end_ns()
+            self._alarm.set(self._due_ns)
+
+    def _steps_to(self, now_ns: int) -> int:
+        """Iterations of the run that have begun before now, at least one."""
+        target_ps = (now_ns - self._start_ns) * PS_PER_NS - self._carry_ps
+        return steps_until(self._first_ps, self._growth_ps, target_ps, self._n_steps)
+
+    def _end_ns(self) -> int:
+        """When the run ends, as long as it is now."""
+        return (
+            self._start_ns + (self._carry_ps + elapsed_ps(self._first_ps, self._growth_ps, self._n_steps)) // PS_PER_NS
         )
 
-    def decode(self, plan: Plan, now_ns: int) -> Generator[simpy.Event, Any, int]:
-        """Run after run of iterations that only decode, while the plan stands; returns when the last has ended [ns].
+    def _turn(self, _: simpy.Event) -> None:
+        """The run has ended, or an idle replica was to look again: commit, plan and run, until something else is due.
 
-        What `horizon` and `commit` do, written out for the turn that most turns are: nothing is looked up twice. With
-        ``max_steps`` all turns go through those two, and the tests hold both ways equal to the nanosecond.
+        The alarm of a run that was cut still comes, and finds nothing due.
         """
-        env, batch, ledger, kv, copies = self.env, self.batch, self.ledger, self.kv, self.kv.copies
-        waiting, leaving, unseen = batch.waiting, batch.leaving, self._unseen
-        cost, iterations, is_open = self.cost, self.recorder.iterations, plan.is_open
-        append, pack, index, next_outside_ns = iterations.append, iterations.pack, self.index, self.next_outside_ns
-        carry_ps, n_ended = self._carry_ps, self._n_ended
-        self._is_busy = True
-        while True:
-            n_decoding, n_growing = len(ledger.members), ledger.n_growing
-            live_tokens = ledger.resident_tokens
-            context = live_tokens + ledger.padding_tokens + n_growing
-            longest = ledger.max_context_tokens()
-            first_ps, growth_ps, n_steps = cost.pace(((), n_decoding, context, longest, n_growing, 0.0, 0.0, n_ended))
-            to_event = ledger.steps_to_event()
-            if to_event is not None and to_event < n_steps:
-                n_steps = to_event
-            n_steps = kv.steps_within(ledger, n_steps)
-            if n_steps < 1:
-                break  # somebody has to give way
-            if leaving or (unseen and is_open):
-                n_steps = 1
-            elif is_open and n_steps > 1 and (until_ns := next_outside_ns()) != LAST_NS:
-                most = n_steps
-                n_steps = steps_until(first_ps, growth_ps, (until_ns - now_ns) * PS_PER_NS - carry_ps, most)
-                if n_steps < most and self._plans_ahead and until_ns > now_ns:
-                    n_steps += 1  # planned before that happened
-            owed_ps = carry_ps + n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2)  # elapsed_ps
-            whole_ns = owed_ps // PS_PER_NS
-            end_ns = now_ns + whole_ns
-            if not env.skip_to(end_ns):
-                yield self.turn.at(end_ns)
-            n_emitting = ledger.n_emitting
-            held_tokens, shared_tokens, rounding_tokens = kv.held_tokens, kv.shared_tokens, kv.rounding_tokens
-            if shared_tokens and leaving:  # they still hold what they share
-                live_tokens += sum(sequence.resident_tokens for sequence in leaving)
-            if rounding_tokens is None:
-                rounding_tokens = held_tokens - live_tokens + shared_tokens
-                if rounding_tokens < 0:
-                    rounding_tokens = 0
-            append(
-                pack(
-                    index,
-                    now_ns,
-                    carry_ps,
-                    n_steps,
-                    first_ps,
-                    growth_ps,
-                    0,
-                    0,
-                    n_emitting,
-                    context,
-                    len(waiting) + len(unseen),
-                    0,
-                    held_tokens,
-                    live_tokens,
-                    kv.idle_tokens,
-                    0,
-                    n_decoding - n_emitting,
-                    rounding_tokens,
-                    kv.external_tokens,
-                    shared_tokens,
-                )
-            )
-            kv.advance(ledger, n_steps)
-            ledger.advance(n_steps)
-            if unseen or leaving:
-                self._catch_up(now_ns + (carry_ps + elapsed_ps(first_ps, growth_ps, n_steps - 1)) // PS_PER_NS)
-            carry_ps = owed_ps - whole_ns * PS_PER_NS
+        env = self.env
+        now_ns = env.now_ns
+        if now_ns != self._due_ns:
+            return
+        if self._is_busy:
+            self._commit(now_ns)
+        while self._next(now_ns):
+            end_ns = self._end_ns()
+            if self.max_steps is not None or not env.move_on_to(end_ns):
+                self._due_ns = end_ns
+                self._alarm.set(end_ns)
+                return
             now_ns = end_ns
-            n_ended = 0
-            if ledger.ends and ledger.ends[0][0] <= ledger.step:
-                ended = ledger.finished()
-                n_ended = len(ended)
-                for sequence in ended:
-                    self._finish(sequence, now_ns)
-            if not is_open or len(waiting) or not ledger.members or copies.moved_bytes or copies.host_bytes:
-                break
+            self._commit(now_ns)
+
+    def _next(self, now_ns: int) -> bool:
+        """Plan, and begin a run: whether there is one."""
+        batch, scheduler = self.batch, self.scheduler
+        plan = scheduler.plan(batch, now_ns)
+        while not isinstance(plan, Plan) and (
+            self._unseen or batch.leaving
+        ):  # no iteration runs that would be planned during
+            self._catch_up(now_ns)
+            plan = scheduler.plan(batch, now_ns)
+        if isinstance(plan, Plan):
+            self._begin(plan, now_ns)
+            return True
         self._is_busy = False
-        self._carry_ps, self._n_ended, self._last_decode_ns = carry_ps, n_ended, now_ns
-        return now_ns
+        self._due_ns = None
+        if plan is not None:
+            self._wake(plan)
+        elif len(batch.waiting) and not batch.loading():
+            raise InvariantError(f"replica {self.index}: requests wait, nothing runs, and none is admitted")
+        return False
 
-    def horizon(self, plan: Plan, start_ns: int) -> tuple[Shape, tuple[int, int, int], int]:
-        """What the planned iteration computes, how long it takes, and how many like it nothing can disturb.
+    def _begin(self, plan: Plan, now_ns: int) -> None:
+        """Begin a run of what is planned: what it computes, how long it takes, and how many iterations it holds for.
 
-        A run of iterations ends with the first member to finish or to need the cache's attention, with the free
-        memory, at the cost model's next knot, or with the first iteration to end after the outside may have changed.
+        A run ends with the first member to finish or to need the cache's attention, with the free memory, or at the
+        cost model's next knot. Whoever comes before cuts it.
         """
-        ledger, kv = self.ledger, self.kv
-        chunks = plan.chunks
-        batch = context = longest = growing = 0
+        batch, ledger, kv = self.batch, self.ledger, self.kv
+        n_decoding = context = longest = growing = 0
         if plan.decodes and ledger.members:
-            batch, growing = len(ledger.members), ledger.n_growing
+            n_decoding, growing = len(ledger.members), ledger.n_growing
             context = ledger.resident_tokens + ledger.padding_tokens + growing
             longest = ledger.max_context_tokens()
         copies = kv.copies
         moved, hosted = copies.moved_bytes, copies.host_bytes
-        shape = (_chunks(plan) if chunks else (), batch, context, longest, growing, moved, hosted, self._n_ended)
-        pace = self.cost.pace(shape)
-        whole = self.batch
-        if chunks or self._n_preempted or moved or hosted or whole.has_attended or whole.leaving:
+        chunks = _chunks(plan) if plan.chunks else ()
+        first_ps, growth_ps, n_steps = self.cost.pace(
+            (chunks, n_decoding, context, longest, growing, moved, hosted, self._n_ended)
+        )
+        if chunks or moved or hosted or self._n_preempted or batch.is_provisional or batch.leaving:
+            n_steps = 1
             copies.moved_bytes = copies.host_bytes = 0.0
-            whole.has_attended = False
-            return shape, pace, 1
-        if self._unseen and plan.is_open:
-            return shape, pace, 1
-        first_ps, growth_ps, n_steps = pace
-        to_event = ledger.steps_to_event()
-        if to_event is not None and to_event < n_steps:
-            n_steps = to_event
-        if self.max_steps is not None and self.max_steps < n_steps:
-            n_steps = self.max_steps
-        n_steps = kv.steps_within(ledger, n_steps)
-        if n_steps > 1:
-            until_ns = self.next_outside_ns() if plan.is_open else LAST_NS
-            if until_ns != LAST_NS:
-                target_ps = (until_ns - start_ns) * PS_PER_NS - self._carry_ps
-                most, n_steps = n_steps, steps_until(first_ps, growth_ps, target_ps, n_steps)
-                if self._plans_ahead and until_ns > start_ns and n_steps < most:
-                    n_steps += 1  # planned before that happened
-            if whole.partial and whole.loading():
-                target_ps = (self.env.next_ns() - start_ns) * PS_PER_NS - self._carry_ps
-                n_steps = steps_until(first_ps, growth_ps, target_ps, n_steps)
-            if plan.valid_until_ns is not None:
-                target_ps = (plan.valid_until_ns - start_ns) * PS_PER_NS - self._carry_ps
-                n_steps = steps_until(first_ps, growth_ps, target_ps, n_steps)
-        return shape, pace, n_steps
+            batch.is_provisional = False
+        elif self._unseen and not (self._passes_by and len(batch.waiting)):
+            n_steps = 1  # then they are seen
+        else:
+            to_event = ledger.steps_to_event()
+            if to_event is not None and to_event < n_steps:
+                n_steps = to_event
+            if self.max_steps is not None and self.max_steps < n_steps:
+                n_steps = self.max_steps
+            n_steps = kv.steps_within(ledger, n_steps)
+        self._plan = plan
+        self._start_ns = now_ns
+        self._n_steps, self._first_ps, self._growth_ps = n_steps, first_ps, growth_ps
+        self._n_decoding, self._context_tokens = n_decoding, context
+        self._is_busy = True
 
-    def commit(
-        self, plan: Plan, shape: Shape, pace: tuple[int, int, int], n_steps: int, start_ns: int, end_ns: int
-    ) -> None:
-        """The planned iterations have run: write them down, count their tokens, end what has ended."""
-        ledger, kv, batch = self.ledger, self.kv, self.batch
-        chunks, partial = plan.chunks, batch.partial
-        n_decoding, context = shape[1], shape[2]
+    def _commit(self, end_ns: int) -> None:
+        """The run has gone so far: write it down, count its tokens, end what has ended."""
+        ledger, kv, batch, plan = self.ledger, self.kv, self.batch, self._plan
+        chunks, partial, leaving = plan.chunks, batch.partial, batch.leaving
+        n_steps, first_ps, growth_ps, carry_ps = self._n_steps, self._first_ps, self._growth_ps, self._carry_ps
+        n_decoding = self._n_decoding
         n_emitting = ledger.n_emitting if n_decoding else 0
         live_tokens = ledger.resident_tokens
-        held_tokens, rounding_tokens = kv.held_tokens, kv.rounding_tokens
+        held_tokens, shared_tokens, rounding_tokens = kv.held_tokens, kv.shared_tokens, kv.rounding_tokens
         n_prefilled = n_joined = 0
-        complete = []
+        complete: list[Sequence] = []
         if partial:
             for sequence in partial:
                 live_tokens += sequence.computed_tokens - sequence.dropped_tokens
@@ -316,9 +307,8 @@ class Replica:
                 if sequence.computed_tokens + n_tokens == sequence.target_tokens:
                     complete.append(sequence)
                     n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.output_tokens)
-        shared_tokens = kv.shared_tokens
-        if shared_tokens and batch.leaving:  # they still hold what they share
-            live_tokens += sum(sequence.resident_tokens for sequence in batch.leaving)
+        if shared_tokens and leaving:  # they still hold what they share
+            live_tokens += sum([sequence.resident_tokens for sequence in leaving])
         if rounding_tokens is None:
             rounding_tokens = held_tokens - n_prefilled - live_tokens + shared_tokens
             if rounding_tokens < 0:  # of a long prompt a window holds only the end
@@ -327,15 +317,15 @@ class Replica:
         iterations.append(
             iterations.pack(
                 self.index,
-                start_ns,
-                self._carry_ps,
+                self._start_ns,
+                carry_ps,
                 n_steps,
-                pace[0],
-                pace[1],
+                first_ps,
+                growth_ps,
                 n_prefilled,
                 n_joined,
                 n_emitting,
-                context,
+                self._context_tokens,
                 len(batch.waiting) + len(self._unseen),
                 len(partial),
                 held_tokens,
@@ -348,6 +338,8 @@ class Replica:
                 shared_tokens,
             )
         )
+        last_start_ps = carry_ps + elapsed_ps(first_ps, growth_ps, n_steps - 1)
+        self._carry_ps = last_start_ps + first_ps + growth_ps * (n_steps - 1) - (end_ns - self._start_ns) * PS_PER_NS
         self._n_preempted = 0
         kv.advance(ledger, n_steps if n_decoding else 0)
         if n_decoding:
@@ -359,18 +351,23 @@ class Replica:
         for sequence in complete:
             partial.remove(sequence)
             self._start_decoding(sequence, plan.pad_to_tokens, end_ns)
-        if self._unseen or batch.leaving:
-            last_ps = self._carry_ps + elapsed_ps(pace[0], pace[1], n_steps - 1)
-            self._catch_up(start_ns + last_ps // PS_PER_NS)
-        ended = ledger.finished() if ledger.ends and ledger.ends[0][0] <= ledger.step else []
+        if self._unseen or leaving:
+            self._catch_up(self._start_ns + last_start_ps // PS_PER_NS)
+        self._n_ended = 0
+        if (ledger.ends and ledger.ends[0][0] <= ledger.step) or self._ended:
+            self._end_sequences(end_ns)
+
+    def _end_sequences(self, now_ns: int) -> None:
+        """End those that have got their last token; where a batch's answers return together, when all have."""
+        ended = self.ledger.finished()
         self._n_ended = len(ended)
         if self.scheduler.returns_together:
             self._ended += ended
             ended = []
-            if not ledger.n_emitting:
+            if not self.ledger.n_emitting:
                 ended, self._ended = self._ended, ended
         for sequence in ended:
-            self._finish(sequence, end_ns)
+            self._finish(sequence, now_ns)
 
     def _catch_up(self, seen_ns: int) -> None:
         """What the next plan knows of, if it is made while the iteration before it runs, from ``seen_ns`` on.
@@ -470,6 +467,7 @@ class Replica:
             raise InvariantError(f"request {request.id} ended without having been scheduled")
         self.ledger.leave(sequence)
         sequence.is_finished = True
+        self.n_outstanding -= 1
         if self._plans_ahead and len(self.batch.waiting):  # else nobody would notice
             self.batch.leaving.append(sequence)
         else:
@@ -481,7 +479,6 @@ class Replica:
                 return
             request, n_preemptions = samples.request, samples.n_preemptions
             output_tokens *= request.n_samples
-        self.n_outstanding -= 1
         requests = self.recorder.requests
         requests.append(
             requests.pack(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,15 +47,16 @@ class Finished:
 
 
 class Scenario(Protocol):
-    """Traffic: an open stream of requests, and what finished requests bring about.
-
-    Where they bring about none, a scenario may say ``is_open_loop = True``: then it is never asked, and engines look
-    ahead to the stream's next arrival.
-    """
+    """Traffic: an open stream of requests."""
 
     def requests(self, seed: int) -> Iterator[Request]:
         """Requests in order of arrival. Every call starts the same stream anew."""
         ...
+
+
+@runtime_checkable
+class FollowUps(Scenario, Protocol):
+    """Traffic in which requests that end bring about others: conversations, closed loops."""
 
     def follow_up(self, finished: Finished) -> Request | None:
         """The request that a finished one brings about (next turn, next of a closed loop), at or after its finish."""

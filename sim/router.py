@@ -1,8 +1,8 @@
-"""Traffic enters the house: requests arrive, and each is handed to a replica."""
+"""Where a request is served, and how traffic gets there."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator
+from typing import Final, cast
 
 import simpy
 from mypy_extensions import mypyc_attr
@@ -11,8 +11,14 @@ from simpy.events import URGENT
 from sim.clock import Arrival, Clock
 from sim.engine import Replica
 from sim.errors import ConfigError, InvariantError
-from sim.request import Finished, Request, Scenario
+from sim.fleet import Fleet
+from sim.request import Finished, FollowUps, Request, Scenario
+from sim.samples import sampled
+from sim.sequence import Sequence
 from sim.units import LAST_NS
+
+ARRIVAL: Final = "arrival"
+"""The stage at which a request has nothing computed yet."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -20,8 +26,12 @@ class Router(ABC):
     """Chooses the replica that serves a request."""
 
     @abstractmethod
-    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:
-        """One of the replicas."""
+    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:
+        """One of the fleet's open replicas, of which there is at least one.
+
+        A router sees what a request asks for and its text, never how long the answer will be. ``n_outstanding`` of a
+        replica is always true; who looks at its cache or ledger has it ``settle(now_ns)`` before.
+        """
         ...
 
 
@@ -31,51 +41,59 @@ class RoundRobin(Router):
     def __init__(self) -> None:
         self._turn = -1
 
-    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:  # noqa: ARG002
+    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:  # noqa: ARG002
         """The next one."""
-        self._turn = (self._turn + 1) % len(replicas)
-        return replicas[self._turn]
+        self._turn = (self._turn + 1) % len(fleet.open)
+        return fleet.open[self._turn]
 
 
 class LeastLoaded(Router):
-    """The replica with the fewest requests waiting and running; the first among equals."""
+    """The replica with the fewest sequences waiting and running; the first among equals."""
 
-    def choose(self, request: Request, replicas: Sequence[Replica]) -> Replica:  # noqa: ARG002
+    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:  # noqa: ARG002
         """The least loaded one."""
-        return min(replicas, key=lambda replica: replica.n_outstanding)
+        least = fleet.open[0]
+        for replica in fleet.open:
+            if replica.n_outstanding < least.n_outstanding:
+                least = replica
+        return least
 
 
 class Traffic:
-    """The scenario's requests, handed to the replicas at their time of arrival."""
+    """The scenario's requests, handed to the fleet at their time of arrival."""
 
-    def __init__(self, env: Clock, scenario: Scenario, seed: int, router: Router) -> None:
+    def __init__(self, env: Clock, scenario: Scenario, seed: int, router: Router, fleet: Fleet) -> None:
         self.env = env
-        self.scenario = scenario
         self.router = router
-        self.replicas: list[Replica] = []
+        self.fleet = fleet
         self.n_arrived = 0
         self._stream: Iterator[Request] = scenario.requests(seed)
+        self._follow_ups = scenario if isinstance(scenario, FollowUps) else None
         self._next: Request | None = None
-        self._arrival = env.arrival = Arrival(env)  # of the stream, one at a time
-        env.emit = self._emit
+        self._arrival = Arrival(env)  # of the stream, one at a time
 
-    def start(self, replicas: list[Replica]) -> None:
+    def start(self) -> None:
         """Begin with the first request."""
-        self.replicas = replicas
         self._next = next(self._stream, None)
         self._schedule_next(self.env.now_ns)
 
-    def next_arrival_ns(self) -> int:
-        """When the next request of an open stream arrives, `LAST_NS` after the last one."""
-        return LAST_NS if self._next is None else self._next.arrival_ns
+    @property
+    def is_closed_loop(self) -> bool:
+        """Whether requests bring about others when they end."""
+        return self._follow_ups is not None
 
     def ended(self, finished: Finished) -> None:
         """A request ended; what it brings about arrives in its time."""
-        request = self.scenario.follow_up(finished)
+        request = None if self._follow_ups is None else self._follow_ups.follow_up(finished)
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")
             self.env.ring(Arrival(self.env, request), request.arrival_ns, URGENT, self._follow)
+
+    def place(self, sequence: Sequence) -> None:
+        """Hand a sequence to the replica that is to serve it."""
+        now_ns = self.env.now_ns
+        self.router.place(sequence.request, ARRIVAL, self.fleet, now_ns).submit(sequence)
 
     def _schedule_next(self, now_ns: int) -> None:
         request = self._next
@@ -87,19 +105,19 @@ class Traffic:
                 raise ConfigError(f"request {request.id} would arrive after 146 years, where the clock ends")
             self.env.ring(self._arrival, arrival_ns, URGENT, self._emit)
 
-    def _emit(self, _: simpy.Event | None = None) -> None:
+    def _emit(self, _: simpy.Event) -> None:
         """Hand over the request whose time has come, and those of the same nanosecond."""
-        now = self.env.now_ns
-        router, replicas = self.router, self.replicas
+        now_ns = self.env.now_ns
         request = self._next
-        while request is not None and request.arrival_ns == now:
-            self.n_arrived += 1
-            router.choose(request, replicas).submit(request)
+        while request is not None and request.arrival_ns == now_ns:
+            self._arrive(request)
             self._next = request = next(self._stream, None)
-        self._schedule_next(now)
+        self._schedule_next(now_ns)
 
     def _follow(self, event: simpy.Event) -> None:
         """Hand over a request that another one's end brought about."""
-        request = cast(Request, event.value)
+        self._arrive(cast(Request, event.value))
+
+    def _arrive(self, request: Request) -> None:
         self.n_arrived += 1
-        self.router.choose(request, self.replicas).submit(request)
+        self.place(Sequence(request) if request.n_samples == 1 else sampled(request))

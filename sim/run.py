@@ -67,7 +67,7 @@ def run(
         Iteration times in place of the configuration's.
     """
     from sim.clock import Clock
-    from sim.engine import Replica
+    from sim.fleet import Fleet
     from sim.record import Recorder, Result
     from sim.router import Traffic
 
@@ -78,24 +78,12 @@ def run(
     cost = cost or made("cost")
     env = Clock()
     recorder = Recorder()
-    is_open_loop = bool(getattr(scenario, "is_open_loop", False))
-    traffic = Traffic(env, scenario, config["seed"], made("router"))
-    replicas = [
-        Replica(
-            env,
-            index,
-            made("batching"),
-            made("queue"),
-            made.cache(capacity, env, cost, recorder, index),
-            cost,
-            recorder,
-            traffic.next_arrival_ns if is_open_loop else env.next_ns,
-            None if is_open_loop else traffic.ended,
-            made.model.max_len,
-        )
-        for index in range(config["replicas"])
-    ]
-    traffic.start(replicas)
+    fleet = Fleet(lambda index: made.replica(index, capacity, env, cost, recorder, traffic))
+    traffic = Traffic(env, scenario, config["seed"], made("router"), fleet)
+    for _ in range(config["replicas"]):
+        fleet.add()
+    replicas = fleet.replicas
+    traffic.start()
     with frozen_heap(), progress(recorder, console), interruptible(env):
         try:
             env.run()

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 
-from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
+from sim.batching.plan import DECODE, Batch, Plan, Scheduler
 from sim.batching.queue import Queue
 from sim.kv.cache import Copies, KVCache
 from sim.ledger import DecodeLedger
@@ -134,11 +134,11 @@ class Few(Scheduler):
                 return Plan([admitted], decodes=False)
         if not batch.ledger.members:
             return None
-        return DECODE_ON if batch.n_running() == self.most else DECODE_OPEN
+        return DECODE
 
 
 class ById(Router):
     """Requests with odd numbers here, with even ones there."""
 
-    def choose(self, request: Request, replicas):
-        return replicas[request.id % len(replicas)]
+    def place(self, request: Request, stage, fleet, now_ns):
+        return fleet.open[request.id % len(fleet.open)]

@@ -1,6 +1,6 @@
 """Chunked prefill under one token budget: vLLM v1's scheduler, and Sarathi-Serve's."""
 
-from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
+from sim.batching.plan import DECODE, Batch, Plan, Scheduler
 from sim.errors import ConfigError
 from sim.sequence import Sequence
 
@@ -24,6 +24,8 @@ class Chunked(Scheduler):
         vLLM's async scheduling, its default since 0.14. Who arrives during an iteration then waits for the next one
         too, and a place freed by an iteration is taken one iteration later.
     """
+
+    admits_in_order: bool = True
 
     def __init__(self, max_num_batched_tokens: int = 8192, max_num_seqs: int = 256, plans_ahead: bool = False) -> None:
         if max_num_seqs < 1:
@@ -51,8 +53,7 @@ class Chunked(Scheduler):
             n_preempted = batch.make_room()
             n_decoding = len(ledger.members)
         if n_decoding and not waiting and not batch.partial:
-            is_full = n_decoding + len(batch.leaving) >= self.max_num_seqs
-            return DECODE_ON if is_full or n_decoding >= self.max_num_batched_tokens else DECODE_OPEN
+            return DECODE
         budget = self.max_num_batched_tokens - n_decoding
         chunks: list[tuple[Sequence, int]] = []
         for sequence in tuple(batch.partial):
@@ -84,10 +85,4 @@ class Chunked(Scheduler):
                     budget -= admitted[1]
         if not chunks and not n_decoding:  # all gave way: now they come back one by one
             return self.plan(batch, now_ns) if n_preempted else None
-        if chunks:
-            return Plan(chunks)
-        if not budget or n_running >= self.max_num_seqs:
-            return DECODE_ON
-        if waiting and batch.may_fit_later:
-            return Plan(valid_until_ns=now_ns)
-        return DECODE_ON if waiting and waiting.keeps_head else DECODE_OPEN
+        return Plan(chunks) if chunks else DECODE

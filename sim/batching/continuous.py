@@ -1,6 +1,6 @@
 """Iteration-level batching, whole prompts first: Orca's idea as the first vLLM scheduled it."""
 
-from sim.batching.plan import DECODE_ON, DECODE_OPEN, Batch, Plan, Scheduler
+from sim.batching.plan import DECODE, Batch, Plan, Scheduler
 from sim.errors import ConfigError
 
 
@@ -19,6 +19,8 @@ class Continuous(Scheduler):
     max_num_seqs : int
         Sequences running at once; vLLM v0's default is 256.
     """
+
+    admits_in_order: bool = True
 
     def __init__(self, max_num_batched_tokens: int = 8192, max_num_seqs: int = 256) -> None:
         for key, value in (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens)):
@@ -52,5 +54,4 @@ class Continuous(Scheduler):
         n_preempted = batch.make_room()
         if not ledger.members:
             return self.plan(batch, now_ns) if n_preempted else None
-        is_full = batch.n_running() >= self.max_num_seqs
-        return DECODE_ON if is_full or (len(waiting) and waiting.keeps_head) else DECODE_OPEN
+        return DECODE

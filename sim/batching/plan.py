@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 from mypy_extensions import mypyc_attr
 
@@ -16,6 +16,8 @@ from sim.sequence import Sequence
 
 Preempt = Callable[[Sequence], None]
 """Takes a running sequence's memory back and puts it at the head of the queue."""
+Loaded = Callable[[Any], None]
+"""Called when a sequence's KV has come over a link."""
 
 
 @dataclass(slots=True)
@@ -26,12 +28,12 @@ class Batch:
     kv: KVCache
     ledger: DecodeLedger
     preempt: Preempt
+    loaded: Loaded
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
     leaving: list[Sequence] = field(default_factory=list)  # ended after the next plan was made: places still taken
     n_admitted: int = 0
     n_unforked: int = 0  # sequences that admitted prompts will become, beyond one each
-    has_attended: bool = False  # the cache changed what a decoding sequence holds: the next plan may differ
-    may_fit_later: bool = False  # the head was refused, and may be admitted although no memory is given back
+    is_provisional: bool = False  # the plan may hold for one iteration only, though nobody comes and nobody ends
     reusing: Reusing | None = field(init=False)  # the cache, if what decoding takes is to be popped first
 
     def __post_init__(self) -> None:
@@ -54,7 +56,6 @@ class Batch:
         sequence = self.waiting.head()
         n_samples = sequence.n_samples
         if n_samples > most_seqs:
-            self.may_fit_later = False
             return None
         matched = self.kv.match(sequence)
         n_tokens = sequence.target_tokens - matched
@@ -63,11 +64,13 @@ class Batch:
         if not self.kv.extend(sequence, n_tokens, self.ledger):
             if self.kv.match(sequence) < matched:
                 return self.admit(most_tokens, now_ns, most_seqs)  # what was found had to give way: try without
-            # A piece that follows a cached prefix needs less once some of that prefix has been evicted.
-            self.may_fit_later = matched > 0 and most_tokens is not None and most_tokens < sequence.target_tokens
+            if matched and most_tokens is not None and most_tokens < sequence.target_tokens:
+                # A piece that follows a cached prefix needs less once some of that prefix has been evicted.
+                self.is_provisional = True
             return None
         if sequence.loading is not None:
             n_tokens = 0  # its turn comes when its KV has
+            sequence.loading.callbacks.append(self.loaded)
         self.waiting.take()
         self.partial.append(sequence)
         if n_samples > 1:
@@ -89,7 +92,8 @@ class Batch:
         n_preempted = 0
         while ledger.members:
             due = ledger.due() if ledger.alarms else []
-            self.has_attended = self.has_attended or bool(due)
+            if due:  # what they hold changes, and so may what fits
+                self.is_provisional = True
             while due:
                 if kv.extend(due[0], 1, ledger):
                     ledger.rearm(due.pop(0))
@@ -128,29 +132,23 @@ class Batch:
 
 
 class Plan:
-    """The next iteration, and how long the decision stands."""
+    """The next iteration; where it computes no prompts, those after it too, until somebody comes or ends."""
 
-    __slots__ = ("chunks", "decodes", "is_open", "pad_to_tokens", "valid_until_ns")
+    __slots__ = ("chunks", "decodes", "pad_to_tokens")
 
     def __init__(
         self,
         chunks: list[tuple[Sequence, int]] | None = None,
         decodes: bool = True,
         pad_to_tokens: int | None = None,
-        is_open: bool = False,
-        valid_until_ns: int | None = None,
     ) -> None:
         self.chunks = chunks or []  # prompt tokens to compute, by sequence
         self.decodes = decodes  # every decoding sequence gets a token; else they are held back
         self.pad_to_tokens = pad_to_tokens  # prompts are computed as if so long (request-level batches)
-        self.is_open = is_open  # an arrival could change the plan of the iterations that follow
-        self.valid_until_ns = valid_until_ns  # a clock of the scheduler's own
 
 
-DECODE_ON: Final = Plan()
-"""Nothing but decoding, and an arrival changes nothing: it cannot be admitted before a sequence ends."""
-DECODE_OPEN: Final = Plan(is_open=True)
-"""Nothing but decoding, until something arrives."""
+DECODE: Final = Plan()
+"""Nothing but decoding."""
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -159,6 +157,7 @@ class Scheduler(ABC):
 
     plans_ahead: bool = False  # while the iteration before runs, so without knowing what arrives or ends during it
     returns_together: bool = False  # a batch's answers are returned, and its memory freed, when the longest has ended
+    admits_in_order: bool = False  # who waits is admitted from the head as soon as it fits: nobody behind it matters
 
     @property
     @abstractmethod

@@ -1,6 +1,6 @@
 """Batches of whole requests: fill, pad, run until the longest has ended."""
 
-from sim.batching.plan import DECODE_ON, Batch, Plan, Scheduler
+from sim.batching.plan import DECODE, Batch, Plan, Scheduler
 from sim.errors import ConfigError
 from sim.spec import as_given
 from sim.units import MS_PER_S, ns_from_s
@@ -24,6 +24,7 @@ class RequestLevel(Scheduler):
     """
 
     returns_together: bool = True
+    admits_in_order: bool = True
 
     def __init__(self, max_batch_size: int = 32, max_wait_time_ms: float = 0.0) -> None:
         if max_batch_size < 1:
@@ -45,7 +46,7 @@ class RequestLevel(Scheduler):
         ledger, waiting = batch.ledger, batch.waiting
         batch.make_room()
         if ledger.members:
-            return DECODE_ON
+            return DECODE
         if batch.partial:
             return self._start(batch)
         if not len(waiting):

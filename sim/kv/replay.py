@@ -12,7 +12,7 @@ from typing import Literal
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Evictor, Unit
-from sim.request import Finished, Request, Scenario, block_keys
+from sim.request import Finished, FollowUps, Request, Scenario, block_keys
 
 Touch = Literal["tail_first", "head_first", "head_first_once"]
 """How a request's blocks reach the evictor.
@@ -95,7 +95,7 @@ def all_requests(scenario: Scenario, seed: int) -> Iterator[Request]:
         else:
             request = heappop(answers)[2]
         yield request
-        answer = scenario.follow_up(Finished(request, request.arrival_ns))
+        answer = scenario.follow_up(Finished(request, request.arrival_ns)) if isinstance(scenario, FollowUps) else None
         if answer is not None:
             order += 1
             heappush(answers, (answer.arrival_ns, order, answer))

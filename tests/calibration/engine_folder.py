@@ -18,16 +18,11 @@ EPOCH_S, MONOTONIC_S = 1_700_000_000.0, 7_000.0  # where the clocks of front end
 class Listed:
     """Requests that come as they are listed."""
 
-    is_open_loop = True
-
     def __init__(self, requests: list[Request]) -> None:
         self._requests = requests
 
     def requests(self, seed: int) -> Iterable[Request]:
         return iter(self._requests)
-
-    def follow_up(self, finished) -> None:
-        return None
 
 
 def traffic(n: int, per_s: float, prompts: tuple[int, int], outputs: tuple[int, int]) -> list[Request]:

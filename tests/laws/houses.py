@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from sim.batching import Chunked, Continuous, Fcfs, Ranked, RequestLevel
 from sim.cost import DecodeCurve, HostCost, IterationCost
+from sim.engine import Replica
+from sim.fleet import Fleet
 from sim.kv.allocator import Buddy, FirstFit
 from sim.kv.by_class import CacheByClass, ClassShare
 from sim.kv.contiguous import ContiguousCache
@@ -21,7 +23,7 @@ from sim.kv.reservation import Growing, Maximum, Oracle
 from sim.kv.retention import Share, Window
 from sim.kv.tiers import Tiers, TierSpec
 from sim.request import Request
-from sim.router import LeastLoaded, RoundRobin
+from sim.router import LeastLoaded, RoundRobin, Router
 from sim.step import Chunk
 from tests.sim.serving import KINDS, House, LinearCost, Listed, kind_of, serve
 
@@ -59,6 +61,17 @@ COSTS = {
         Sheet(), HostCost(1e-8, 1e-9, 5e-10, 1e-9, scheduling="sync"), capture_sizes=(4,)
     ),
 }
+
+
+class LeastHeld(Router):
+    """The replica whose sequences hold least of its cache now, the first among equals: it looks inside."""
+
+    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:
+        for replica in fleet.open:
+            replica.settle(now_ns)
+        return min(fleet.open, key=lambda replica: (replica.kv.held_tokens, replica.ledger.resident_tokens))
+
+
 EVICTIONS = {"lru": Lru, "lfu": partial(BlankFirst, order=Lfu), "fifo": partial(BlankFirst, order=Fifo)}
 QUEUES = {"fcfs": Fcfs, "sjf": partial(Ranked, "prompt"), "priority": partial(Ranked, "priority")}
 
@@ -239,7 +252,7 @@ houses = st.fixed_dictionaries(
         "queue": st.sampled_from(list(QUEUES.values())),
         "kv": st.one_of(paged, paged, contiguous, pruned, growing, hierarchical, by_class()),
         "cost": st.sampled_from(sorted(COSTS)).map(COSTS.__getitem__),
-        "router": st.sampled_from([RoundRobin, LeastLoaded]),
+        "router": st.sampled_from([RoundRobin, LeastLoaded, LeastHeld]),
         "replicas": st.sampled_from([1, 1, 2, 3]),
     }
 )

@@ -1,14 +1,16 @@
 """A small house to serve in: integer costs anybody can add up, traffic from a list, and a run to its end."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
+import simpy
+
 from sim.batching import Chunked, Fcfs
-from sim.batching.plan import Batch
-from sim.clock import Clock
+from sim.clock import Arrival, Clock
 from sim.engine import Replica
+from sim.fleet import Fleet
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.record import Recorder, iteration_ends_ns
@@ -101,8 +103,13 @@ class House:
 
     env: Clock
     recorder: Recorder
-    replicas: list[Replica]
+    fleet: Fleet
     traffic: Traffic
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """All there ever were."""
+        return self.fleet.replicas
 
     def requests(self) -> list[dict[str, int]]:
         table = self.recorder.requests
@@ -150,34 +157,27 @@ def serve(
     max_steps: int | None = None,
     max_len: int = 1 << 20,
     is_naive: bool = False,
+    meanwhile: Mapping[int, Callable[["House"], None]] | None = None,
 ) -> House:
-    """Serve everybody."""
+    """Serve everybody; ``meanwhile`` says what else happens, and when [ns]."""
     env = Clock()
     recorder = Recorder()
-    is_open_loop = not scenario.turns
-    traffic = Traffic(env, scenario, 0, router())
-    next_outside_ns = traffic.next_arrival_ns if is_open_loop else env.next_ns
-    on_finish = None if is_open_loop else traffic.ended
-    house = [
-        Replica(
-            env,
-            i,
-            scheduler(),
-            queue(),
-            built(kv, env, recorder),
-            cost(),
-            recorder,
-            next_outside_ns,
-            on_finish,
-            max_len,
-            max_steps,
-        )
-        for i in range(replicas)
-    ]
-    if is_naive:
-        for replica in house:
-            replica.ledger = NaiveLedger(replica.kv.block_tokens, replica.kv.window_tokens)
-            replica.batch = Batch(replica.batch.waiting, replica.kv, replica.ledger, replica.preempt)
-    traffic.start(house)
+
+    def replica(index: int) -> Replica:
+        cache = built(kv, env, recorder)
+        made = Replica(env, index, scheduler(), queue(), cache, cost(), recorder, traffic.ended, max_len, max_steps)
+        if is_naive:
+            made.ledger = NaiveLedger(cache.block_tokens, cache.window_tokens)
+            made.batch = replace(made.batch, ledger=made.ledger)
+        return made
+
+    fleet = Fleet(replica)
+    traffic = Traffic(env, scenario, 0, router(), fleet)
+    for _ in range(replicas):
+        fleet.add()
+    house = House(env, recorder, fleet, traffic)
+    for at_ns, what in (meanwhile or {}).items():
+        env.ring(Arrival(env), at_ns, simpy.events.URGENT, lambda _, what=what: what(house))
+    traffic.start()
     env.run()
-    return House(env, recorder, house, traffic)
+    return house

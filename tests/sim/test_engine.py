@@ -17,8 +17,8 @@ from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.record import Recorder
 from sim.request import Request, stream
+from sim.sequence import Sequence
 from sim.step import Pace, Shape
-from sim.units import LAST_NS
 from tests.sim.serving import House, LinearCost, Listed, asked, serve
 
 
@@ -145,10 +145,8 @@ def test_two_simulations_run_side_by_side():
     listed = [asked(i, 3 * i, 8, 5) for i in range(6)]
     alone = serve(Listed(listed)).facts()
     env, recorder = Clock(), Recorder()
-    half = Replica(
-        env, 0, Chunked(), Fcfs(), PagedCache(1 << 10, Lru), LinearCost(), recorder, lambda: LAST_NS, None, 99
-    )
-    half.submit(asked(0, 0, 8, 5))
+    half = Replica(env, 0, Chunked(), Fcfs(), PagedCache(1 << 10, Lru), LinearCost(), recorder, None, 99)
+    half.submit(Sequence(asked(0, 0, 8, 5)))
     env.run(until=2)
     assert serve(Listed(listed)).facts() == alone
     env.run()

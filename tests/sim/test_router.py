@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from sim.clock import Clock
 from sim.errors import InvariantError
+from sim.fleet import Fleet
 from sim.request import Finished, Request
-from sim.router import LeastLoaded, RoundRobin, Traffic
-from sim.units import LAST_NS
+from sim.router import ARRIVAL, LeastLoaded
 from tests.sim.serving import House, Listed, asked, serve
 
 
@@ -30,7 +29,10 @@ def test_round_robin_takes_each_in_turn():
 
 def test_least_loaded_takes_the_one_with_fewest_and_the_first_among_equals():
     replicas = [Loaded(2), Loaded(1), Loaded(1)]
-    assert LeastLoaded().choose(asked(0, 0, 4, 1), replicas) is replicas[1]
+    fleet = Fleet(replicas.__getitem__)
+    for _ in replicas:
+        fleet.add()
+    assert LeastLoaded().place(asked(0, 0, 4, 1), ARRIVAL, fleet, 0) is replicas[1]
 
 
 def test_least_loaded_sees_what_waits_and_what_runs_and_forgets_what_ended():
@@ -75,13 +77,3 @@ def test_a_further_turn_arrives_after_the_answer_and_the_thinking():
         (0, 0, 4, 3),
         (1, 23, 12, 25),
     ]
-
-
-def test_an_open_stream_says_when_the_next_request_comes():
-    env = Clock()
-    traffic = Traffic(env, Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]), 0, RoundRobin())
-    assert traffic.next_arrival_ns() == LAST_NS, "not started"
-    house = serve(Listed([asked(0, 5, 4, 1), asked(1, 9, 4, 1)]))
-    assert house.traffic.next_arrival_ns() == LAST_NS, "all have come"
-    traffic.start(house.replicas)
-    assert traffic.next_arrival_ns() == 5

@@ -21,6 +21,7 @@ from sim.kv.idle import shared_tokens
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import Finished, Request, Segment
+from sim.samples import sampled
 from sim.sequence import Sequence
 from tests.sim.kv.audit import audit
 from tests.sim.kv.variants import COST, MAX_LEN, VARIANTS, made, names_of_files
@@ -53,7 +54,6 @@ class Stage:
             self.kv,
             COST,
             self.recorder,
-            self.env.peek,
             self.hear,
             MAX_LEN,
             max_steps=1,
@@ -80,7 +80,7 @@ class Stage:
             n_samples=n_samples,
         )
         self.speaking.add(session)
-        self.replica.submit(request)
+        self.replica.submit(Sequence(request) if request.n_samples == 1 else sampled(request))
 
     def hear(self, finished: Finished) -> None:
         """An answer: the conversation can go on."""
