@@ -41,13 +41,13 @@ def test_every_request_is_served_or_refused_once_and_all_memory_comes_back(given
 @slow_and_thorough
 @given(houses)
 def test_after_every_commit_each_slot_has_one_owner_or_several_who_share_it_or_is_free(given):
-    commit = Replica.commit
+    commit = Replica._commit
 
     def audited(replica: Replica, *what: object) -> None:
         commit(replica, *what)
         audit(replica)
 
-    with patch.object(Replica, "commit", audited):
+    with patch.object(Replica, "_commit", audited):
         run(given)
 
 
