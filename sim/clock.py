@@ -1,10 +1,11 @@
-"""Simulated time, and events that are made once and set again and again.
+"""Simulated time: SimPy's events, and beside them the turns of replicas.
 
 All that touches SimPy's own queue is here.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from heapq import heappush
+from heapq import heappop, heappush
 from typing import Any
 
 import simpy
@@ -12,21 +13,93 @@ import simpy
 BEFORE_ALL = simpy.events.URGENT - 1
 
 
+class Turning(ABC):
+    """What the clock calls when its time has come: a replica, at the end of a run of iterations.
+
+    ``due_ns`` may change at any time; whoever sets it tells the clock (`Clock.call`). A call at any other time is an old
+    one, and is dropped.
+    """
+
+    due_ns: int | None = None
+    index: int  # its turn among those that are due in the same nanosecond
+
+    @abstractmethod
+    def turn(self, now_ns: int) -> None:
+        """It is due."""
+        ...
+
+
+class Calls:
+    """The calls that a clock has been asked for, in order of time, then of index."""
+
+    __slots__ = ("heap",)
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[int, int, Turning]] = []
+
+    def add(self, one: Turning, at_ns: int) -> None:
+        """Call at that moment, if it is still due then."""
+        heappush(self.heap, (at_ns, one.index, one))
+
+    def next_ns(self) -> int | None:
+        """The time of the next call that is due; old ones are dropped."""
+        heap = self.heap
+        while heap:
+            at_ns, _, one = heap[0]
+            if one.due_ns == at_ns:
+                return at_ns
+            heappop(heap)
+        return None
+
+    def make(self) -> None:
+        """Make the next call."""
+        at_ns, _, one = heappop(self.heap)
+        one.turn(at_ns)
+
+
 class Clock(simpy.Environment):
-    """Simulated time, in whole nanoseconds."""
+    """Simulated time, in whole nanoseconds.
+
+    Turns come after all events of the same nanosecond, in the order of their replicas, however long ago each was asked
+    for: so how runs of iterations are cut changes nothing. They do not pass through SimPy's queue, for no process waits
+    for one, and one that is due no more need not come.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = Calls()
 
     @property
     def now_ns(self) -> int:
         """The present."""
         return self._now  # type: ignore[return-value]  # starts at 0 and every delay is a whole number
 
-    def move_on_to(self, at_ns: int) -> bool:
-        """Let time pass up to a moment, if nothing is due until then.
+    def call(self, one: Turning, at_ns: int) -> None:
+        """Let something have its turn at a moment at which it is due."""
+        self._calls.add(one, at_ns)
 
-        An event of that moment would be the next one anyway: this spares its way through the queue.
-        """
+    def step(self) -> None:
+        """The next event or turn."""
+        calls_ns = self._calls.next_ns()
+        queue = self._queue
+        if calls_ns is None or (queue and queue[0][0] <= calls_ns):
+            super().step()
+        else:
+            self._now = calls_ns
+            self._calls.make()
+
+    def peek(self) -> float:
+        """When the next event or turn comes [ns]."""
+        calls_ns = self._calls.next_ns()
+        return super().peek() if calls_ns is None else min(super().peek(), calls_ns)
+
+    def move_on_to(self, at_ns: int, index: int) -> bool:
+        """Let time pass up to a turn, if nothing comes before it."""
         queue = self._queue
         if queue and queue[0][0] <= at_ns:
+            return False
+        calls_ns = self._calls.next_ns()
+        if calls_ns is not None and (calls_ns < at_ns or (calls_ns == at_ns and self._calls.heap[0][1] < index)):
             return False
         self._now = at_ns
         return True
@@ -39,25 +112,6 @@ class Clock(simpy.Environment):
     def interrupt(self) -> None:
         """Let the next event be a KeyboardInterrupt."""
         self.ring(simpy.Event(self), self.now_ns, BEFORE_ALL, _interrupt)
-
-
-class Alarm:
-    """Calls a replica at the ends of its runs. One that has become superfluous comes all the same: it is not searched.
-
-    Those of one nanosecond come in the order of their replicas, after the arrivals of that nanosecond, however long ago
-    each was set: so how runs are cut changes nothing.
-    """
-
-    __slots__ = ("_callback", "_env", "_priority")
-
-    def __init__(self, env: Clock, callback: Callable[[simpy.Event], None], index: int) -> None:
-        self._env = env
-        self._callback = callback
-        self._priority = simpy.events.NORMAL + 1 + index
-
-    def set(self, at_ns: int) -> None:
-        """Come at that moment too."""
-        self._env.ring(Arrival(self._env), at_ns, self._priority, self._callback)
 
 
 class Arrival(simpy.Event):

@@ -17,11 +17,9 @@ from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
-import simpy
-
 from sim.batching.plan import Batch, Plan, Scheduler
 from sim.batching.queue import LookAhead, Queue
-from sim.clock import Alarm, Clock
+from sim.clock import Clock, Turning
 from sim.errors import InvariantError
 from sim.kv.abilities import Prefetcher
 from sim.kv.cache import KVCache
@@ -34,7 +32,7 @@ from sim.step import Chunks, CostModel
 from sim.units import PS_PER_NS
 
 
-class Replica:
+class Replica(Turning):
     """One engine instance: a queue, a scheduler, a KV cache, a cost model and the loop that turns them.
 
     Parameters
@@ -81,8 +79,7 @@ class Replica:
             self._look_ahead = waiting = LookAhead(queue, kv, self._unseen)
         self.batch = Batch(waiting, kv, self.ledger, self.preempt, self._disturb)
         self.n_outstanding = 0  # sequences taken and not yet ended; a prompt counts for each answer it will have
-        self._alarm = Alarm(env, self._turn, index)
-        self._due_ns: int | None = None  # when the run ends, or an idle replica looks again; None: on arrival
+        self.due_ns: int | None = None  # when the run ends, or an idle replica looks again; None: on arrival
         self._is_busy = False  # an iteration is under way
         self._plan = Plan()  # of the run under way, as the rest up to `_n_ended`
         self._start_ns = 0
@@ -164,7 +161,7 @@ class Replica:
         """
         self.settle(now_ns)
         self._is_busy = False
-        self._due_ns = None
+        self.due_ns = None
         batch = self.batch
         for sequence in batch.leaving:
             self.kv.release(sequence, now_ns)
@@ -181,9 +178,9 @@ class Replica:
 
     def _wake(self, now_ns: int) -> None:
         """An idle replica plans, when all that comes in this nanosecond has come."""
-        if self._due_ns != now_ns:
-            self._due_ns = now_ns
-            self._alarm.set(now_ns)
+        if self.due_ns != now_ns:
+            self.due_ns = now_ns
+            self.env.call(self, now_ns)
 
     def _disturb(self, _: Any = None) -> None:
         """What a plan would look at has changed from outside (KV has been loaded): plan anew after this iteration."""
@@ -197,8 +194,8 @@ class Replica:
         n_steps = self._steps_to(now_ns) + n_more
         if n_steps < self._n_steps:
             self._n_steps = n_steps
-            self._due_ns = self._end_ns()
-            self._alarm.set(self._due_ns)
+            self.due_ns = self._end_ns()
+            self.env.call(self, self.due_ns)
 
     def _steps_to(self, now_ns: int) -> int:
         """Iterations of the run that have begun before now, at least one."""
@@ -211,22 +208,16 @@ class Replica:
             self._start_ns + (self._carry_ps + elapsed_ps(self._first_ps, self._growth_ps, self._n_steps)) // PS_PER_NS
         )
 
-    def _turn(self, _: simpy.Event) -> None:
-        """The run has ended, or an idle replica was to look again: commit, plan and run, until something else is due.
-
-        The alarm of a run that was cut still comes, and finds nothing due.
-        """
+    def turn(self, now_ns: int) -> None:
+        """The run has ended, or an idle replica was to look again: commit, plan and run, until others are due."""
         env = self.env
-        now_ns = env.now_ns
-        if now_ns != self._due_ns:
-            return
         if self._is_busy:
             self._commit(now_ns)
         while self._next(now_ns):
             end_ns = self._end_ns()
-            if self.max_steps is not None or not env.move_on_to(end_ns):
-                self._due_ns = end_ns
-                self._alarm.set(end_ns)
+            if self.max_steps is not None or not env.move_on_to(end_ns, self.index):
+                self.due_ns = end_ns
+                env.call(self, end_ns)
                 return
             now_ns = end_ns
             self._commit(now_ns)
@@ -244,7 +235,7 @@ class Replica:
             self._begin(plan, now_ns)
             return True
         self._is_busy = False
-        self._due_ns = None
+        self.due_ns = None
         if plan is not None:
             self._wake(plan)
         elif len(batch.waiting) and not batch.loading():

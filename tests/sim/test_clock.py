@@ -13,7 +13,7 @@ def test_an_interrupted_clock_stops_before_what_is_due_at_the_same_moment():
 
     env.interrupt()
 
-    assert not env.move_on_to(5)
+    assert not env.move_on_to(5, 0)
     with pytest.raises(KeyboardInterrupt):
         env.run()
     assert not happened
