@@ -11,6 +11,7 @@ import numpy.typing as npt
 from calibration.score import score
 from calibration.split import held_out
 from calibration.surfaces import Plan, condensed, fit_residual, fit_roofline, roofline_json, standard_error
+from sim.config import make
 from sim.cost.dense import Curve, gemm_seconds
 from sim.cost.surface import surface_from
 from sim.cost.work import gemm_work
@@ -32,12 +33,11 @@ def shipped_shapes(conf: Path) -> set[tuple[int, int]]:
 
     shapes = set()
     for path in sorted((conf / "model").glob("*.yaml")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        content.pop("_target_")
-        model = ModelSpec(**content)
+        model: ModelSpec = make(yaml.safe_load(path.read_text(encoding="utf-8")), "model")
         for ranks in RANKS:
             with suppress(ConfigError):  # so many ranks cannot share the model's heads
-                shapes |= {(outputs, inputs) for _, inputs, outputs in model.rank_gemms(ranks)}
+                for layers in model.rank_stack(ranks):
+                    shapes |= {(outputs, inputs) for _, inputs, outputs in layers.gemms(model.d_model)}
     return shapes
 
 

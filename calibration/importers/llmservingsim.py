@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from calibration.measurements import Measurements, frame
-from sim.config import conf_dir
+from sim.config import conf_dir, make
 from sim.cost.dense import CALLS, SEQUENCE_CALLS
 from sim.errors import ProfileError
+from sim.spec import ModelSpec
 
 US = 1e-6
 ATTENTION = ("prefill_chunk", "n_decode", "kv_decode", "time_us")  # and kv_prefill or prefill_key
@@ -39,8 +40,8 @@ SKEW = ("n", "nb", "kvs", "kv_big", "pc", "kp", "t_mean_us", "t_max_us", "t_skew
 LICENSE = "MIT, LLMServingSim (github.com/casys-kaist/LLMServingSim)"
 
 
-def published_shape(model: str, path: Path) -> tuple[int, int, int, int, int, int]:
-    """Heads, KV heads, head_dim, d_model, d_ff and vocab of a model by its published name, from ``conf/model``.
+def published_shape(model: str, path: Path) -> ModelSpec:
+    """A model's data sheet by its published name, from ``conf/model``.
 
     Raises
     ------
@@ -56,9 +57,8 @@ def published_shape(model: str, path: Path) -> tuple[int, int, int, int, int, in
         raise ProfileError(
             f"{path}: model {model!r} has no data sheet; there are {', '.join(known)}; add one in conf/model"
         )
-    keys = ("n_heads", "n_kv_heads", "head_dim", "d_model", "d_ff", "vocab")
-    n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = (int(sheet[key]) for key in keys)
-    return n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab
+    spec: ModelSpec = make(sheet, "model")
+    return spec
 
 
 def model_key(name: str) -> str:
@@ -87,9 +87,10 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
     if not about_path.is_file():
         raise ProfileError(f"{about_path}: missing; path must be the profile folder of an LLMServingSim bundle")
     about = _mapping(about_path)
-    n_heads, n_kv_heads, head_dim, d_model, d_ff, vocab = published_shape(str(about.get("model")), about_path)
-    kv_of_a_rank = max(1, n_kv_heads // tensor_parallel)  # where there are fewer than ranks, ranks hold copies
-    heads = {"n_heads": n_heads // tensor_parallel, "n_kv_heads": kv_of_a_rank, "head_dim": head_dim}
+    model = published_shape(str(about.get("model")), about_path)
+    if len(model.stack) > 1:
+        raise ProfileError(f"{about_path}: model {model.name} has several kinds of layer, a bundle times one")
+    heads = model.rank_stack(tensor_parallel)[0].attention.axes()
     folder = path / f"tp{tensor_parallel}"
     if not folder.is_dir():
         there = ", ".join(sorted(found.name for found in path.glob("tp*"))) or "none"
@@ -132,9 +133,9 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
             "model": about["model"],
             "tensor_parallel": tensor_parallel,
             **heads,
-            "d_model": d_model,
-            "d_ff": d_ff,
-            "vocab": vocab,
+            "d_model": model.d_model,
+            **model.stack[0].feed_forward.axes(),
+            "vocab": model.vocab,
             "dtype": "bf16",
             "kv_dtype": "bf16",
         },

@@ -21,6 +21,7 @@ from sim.spec import ACTIVATION_BYTES
 from sim.step import Chunks
 
 LN2 = log(2.0)
+HEADS = ("n_heads", "n_kv_heads", "head_dim")  # shape of attention in profiles and measurements
 SERVED = {
     # operation: axes of its table, and nodes per octave along each
     "decode_attention": {"decode_seqs": 2, "decode_mean_tokens": 2},
@@ -318,17 +319,18 @@ class SeparateAttention:
         return ratio
 
 
-def check_heads(subject: Mapping[str, Any], heads: Heads, path: str) -> None:
-    """Refuse heads other than those a profile of one model was measured with.
+def check_heads(subject: Mapping[str, Any], axes: Mapping[str, float], path: str) -> None:
+    """Refuse attention of another shape than the one a profile of one model was measured with.
 
     Raises
     ------
     ProfileError
         If they differ.
     """
-    for name, x in heads.axes().items():
-        if name in subject and subject[name] != x:
+    for name in HEADS:
+        if name in subject and subject[name] != axes.get(name):
             raise ProfileError(
                 f"{path}: measured with {name} {subject[name]} ({subject.get('model')}, tensor parallel "
-                f"{subject.get('tensor_parallel')}), the model has {x:g}; take cost=roofline or a profile of its shapes"
+                f"{subject.get('tensor_parallel')}), the model has {axes.get(name, 'none')}; take cost=roofline or "
+                "a profile of its shapes"
             )

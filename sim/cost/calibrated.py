@@ -1,6 +1,7 @@
 """Iteration times from a kernel profile: what was measured on a device, fitted, for one model on it."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -13,11 +14,21 @@ from sim.cost.operations import DecodeCurve
 from sim.cost.surface import soft_s
 from sim.errors import ProfileError
 from sim.profile import KernelProfile, find_profile
-from sim.spec import DeviceSpec, ModelSpec
+from sim.spec import DeviceSpec, Gqa, ModelSpec
 from sim.step import Chunks
 
 DECODE_KNOTS_PER_OCTAVE = 4
 """Knots of a decode curve over the mean context. The time is nearly straight between them: 0.1 % off at most."""
+
+FEED_FORWARD_AXES = ("d_ff",)  # what profiles of one model name of its feed-forward layers
+
+
+class _Layers(NamedTuple):
+    """Layers with one kind of attention."""
+
+    n_layers: int
+    narrow: int | None  # a window of theirs that is not the whole model's [tokens]
+    attention: Attention
 
 
 class CalibratedOperations:
@@ -51,38 +62,57 @@ class CalibratedOperations:
         errors: Mapping[str, float] | None = None,
     ) -> None:
         z = dict(errors or {})
-        heads = Heads(*model.heads_per_rank(tensor_parallel), model.head_dim, model.kv_bytes)
-        check_heads(profile.subject, heads, profile.path)
+        for _, kind in model.rank_attentions(tensor_parallel):
+            check_heads(profile.subject, kind.axes(), profile.path)
         check_model(profile, model, tensor_parallel)
         self.provenance = profile.describe() | {"standard_errors_off": z}
-        self._n_layers = model.n_layers
         self._device = device
         self._copies = profile.operations
-        self._attention: Attention
         self._dense: Dense
         suffix = format_suffix(profile, "decode_attention", model.kv_dtype, "kv_dtype")
         if "mixed_attention" in profile.operations:
-            self._attention = MixedAttention(profile.operations, heads, z)
             prompts, decode = profile.operation("mixed_attention")["range"], profile.operation("decode_attention")
         else:
             decode = profile.operation(f"decode_attention{suffix}")
             prompts = profile.operation(f"batched_prefill_attention{suffix}")["range"]
-            self._attention = SeparateAttention(profile.operations, heads, z, suffix, model.window)
+        reach = decode["range"]
+        self._attention: list[_Layers] = []
+        self._fused: tuple[int, MixedAttention] | None = None
+        are_heads_inside = True
+        for n_layers, kind in model.rank_attentions(tensor_parallel):
+            if not isinstance(kind, Gqa):
+                raise ProfileError(
+                    f"{profile.path}: measured grouped-query attention, {model.name} has {type(kind).__name__}; take "
+                    "cost=roofline"
+                )
+            heads = Heads(kind.n_heads, kind.n_kv_heads, kind.head_dim, model.kv_bytes)
+            are_heads_inside &= all(
+                reach[axis][0] <= x <= reach[axis][1] for axis, x in heads.axes().items() if axis in reach
+            )
+            narrow = kind.window if kind.window != model.window else None
+            times: Attention
+            if "mixed_attention" in profile.operations:
+                if self._fused is not None:
+                    raise ProfileError(
+                        f"{profile.path}: measured one kind of attention, {model.name} has several; take cost=roofline"
+                    )
+                times = mixed = MixedAttention(profile.operations, heads, z)
+                self._fused = n_layers, mixed
+            else:
+                times = SeparateAttention(profile.operations, heads, z, suffix, kind.window)
+            self._attention.append(_Layers(n_layers, narrow, times))
         if "layers" in profile.operations:
             self._dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
         else:
             suffix = format_suffix(profile, "gemm", model.weight_dtype, "dtype")
             self._dense = ShapedGemms(profile.operations, model, tensor_parallel, z, suffix)
-        reach = decode["range"]
-        are_heads_inside = all(
-            reach[axis][0] <= x <= reach[axis][1] for axis, x in heads.axes().items() if axis in reach
-        )
         self._most_seqs = int(reach["decode_seqs"][1]) if are_heads_inside else 0
         self._most_mean = reach["decode_mean_tokens"][1]
-        self._means = nodes(reach["decode_mean_tokens"], DECODE_KNOTS_PER_OCTAVE, 0.0)
+        windows = {float(layers.narrow) for layers in self._attention if layers.narrow is not None}
+        self._means = sorted({*nodes(reach["decode_mean_tokens"], DECODE_KNOTS_PER_OCTAVE, 0.0), *windows})
         self._most_new = prompts["new_tokens"][1]
         self._most_context = prompts.get("context_tokens", (0.0, self._most_new))[1]
-        self.is_fused = isinstance(self._attention, MixedAttention)
+        self.is_fused = self._fused is not None
         self.extrapolated_runs = 0  # iterations with chunks outside the range the profile was fitted in
 
     def dense_s(self, n_tokens: int) -> float:
@@ -99,12 +129,15 @@ class CalibratedOperations:
             if new > self._most_new or context > self._most_context:
                 self.extrapolated_runs += 1
                 break
-        return self._n_layers * self._attention.chunks_s(chunks)
+        seconds = 0.0
+        for layers in self._attention:
+            seconds += layers.n_layers * layers.attention.chunks_s(chunks)
+        return seconds
 
     def fused_attention_s(self, chunks: Chunks, batch: int, context_tokens: int, longest_tokens: int) -> float:
         """Attention of chunks and of the decoding sequences beside them, all layers, where `is_fused` [s]."""
-        attention = self._attention
-        assert isinstance(attention, MixedAttention), "asked only where is_fused"
+        assert self._fused is not None, "asked only where is_fused"
+        n_layers, attention = self._fused
         for new, context in chunks:
             if new > self._most_new or context > self._most_context:
                 self.extrapolated_runs += 1
@@ -112,22 +145,36 @@ class CalibratedOperations:
         else:
             if batch > self._most_seqs or longest_tokens > self._most_mean:
                 self.extrapolated_runs += 1
-        return self._n_layers * attention.fused_s(chunks, batch, context_tokens, longest_tokens)
+        return n_layers * attention.fused_s(chunks, batch, context_tokens, longest_tokens)
 
     def decode_attention(self, batch: int) -> DecodeCurve:
-        """Attention of ``batch`` decoding sequences over their total context, all layers."""
-        knots, seconds = [batch], [self._n_layers * self._attention.decode_s(batch, 1.0)]
+        """Attention of ``batch`` decoding sequences over their total context, all layers.
+
+        Of the layers that read all there is, or the widest window; narrower windows end where they are full on average.
+        """
+        knots, seconds = [batch], [self._decode_s(batch, 1.0)]
         for mean in self._means:
             knot = round(mean * batch)
             if knot > knots[-1]:
                 knots.append(knot)
-                seconds.append(max(seconds[-1], self._n_layers * self._attention.decode_s(batch, knot / batch)))
+                seconds.append(max(seconds[-1], self._decode_s(batch, knot / batch)))
+        skew_s = 0.0
+        for layers in self._attention:
+            if layers.narrow is None:
+                skew_s += layers.n_layers * layers.attention.decode_skew_s(batch)
         return DecodeCurve(
             knots=tuple(knots),
             seconds=tuple(seconds),
-            skew_s=self._n_layers * self._attention.decode_skew_s(batch),
+            skew_s=skew_s,
             valid_to_tokens=int(batch * self._most_mean) if batch <= self._most_seqs else 0,
         )
+
+    def _decode_s(self, batch: int, mean_tokens: float) -> float:
+        seconds = 0.0
+        for layers in self._attention:
+            mean = mean_tokens if layers.narrow is None else min(mean_tokens, layers.narrow)
+            seconds += layers.n_layers * layers.attention.decode_s(batch, mean)
+        return seconds
 
     def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
         """Copies inside device memory (read and written) and over the link to the host [s].
@@ -179,20 +226,21 @@ def check_model(profile: KernelProfile, model: ModelSpec, tensor_parallel: int) 
     subject = profile.subject
     if not subject:
         return
-    found = {
+    whole_model = {
         "d_model": model.d_model,
-        "d_ff": model.d_ff,
         "vocab": model.vocab,
         "dtype": model.weight_dtype,
         "kv_dtype": model.kv_dtype,
         "tensor_parallel": tensor_parallel,
     }
-    for key, value in found.items():
-        if key in subject and subject[key] != value:
-            raise ProfileError(
-                f"{profile.path}: measured on {subject.get('model')} with {key} {subject[key]}, got {value}; take "
-                f"cost=roofline or a profile of any shapes"
-            )
+    for layers in model.stack:
+        found = {**whole_model, **layers.feed_forward.axes()}
+        for key in (*whole_model, *FEED_FORWARD_AXES):
+            if key in subject and subject[key] != found.get(key):
+                raise ProfileError(
+                    f"{profile.path}: measured on {subject.get('model')} with {key} {subject[key]}, got "
+                    f"{found.get(key, 'none')}; take cost=roofline or a profile of any shapes"
+                )
 
 
 def draw_errors(profile: KernelProfile, seed: int) -> dict[str, float]:

@@ -154,17 +154,20 @@ class ShapedGemms:
     ) -> None:
         z = z or {}
         name = f"gemm{suffix}"
-        self._gemms = []
-        for _, inputs, outputs in model.rank_gemms(tensor_parallel):
-            self._gemms.append(gemm_curve(operations[name], outputs, inputs, model.weight_bytes, z.get(name, 0.0)))
+        self._layers: list[tuple[int, float, list[Curve]]] = []  # of a kind: how many, bytes, matrices
+        for layers in model.rank_stack(tensor_parallel):
+            curves = [
+                gemm_curve(operations[name], outputs, inputs, model.weight_bytes, z.get(name, 0.0))
+                for _, inputs, outputs in layers.gemms(model.d_model)
+            ]
+            token_bytes = n_elementwise(layers, model.d_model) * ACTIVATION_BYTES
+            self._layers.append((layers.n_layers, token_bytes / ELEMENTWISE_KERNELS, curves))
         head_columns = -(-model.vocab // tensor_parallel)
         self._head = gemm_curve(operations["gemm"], head_columns, model.d_model, 2.0, z.get("gemm", 0.0))
         line = surface_from(operations["gemm"]).roofline
         assert line is not None, "the surface of matrix products has a roofline"
         self._elementwise = SoftRoofline({"bytes": line.rates["bytes"]}, line.floor_s, line.p)
         self._all_reduce = all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
-        token_bytes = n_elementwise(model, tensor_parallel) * ACTIVATION_BYTES
-        self._token_bytes = token_bytes / ELEMENTWISE_KERNELS  # of one element-wise kernel
         self._model = model
         self.most_tokens = int(operations[name]["range"]["m"][1])
         self.most_seqs = int(operations["gemm"]["range"]["m"][1])
@@ -172,10 +175,12 @@ class ShapedGemms:
         self.sequences_s = Tabulated(self._sequences_s, TABULATED_SEQS)
 
     def _dense_s(self, tokens: Array) -> Array:
-        layer = ELEMENTWISE_KERNELS * self._elementwise.seconds({"bytes": tokens * self._token_bytes})
-        for curve in self._gemms:
-            layer = layer + curve.at(tokens)
-        total: Array = self._model.n_layers * layer
+        total = np.zeros(len(tokens))
+        for n_layers, kernel_bytes, curves in self._layers:
+            layer = ELEMENTWISE_KERNELS * self._elementwise.seconds({"bytes": tokens * kernel_bytes})
+            for curve in curves:
+                layer = layer + curve.at(tokens)
+            total += n_layers * layer
         if self._all_reduce is not None:
             reduced = self._all_reduce.at(tokens * self._model.d_model * ACTIVATION_BYTES)
             total = total + n_all_reduces(self._model) * reduced

@@ -10,15 +10,18 @@ measured profile is better where there is one.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from sim.cost.operations import DecodeCurve
 from sim.errors import ConfigError
-from sim.spec import ACTIVATION_BYTES, DeviceSpec, ModelSpec, as_given, positive
+from sim.spec import ACTIVATION_BYTES, Attention, DeviceSpec, Layers, ModelSpec, as_given, positive
 from sim.step import Chunks
 
 LOGIT_BYTES = 4.0  # logits are fp32
 ELEMENTWISE_KERNELS = 4  # of a layer: two norms with the residual, rotary embedding, activation
+TILE_ROWS = 16  # queries that a tensor core takes at once
+SMALL_HEAD_DIM = 128  # narrower heads leave tensor cores part idle
+FAR_TOKENS = 1 << 24  # a second point of a line over the context
 
 SAMPLER_PASSES = 6.0
 """Times the sampler reads or writes all logits. Source: LLMServingSim's kernel times of vLLM 0.19 on an RTX PRO 6000,
@@ -65,6 +68,17 @@ class Efficiency:
                 raise ConfigError(f"cost.operations.efficiency.{name} must be > 0 and <= 1, got {as_given(share)}")
 
 
+class _AttentionTimes(NamedTuple):
+    """What attention of some layers of one kind takes [s]."""
+
+    n_layers: int
+    window: int | None  # tokens
+    per_pair_s: float  # one layer's prefill attention, per (query, key) pair
+    per_read_s: float  # one layer's KV, per entry read in prefill
+    per_entry_s: float  # one layer's KV, per entry read in decode
+    per_append_s: float  # one layer's KV, per token written
+
+
 @dataclass(frozen=True, slots=True)
 class Roofline:
     """`Operations` of a model on one tensor-parallel rank, from data sheets."""
@@ -73,46 +87,53 @@ class Roofline:
     device: DeviceSpec
     tensor_parallel: int = 1
     efficiency: Efficiency = field(default_factory=Efficiency)
-    _per_pair_s: float = field(init=False, repr=False)  # one layer's prefill attention, per (query, key) pair
-    _per_read_s: float = field(init=False, repr=False)  # one layer's KV, per entry read in prefill
-    _per_entry_s: float = field(init=False, repr=False)  # one layer's KV, per entry read in decode
+    _stack: tuple[Layers, ...] = field(init=False, repr=False)  # as one rank holds it
+    _attention: tuple[_AttentionTimes, ...] = field(init=False, repr=False)
     _decode_floor_s: float = field(init=False, repr=False)
-    _per_append_s: float = field(init=False, repr=False)  # one layer's KV, per token written
 
     def __post_init__(self) -> None:
-        model, device, efficiency = self.model, self.device, self.efficiency
-        heads, kv_heads = model.heads_per_rank(self.tensor_parallel)
-        pair_flops = 4.0 * heads * model.head_dim  # query by key, weight by value: two FLOP each
-        entry_bytes = 2.0 * kv_heads * model.head_dim * model.kv_bytes
-        bandwidth, peak = device.bandwidth_bytes_per_s, device.flops_per_s("bf16")
-        is_small = model.head_dim < 128
-        prefill_frac = efficiency.prefill_small_head_flops_frac if is_small else efficiency.prefill_flops_frac
-        decode_frac, decode_floor_s = efficiency.decode_bandwidth_frac, efficiency.decode_floor_s
-        if model.kv_dtype == "fp8":
-            decode_frac, decode_floor_s = efficiency.fp8_decode_bandwidth_frac, efficiency.fp8_decode_floor_s
-        group_flops = 4.0 * kv_heads * model.head_dim * (-(-heads // kv_heads // 16) * 16)  # tensor cores take 16 rows
+        efficiency, is_fp8 = self.efficiency, self.model.kv_dtype == "fp8"
+        attentions = self.model.rank_attentions(self.tensor_parallel)
         derived = {
-            "_per_pair_s": pair_flops / (peak * prefill_frac),
-            "_per_read_s": entry_bytes / (bandwidth * decode_frac),
-            "_per_entry_s": max(entry_bytes / (bandwidth * decode_frac), group_flops / (peak * prefill_frac)),
-            "_decode_floor_s": decode_floor_s,
-            "_per_append_s": entry_bytes / (bandwidth * efficiency.elementwise_bandwidth_frac),
+            "_stack": self.model.rank_stack(self.tensor_parallel),
+            "_attention": tuple(self._attention_times(*one) for one in attentions),
+            "_decode_floor_s": efficiency.fp8_decode_floor_s if is_fp8 else efficiency.decode_floor_s,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
+    def _attention_times(self, n_layers: int, attention: Attention) -> _AttentionTimes:
+        device, efficiency = self.device, self.efficiency
+        entry_bytes = attention.kv_bytes_per_token(self.model.kv_bytes)
+        bandwidth, peak = device.bandwidth_bytes_per_s, device.flops_per_s("bf16")
+        is_small = attention.head_dim < SMALL_HEAD_DIM
+        prefill_frac = efficiency.prefill_small_head_flops_frac if is_small else efficiency.prefill_flops_frac
+        is_fp8 = self.model.kv_dtype == "fp8"
+        decode_frac = efficiency.fp8_decode_bandwidth_frac if is_fp8 else efficiency.decode_bandwidth_frac
+        per_read_s = entry_bytes / (bandwidth * decode_frac)
+        return _AttentionTimes(
+            n_layers=n_layers,
+            window=attention.window,
+            per_pair_s=attention.pair_flops() / (peak * prefill_frac),
+            per_read_s=per_read_s,
+            per_entry_s=max(per_read_s, attention.entry_flops(TILE_ROWS) / (peak * prefill_frac)),
+            per_append_s=entry_bytes / (bandwidth * efficiency.elementwise_bandwidth_frac),
+        )
+
     def dense_s(self, n_tokens: int) -> float:
         """GEMMs, norms, activations and all-reduces of all layers [s]."""
-        model, ranks = self.model, self.tensor_parallel
-        layer = 0.0
-        for _, inputs, outputs in model.rank_gemms(ranks):  # not sum(): since Python 3.12 it rounds better than + does
-            layer += self.gemm_s(n_tokens, inputs, outputs, model.weight_dtype)
-        elementwise = (
-            ELEMENTWISE_KERNELS * self.efficiency.elementwise_floor_s
-            + n_tokens * n_elementwise(model, ranks) * ACTIVATION_BYTES / self._elementwise_bytes_per_s
-        )
-        reduced = n_all_reduces(model) * self.all_reduce_s(n_tokens * model.d_model * ACTIVATION_BYTES)
-        return model.n_layers * (layer + elementwise) + reduced
+        model, efficiency = self.model, self.efficiency
+        total = 0.0
+        for layers in self._stack:
+            one = 0.0
+            for _, inputs, outputs in layers.gemms(model.d_model):  # not sum(): since Python 3.12 it rounds better
+                one += self.gemm_s(n_tokens, inputs, outputs, model.weight_dtype)
+            elementwise = (
+                ELEMENTWISE_KERNELS * efficiency.elementwise_floor_s
+                + n_tokens * n_elementwise(layers, model.d_model) * ACTIVATION_BYTES / self._elementwise_bytes_per_s
+            )
+            total += layers.n_layers * (one + elementwise)
+        return total + n_all_reduces(model) * self.all_reduce_s(n_tokens * model.d_model * ACTIVATION_BYTES)
 
     def sequences_s(self, n_seqs: int) -> float:
         """lm_head and sampler, for one token of each sequence [s]."""
@@ -125,22 +146,28 @@ class Roofline:
 
     def prefill_attention_s(self, chunks: Chunks) -> float:
         """Attention of all chunks in one launch per layer, and the append of their KV [s]."""
-        pairs = entries = new_tokens = 0
-        window = self.model.window
-        for new, context in chunks:
-            pairs += attended_pairs(new, context, window)
-            entries += new + (context if window is None else min(context, window))
-            new_tokens += new
-        efficiency = self.efficiency
-        attention = efficiency.prefill_floor_s + max(pairs * self._per_pair_s, entries * self._per_read_s)
-        append = efficiency.elementwise_floor_s + new_tokens * self._per_append_s
-        return self.model.n_layers * (attention + append)
+        total, efficiency = 0.0, self.efficiency
+        for kind in self._attention:
+            window = kind.window
+            pairs = entries = new_tokens = 0
+            for new, context in chunks:
+                pairs += attended_pairs(new, context, window)
+                entries += new + (context if window is None else min(context, window))
+                new_tokens += new
+            attention = efficiency.prefill_floor_s + max(pairs * kind.per_pair_s, entries * kind.per_read_s)
+            append = efficiency.elementwise_floor_s + new_tokens * kind.per_append_s
+            total += kind.n_layers * (attention + append)
+        return total
 
     def decode_attention(self, batch: int) -> DecodeCurve:
-        """Attention of ``batch`` sequences with one new token each: a straight line over their total context."""
-        far = 1 << 24  # any second point of the line [tokens]
-        seconds = tuple(self.model.n_layers * self._decode_layer_s(batch, tokens) for tokens in (0, far))
-        return DecodeCurve(knots=(0, far), seconds=seconds)
+        """Attention of ``batch`` sequences with one new token each, straight lines over their total context.
+
+        Of the layers that read all there is, or the widest window; narrower windows end where they are full on average.
+        """
+        narrow = {kind.window for kind in self._attention if kind.window not in (None, self.model.window)}
+        full = sorted(batch * window for window in narrow if window is not None)
+        knots = (0, *full, max(FAR_TOKENS, 2 * full[-1] if full else 0))
+        return DecodeCurve(knots=knots, seconds=tuple(self._decode_s(batch, tokens) for tokens in knots))
 
     def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
         """Copies inside device memory, read and written, and over the link to the host [s]."""
@@ -176,22 +203,26 @@ class Roofline:
             floor_s, share = efficiency.pcie_all_reduce_floor_s, efficiency.pcie_all_reduce_bandwidth_frac
         return floor_s + travelled / (self.device.link_bytes_per_s * share)
 
-    def _decode_layer_s(self, batch: int, context_tokens: int) -> float:
-        return self._decode_floor_s + context_tokens * self._per_entry_s + batch * self._per_append_s
+    def _decode_s(self, batch: int, context_tokens: int) -> float:
+        total = 0.0
+        for kind in self._attention:
+            tokens = context_tokens
+            if kind.window is not None and kind.window != self.model.window:
+                tokens = min(tokens, batch * kind.window)
+            total += kind.n_layers * (self._decode_floor_s + tokens * kind.per_entry_s + batch * kind.per_append_s)
+        return total
 
     @property
     def _elementwise_bytes_per_s(self) -> float:
         return self.device.bandwidth_bytes_per_s * self.efficiency.elementwise_bandwidth_frac
 
 
-def n_elementwise(model: ModelSpec, tensor_parallel: int) -> float:
-    """Numbers that a layer's element-wise kernels read or write for a token on one rank.
+def n_elementwise(layers: Layers, d_model: int) -> int:
+    """Numbers that the element-wise kernels of one of these layers read or write for a token.
 
     Two norms with the residual (each reads two vectors and writes two), the activation, the rotary embedding in place.
     """
-    heads, kv_heads = model.heads_per_rank(tensor_parallel)
-    inner = (3 if model.is_gated else 2) * model.d_ff / tensor_parallel
-    return 2 * 4 * model.d_model + inner + 2 * (heads + kv_heads) * model.head_dim
+    return 2 * 4 * d_model + layers.feed_forward.n_inner() + 2 * layers.attention.n_rotated()
 
 
 def n_all_reduces(model: ModelSpec) -> int:

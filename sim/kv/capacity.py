@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
-from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, HardwareSpec, ModelSpec, kv_bytes_per_token
+from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, HardwareSpec, ModelSpec
 from sim.units import GIB
 
 SAMPLER_COPIES = 10.0
@@ -61,9 +61,8 @@ def weights_bytes(model: ModelSpec, tensor_parallel: int = 1) -> float:
     Embeddings, lm_head and norms stay in bf16 when the layers' matrices are fp8, as in published fp8 checkpoints.
     """
     wide = max(model.weight_bytes, DTYPE_BYTES["bf16"])
-    norms = (2 * model.n_layers + 1) * model.d_model
-    matrices = model.n_layers * sum(inputs * outputs for _, inputs, outputs in model.rank_gemms(tensor_parallel))
-    return matrices * model.weight_bytes + model.n_embedding_params / tensor_parallel * wide + norms * wide
+    matrices = model.n_matrix_params(tensor_parallel) * model.weight_bytes
+    return matrices + model.n_embedding_params / tensor_parallel * wide + model.n_norm_params * wide
 
 
 def activation_peak_bytes(model: ModelSpec, max_batched_tokens: int, max_seqs: int, tensor_parallel: int = 1) -> float:
@@ -72,7 +71,7 @@ def activation_peak_bytes(model: ModelSpec, max_batched_tokens: int, max_seqs: i
     The larger of two moments: the MLP of the largest batch (hidden states, residual, its inner activations before and
     after the gate), and the sampler, which holds several copies of all sequences' logits on every rank.
     """
-    inner = (3 if model.is_gated else 2) * model.d_ff / tensor_parallel
+    inner = max(layers.feed_forward.n_inner() for layers in model.rank_stack(tensor_parallel))
     layer = max_batched_tokens * (2 * model.d_model + inner) * ACTIVATION_BYTES
     sampler = SAMPLER_COPIES * min(max_seqs, max_batched_tokens) * model.vocab * DTYPE_BYTES["fp32"]
     return max(layer, sampler)
@@ -107,8 +106,7 @@ def kv_capacity(
     if block_tokens < 1:
         raise ConfigError(f"cache.block_tokens must be >= 1 [tokens], got {block_tokens}")
     ranks, device = hardware.tensor_parallel, hardware.device
-    _, kv_heads = model.heads_per_rank(ranks)
-    per_token = kv_bytes_per_token(model.n_layers, kv_heads, model.head_dim, model.kv_bytes)
+    per_token = model.kv_bytes_per_token(ranks)
     terms = {
         "memory": device.memory_bytes,
         "kept free": -(1.0 - hardware.memory_utilization_frac) * device.memory_bytes,

@@ -8,7 +8,7 @@ import pytest
 
 from sim.config import compose, make
 from sim.errors import ConfigError
-from sim.spec import DeviceSpec, HardwareSpec, ModelSpec, as_given
+from sim.spec import Dense, DeviceSpec, Gqa, HardwareSpec, Layers, ModelSpec, as_given
 
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -25,7 +25,7 @@ def hardware(name: str, *overrides: str) -> HardwareSpec:
     return make(compose([f"hardware={name}", *overrides])["hardware"], "hardware")
 
 
-TINY = ModelSpec("tiny", 2, 4, 2, 8, 32, 64, 100, 128)
+TINY = ModelSpec("tiny", 32, 100, 128, [Layers(2, Gqa(4, 2, 8), Dense(64))])
 DEVICE = DeviceSpec("device", 80.0, 2e12, {"bf16": 3e14, "fp8": 6e14}, 108, 3e11, 2.5e10, 1e-5)
 
 
@@ -50,8 +50,8 @@ def test_a_models_parameters_are_the_published_number_but_for_biases(name, n_par
     [("gpt2", 36), ("llama-2-7b", 512), ("llama-3.1-8b", 128), ("falcon-7b", 8), ("qwen3-32b", 256)],
 )
 def test_kv_of_a_token_follows_the_kv_heads(name, kib_per_token):
-    assert model(name).kv_bytes_per_token == kib_per_token * 1024
-    assert model(name, "model.kv_dtype=fp8").kv_bytes_per_token == kib_per_token * 512
+    assert model(name).kv_bytes_per_token() == kib_per_token * 1024
+    assert model(name, "model.kv_dtype=fp8").kv_bytes_per_token() == kib_per_token * 512
 
 
 def test_every_model_is_named_like_its_file_and_names_its_source():
@@ -73,25 +73,31 @@ def test_a_device_without_fp8_units_computes_it_as_bf16():
 
 
 def test_the_matrices_of_a_layer_multiply_what_the_model_counts():
-    shapes = {name: (inputs, outputs) for name, inputs, outputs in model("qwen3-32b").gemms}
+    spec = model("qwen3-32b")
+    shapes = {name: (inputs, outputs) for name, inputs, outputs in spec.stack[0].gemms(spec.d_model)}
     assert shapes["qkv"] == (5120, 64 * 128 + 2 * 8 * 128)
     assert shapes["attention_out"] == (8192, 5120)
     assert shapes["mlp_in"] == (5120, 2 * 25600)
 
 
 def test_ranks_share_the_heads_and_copy_kv_heads_when_there_are_too_few():
-    assert model("llama-3.1-70b").heads_per_rank(8) == (8, 1)
-    assert model("llama-3.1-70b").heads_per_rank(16) == (4, 1)
-    with pytest.raises(ConfigError, match=r"hardware\.tensor_parallel must divide the 71 heads of falcon-7b"):
-        model("falcon-7b").heads_per_rank(2)
+    heads = Gqa(64, 8, 128)
+    assert heads.shard(8) == Gqa(8, 1, 128)
+    assert heads.shard(16) == Gqa(4, 1, 128)
+    with pytest.raises(ConfigError, match=r"hardware\.tensor_parallel must divide the model's 71 heads"):
+        model("falcon-7b").rank_stack(2)
 
 
 def test_a_rank_multiplies_with_its_share_and_with_the_keys_of_the_heads_it_copies():
     spec = model("llama-3.1-70b")
-    assert spec.rank_gemms(1) == spec.gemms
-    assert spec.rank_gemms(8)[0] == ("qkv", 8192, (8 + 2) * 128)
-    assert spec.rank_gemms(16)[0] == ("qkv", 8192, (4 + 2) * 128)  # a KV head each, as on 8 ranks
-    assert spec.rank_gemms(16)[1:] == (
+
+    def gemms(ranks):
+        return spec.rank_stack(ranks)[0].gemms(spec.d_model)
+
+    assert gemms(1) == spec.stack[0].gemms(spec.d_model)
+    assert gemms(8)[0] == ("qkv", 8192, (8 + 2) * 128)
+    assert gemms(16)[0] == ("qkv", 8192, (4 + 2) * 128)  # a KV head each, as on 8 ranks
+    assert gemms(16)[1:] == (
         ("attention_out", 512, 8192),
         ("mlp_in", 8192, 2 * 1792),
         ("mlp_out", 1792, 8192),
@@ -99,19 +105,39 @@ def test_a_rank_multiplies_with_its_share_and_with_the_keys_of_the_heads_it_copi
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("part", "fields", "message"),
     [
-        ({"n_layers": 0}, "model.n_layers must be a whole number >= 1, got 0"),
-        ({"d_ff": 1.5}, "model.d_ff must be a whole number >= 1, got 1.5"),
-        ({"n_kv_heads": 3}, "model.n_heads must be a multiple of model.n_kv_heads (3), got 4"),
-        ({"window": 0}, "model.window must be a whole number >= 1, got 0"),
-        ({"kv_dtype": "int3"}, "model.kv_dtype must be one of fp32, bf16, fp16, fp8, got 'int3'"),
+        (TINY, {"d_model": 0}, "model.d_model must be a whole number >= 1, got 0"),
+        (TINY, {"stack": []}, "model.stack must name at least one kind of layer, got none"),
+        (TINY, {"kv_dtype": "int3"}, "model.kv_dtype must be one of fp32, bf16, fp16, fp8, got 'int3'"),
+        (TINY.stack[0], {"n_layers": 0}, "model.stack.n_layers must be a whole number >= 1, got 0"),
+        (Dense(64), {"d_ff": 1.5}, "model.feed_forward.d_ff must be a whole number >= 1, got 1.5"),
+        (Gqa(4, 2, 8), {"n_kv_heads": 3}, "model.attention.n_heads must be a multiple of n_kv_heads (3), got 4"),
+        (Gqa(4, 2, 8), {"window": 0}, "model.attention.window must be a whole number >= 1, got 0"),
     ],
 )
-def test_a_wrong_model_is_refused_by_key_and_value(fields, message):
+def test_a_wrong_model_is_refused_by_key_and_value(part, fields, message):
     with pytest.raises(ConfigError) as refused:
-        replace(TINY, **fields)
+        replace(part, **fields)
     assert str(refused.value) == message
+
+
+def test_layers_of_two_kinds_add_up():
+    """Twice the layers of one kind are the same model as two groups of it, in every number asked of it."""
+    whole = replace(TINY, stack=[Layers(6, Gqa(4, 2, 8), Dense(64))])
+    apart = replace(TINY, stack=[Layers(4, Gqa(4, 2, 8), Dense(64)), Layers(2, Gqa(4, 2, 8), Dense(64))])
+    assert (apart.n_layers, apart.n_params, apart.rank_attentions(2)) == (6, whole.n_params, whole.rank_attentions(2))
+    assert apart.kv_bytes_per_token(2) == whole.kv_bytes_per_token(2) == 6 * 2 * 8 * 2.0
+    mixed = replace(TINY, stack=[Layers(4, Gqa(4, 2, 8, window=16), Dense(64)), Layers(2, Gqa(4, 1, 16), Dense(8))])
+    assert mixed.kv_bytes_per_token() == 4 * 2 * 2 * 8 * 2.0 + 2 * 2 * 16 * 2.0
+    assert mixed.n_matrix_params() == 4 * (32 * 64 + 32 * 32 + 3 * 32 * 64) + 2 * (32 * 96 + 64 * 32 + 3 * 32 * 8)
+
+
+def test_the_models_window_is_the_widest_and_none_where_a_layer_sees_all():
+    narrow, wide, all_of_it = (Layers(1, Gqa(4, 2, 8, window=window), Dense(64)) for window in (16, 64, None))
+    assert replace(TINY, stack=[narrow]).window == 16
+    assert replace(TINY, stack=[narrow, wide]).window == 64
+    assert replace(TINY, stack=[narrow, all_of_it]).window is None
 
 
 @pytest.mark.parametrize(

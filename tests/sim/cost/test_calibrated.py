@@ -52,7 +52,7 @@ def test_decode_attention_never_falls_with_context(operations):
 
 def test_decode_attention_never_falls_with_the_batch(operations):
     for mean in (17, 300, 4_000, 16_000):
-        times = [operations._attention.decode_s(n, mean) for n in (1, 2, 3, 5, 8, 13, 32, 100, 256)]
+        times = [operations._decode_s(n, mean) for n in (1, 2, 3, 5, 8, 13, 32, 100, 256)]
         assert all(a <= b * (1 + 1e-9) for a, b in pairwise(times)), mean
 
 

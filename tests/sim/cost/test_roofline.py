@@ -13,6 +13,7 @@ from sim.config import compose, make
 from sim.cost import Efficiency, IterationCost, Roofline
 from sim.cost.roofline import attended_pairs
 from sim.errors import ConfigError
+from sim.spec import Dense, Gqa, Layers
 from sim.step import Chunk, StepShape
 
 DATA = Path(__file__).parents[3] / "../shared/data"
@@ -28,6 +29,11 @@ def cost(*overrides: str) -> IterationCost:
 @cache
 def roofline(*overrides: str) -> Roofline:
     return cost(*overrides).operations
+
+
+def with_stack(device: Roofline, *stack: Layers) -> Roofline:
+    """The same roofline of a model with other layers."""
+    return replace(device, model=replace(device.model, stack=stack))
 
 
 def table(path: Path):
@@ -83,8 +89,8 @@ def test_prefill_attention_is_near_the_published_h200_kernels(head_dim, model):
         & (rows.kv_cache_dtype == "bfloat16")
         & (rows.isl >= 1024)
     ]
-    spec = replace(make(compose([f"model={model}"])["model"], "model"), n_layers=1, n_heads=32, n_kv_heads=8)
-    device = replace(roofline(), model=spec)
+    spec = make(compose([f"model={model}"])["model"], "model")
+    device = replace(roofline(), model=replace(spec, stack=[Layers(1, Gqa(32, 8, head_dim), Dense(64))]))
     predicted = [
         device.prefill_attention_s((Chunk(tokens, 0),) * batch)
         for batch, tokens in zip(rows.batch_size, rows.isl, strict=True)
@@ -113,7 +119,7 @@ def test_lm_head_and_sampler_carry_over_to_another_device():
 
 def test_a_lone_token_takes_little_more_than_reading_the_weights():
     model = roofline().model
-    read_s = 2.0 * (model.n_matrix_params + model.vocab * model.d_model) / 4.8e12
+    read_s = 2.0 * (model.n_matrix_params() + model.vocab * model.d_model) / 4.8e12
     shape = StepShape(decode_seqs=1, decode_context_tokens=100, decode_max_context_tokens=100, decode_growing=1)
     assert read_s < cost().pace(shape)[0] / 1e12 < 1.7 * read_s
 
@@ -131,8 +137,44 @@ def test_a_sliding_window_bounds_what_a_prompt_costs_per_token():
     windowed = roofline("model=mistral-7b")
     far = windowed.prefill_attention_s((Chunk(1024, 20_000),))
     assert far == windowed.prefill_attention_s((Chunk(1024, 30_000),))
-    full = replace(windowed, model=replace(windowed.model, window=None))
+    (layers,) = windowed.model.stack
+    full = with_stack(windowed, replace(layers, attention=replace(layers.attention, window=None)))
     assert full.prefill_attention_s((Chunk(1024, 20_000),)) > 3 * far
+
+
+@given(
+    batch=st.integers(1, 400),
+    contexts=st.lists(st.integers(0, 40_000), min_size=1, max_size=6),
+    windows=st.lists(st.sampled_from([None, 16, 128, 1024]), min_size=1, max_size=3),
+)
+def test_layers_with_windows_of_their_own_read_no_more_than_those(batch, contexts, windows):
+    """Decoding: layer for layer the line of its own kind, at what it reads of the context."""
+    base = roofline()
+    (layers,) = base.model.stack
+    kinds = [replace(layers, attention=replace(layers.attention, window=window), n_layers=1) for window in windows]
+    curve = with_stack(base, *kinds).decode_attention(batch)
+    lone = with_stack(base, replace(layers, n_layers=1)).decode_attention(batch)
+    widest = None if None in windows else max(windows)
+
+    def at(line, tokens):
+        return float(np.interp(tokens, line.knots, line.seconds))
+
+    for mean in contexts:
+        tokens = batch * (mean if widest is None else min(mean, widest))
+        expected = sum(at(lone, tokens if window is None else min(tokens, batch * window)) for window in windows)
+        assert at(curve, tokens) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_prompt_costs_windowed_layers_their_window_and_the_others_all_of_it():
+    base = roofline()
+    (layers,) = base.model.stack
+    near = replace(layers, attention=replace(layers.attention, window=128), n_layers=3)
+    far = replace(layers, n_layers=5)
+    chunks = (Chunk(700, 9_000), Chunk(40, 0))
+    apart = sum(with_stack(base, one).prefill_attention_s(chunks) for one in (near, far))
+    assert with_stack(base, near, far).prefill_attention_s(chunks) == pytest.approx(apart)
+    dense = sum(with_stack(base, one).dense_s(300) for one in (near, far))
+    assert with_stack(base, near, far).dense_s(300) == pytest.approx(dense)
 
 
 def test_two_ranks_halve_the_work_but_talk_to_each_other():
@@ -177,7 +219,7 @@ def test_all_reduce_over_pcie_is_within_a_tenth_of_the_published_times(n_bytes, 
 
 def test_ranks_gather_their_logits_and_reduce_after_the_embedding_too():
     two = roofline("model=qwen3-32b", "hardware=rtxpro6000", "hardware.tensor_parallel=2")
-    lone = replace(two, model=replace(two.model, n_layers=1))
+    lone = with_stack(two, replace(two.model.stack[0], n_layers=1))
     both = lone.dense_s(64) - two.dense_s(64) / 64
     assert both == pytest.approx((3 - 129 / 64) * two.all_reduce_s(64 * 5120 * 2))
     assert two.sequences_s(128) > 128 * 151_936 * 2 / 2 / 50e9  # half of the bf16 logits over the link

@@ -58,7 +58,7 @@ def test_weights_are_what_vllm_loads(overrides, gib):
 def test_fp8_halves_the_matrices_but_not_the_embeddings():
     wide, _ = specs("model=llama-3.1-8b")
     narrow, _ = specs("model=llama-3.1-8b", "model.weight_dtype=fp8")
-    assert weights_bytes(wide) - weights_bytes(narrow) == wide.n_matrix_params
+    assert weights_bytes(wide) - weights_bytes(narrow) == wide.n_matrix_params()
 
 
 def test_the_terms_add_up_to_the_kv_cache_and_fill_whole_blocks():

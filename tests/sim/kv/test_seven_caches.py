@@ -34,7 +34,8 @@ def first_turns(result: Result) -> list[list[int]]:
 def test_chatbot_runs_with_the_same_arrivals_whatever_the_cache(kind, model):
     result = served(model, kind)
     spec = Builder(result.config).model
-    assert (spec.n_heads, spec.n_kv_heads) == KV_HEADS[model]
+    heads = spec.stack[0].attention
+    assert (heads.n_heads, heads.n_kv_heads) == KV_HEADS[model]
     arrivals = first_turns(result)
     assert len(arrivals) == N_SESSIONS
     assert arrivals == first_turns(served(model, "paged"))

@@ -1,0 +1,68 @@
+"""The hardware under a model: an accelerator's data sheet, and what one replica has of them."""
+
+from dataclasses import dataclass, field
+
+from sim.errors import ConfigError
+from sim.spec.values import as_given, positive, whole
+from sim.units import GIB
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """An accelerator's data sheet. Every number has its source in ``source`` or in the YAML beside it."""
+
+    name: str
+    memory_gib: float  # what CUDA reports as total, a little below the data sheet's figure
+    bandwidth_bytes_per_s: float
+    peak_flops: dict[str, float] = field(hash=False)  # dense, by dtype: bf16, and fp8 where it has it
+    n_sms: int
+    link_bytes_per_s: float  # between accelerators, one direction
+    host_link_bytes_per_s: float  # to host memory, one direction
+    host_link_latency_s: float
+    interconnect: str = "nvlink"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        positive(
+            "hardware.device",
+            memory_gib=self.memory_gib,
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s,
+            link_bytes_per_s=self.link_bytes_per_s,
+            host_link_bytes_per_s=self.host_link_bytes_per_s,
+            host_link_latency_s=self.host_link_latency_s,
+        )
+        whole("hardware.device", n_sms=self.n_sms)
+        positive("hardware.device.peak_flops", **self.peak_flops)
+        if "bf16" not in self.peak_flops:
+            raise ConfigError(
+                f"hardware.device.peak_flops must name bf16, got {', '.join(self.peak_flops) or 'nothing'}"
+            )
+
+    @property
+    def memory_bytes(self) -> float:
+        """Device memory [B]."""
+        return self.memory_gib * GIB
+
+    def flops_per_s(self, dtype: str) -> float:
+        """Dense peak at a number format; formats it has no units for run as bf16 [FLOP/s]."""
+        return self.peak_flops.get(dtype, self.peak_flops["bf16"])
+
+
+@dataclass(frozen=True, slots=True)
+class HardwareSpec:
+    """What one replica runs on: some accelerators of a kind, and the share of their memory that serving may take."""
+
+    device: DeviceSpec
+    tensor_parallel: int = 1  # accelerators that share every layer
+    memory_utilization_frac: float = 0.9  # vLLM's gpu_memory_utilization
+    kv_blocks: int | None = None  # KV capacity given instead of derived [blocks]
+
+    def __post_init__(self) -> None:
+        whole("hardware", tensor_parallel=self.tensor_parallel)
+        positive("hardware", memory_utilization_frac=self.memory_utilization_frac)
+        if self.memory_utilization_frac > 1.0:
+            raise ConfigError(
+                f"hardware.memory_utilization_frac must be > 0 and <= 1, got {as_given(self.memory_utilization_frac)}"
+            )
+        if self.kv_blocks is not None:
+            whole("hardware", kv_blocks=self.kv_blocks)
