@@ -42,15 +42,21 @@ class Slots(KVCache):
     def rounding_tokens(self) -> int:
         return 0
 
-    def match(self, sequence: Sequence) -> int:
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
         return 0
 
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         if self.held_tokens + ledger.n_growing + n_tokens > self.capacity_tokens:
             return False
         self.held_tokens += n_tokens
         sequence.holding = (sequence.holding or 0) + n_tokens
         return True
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        return self.admit(sequence, n_tokens, ledger)
+
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        raise AssertionError("no sequence has asked for it")
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         free = self.capacity_tokens - self.held_tokens

@@ -187,30 +187,40 @@ host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
             n_tokens += own
         return n_tokens
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that its class's cache has, or that move there."""
-        move = self._conversations.move(sequence)
-        return self._part(sequence).cache.match(sequence) if move is None else move.n_tokens
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request that its class's cache has, or that move there."""
+        move = self._conversations.move(request, generated_tokens)
+        return self._parts[request.kind].cache.match(request, generated_tokens) if move is None else move.n_tokens
 
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take room in the class's cache; a conversation that comes from another class brings its KV."""
         self._follow(ledger)
         cache, part, _ = self._part(sequence)
-        is_prompt = sequence.order not in ledger.members or sequence.holding is None
-        if sequence.holding is not None:
-            is_taken = cache.extend(sequence, n_tokens, part)
+        move = self._conversations.move(sequence.request, sequence.preempted_at_tokens)
+        if move is None:
+            is_taken = cache.admit(sequence, n_tokens, part)
         else:
-            move = self._conversations.move(sequence)
-            if move is None:
-                is_taken = cache.extend(sequence, n_tokens, part)
-            else:
-                is_taken = self._conversations.take(sequence, n_tokens, move)
-            if is_taken:
-                self._conversations.arrive(sequence)
-                self._n_requests[sequence.request.kind] += not sequence.n_preemptions
-        if is_taken and is_prompt:
+            is_taken = self._conversations.take(sequence, n_tokens, move)
+        if is_taken:
+            self._conversations.arrive(sequence)
+            self._n_requests[sequence.request.kind] += not sequence.n_preemptions
             part.planned_tokens[sequence] = sequence.resident_tokens + n_tokens
         return is_taken
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take room for the next piece of a prompt in its class's cache."""
+        self._follow(ledger)
+        cache, part, _ = self._part(sequence)
+        is_taken = cache.extend(sequence, n_tokens, part)
+        if is_taken:
+            part.planned_tokens[sequence] = sequence.resident_tokens + n_tokens
+        return is_taken
+
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        """A decoding sequence has reached its room: its class's cache sees to it."""
+        self._follow(ledger)
+        cache, part, _ = self._part(sequence)
+        return cache.attend(sequence, part)
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the memory of every class suffices for."""

@@ -130,29 +130,36 @@ class ContiguousCache(PartCache):
         """Slots that the allocator added to extents."""
         return self._rounding_tokens
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that its conversation left behind, at most all but the last."""
-        idle = self._idle.find(sequence)
-        if idle is None or (not self._reservation.grows and idle.holding.n_tokens < self._wanted(sequence)):
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request that its conversation left behind, at most all but the last."""
+        idle = self._idle.find(request)
+        if idle is None:
             return 0
-        return idle.match(sequence)
+        if not self._reservation.grows:
+            target_tokens = request.prompt_tokens + (generated_tokens or 0)
+            if idle.holding.n_tokens < self._wanted(request, target_tokens, 1):
+                return 0
+        return idle.match(request, generated_tokens)
 
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """Reserve a sequence's extent when it is admitted, replace it when it is full.
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:  # noqa: ARG002
+        """Reserve a sequence's extent, for all of its prompt.
 
         Idle conversations give way one by one; they are gone even if the room does not suffice. So may be the
         sequence's own, if it could not be replaced by a longer one: then `match` finds nothing any more.
         """
-        extent = sequence.holding
-        if extent is None:
-            return self._admit(sequence) if sequence.n_samples == 1 else self._admit_several(sequence)
-        is_decoding = sequence.order in ledger.members
-        need = (ledger.resident_of(sequence) if is_decoding else sequence.resident_tokens) + n_tokens
+        return self._admit(sequence) if sequence.n_samples == 1 else self._admit_several(sequence)
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:  # noqa: ARG002
+        """Its extent has room for the whole prompt."""
+        return True
+
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        """Replace an extent that is full, or soon will be, by a longer one."""
+        extent: Extent = sequence.holding
+        need = ledger.resident_of(sequence) + 1
         if self.window_tokens is not None:
             need = min(need, self.window_tokens)
         is_full = need > extent.n_tokens
-        if not is_full and not is_decoding:
-            return True
         if not self._reservation.grows:  # it has its answer and pads its batch, past the end of its extent
             return not is_full
         longer = self._longer(sequence, extent.n_tokens, max(need, extent.n_tokens + 1))
@@ -162,7 +169,7 @@ class ContiguousCache(PartCache):
             return not is_full
         self._n_resizes += 1
         self._n_ahead += not is_full
-        self._replace(sequence, extent, offset, longer, need - n_tokens, is_full)
+        self._replace(sequence, extent, offset, longer, need - 1, is_full)
         return True
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:  # noqa: ARG002
@@ -220,7 +227,7 @@ class ContiguousCache(PartCache):
             n_tokens = min(n_tokens, self.window_tokens)
         if self._max_len is not None and n_tokens > self._max_len:
             return f"{n_tokens} KV slots needed, extents have {self._max_len} at most"
-        n_slots = n_tokens if self._reservation.grows else self._wanted(Sequence(request))
+        n_slots = n_tokens if self._reservation.grows else self._wanted(request, request.prompt_tokens, 1)
         if n_tokens > n_slots:
             return f"{n_tokens} KV slots needed, {n_slots} reserved"
         if n_slots > self._largest:
@@ -259,16 +266,20 @@ class ContiguousCache(PartCache):
                 f"{self.capacity_tokens} KV slots (hardware.kv_blocks), got {n_tokens}"
             )
 
-    def _wanted(self, sequence: Sequence) -> int:
+    def _found(self, sequence: Sequence) -> int:
+        """What `match` finds of a waiting sequence [tokens]."""
+        return self.match(sequence.request, sequence.generated_tokens)
+
+    def _wanted(self, request: Request, target_tokens: int, n_samples: int) -> int:
         """Slots to reserve at admission: no more than allowed, than a ring of the window, than could ever be had."""
-        n_slots = self._reservation.tokens(sequence)
+        n_slots = self._reservation.tokens(request, target_tokens)
         if self._max_len is not None and n_slots > self._max_len:
             n_slots = self._max_len
         if self.window_tokens is not None:
             n_slots = min(n_slots, self.window_tokens)
         if self._reservation.grows:
-            largest = self._largest if sequence.n_samples == 1 else self._largest_together(sequence.n_samples)
-            n_slots = min(n_slots, max(largest, sequence.target_tokens))
+            largest = self._largest if n_samples == 1 else self._largest_together(n_samples)
+            n_slots = min(n_slots, max(largest, target_tokens))
         return n_slots
 
     def _largest_together(self, n_extents: int) -> int:
@@ -291,15 +302,16 @@ class ContiguousCache(PartCache):
         An extent may lie where an idle conversation gave way, and leave no room beside it for the next: then all are
         placed anew, as long as others have given way meanwhile.
         """
-        n_matched, wanted = self.match(sequence), self._wanted(sequence)
+        n_matched = self._found(sequence)
+        wanted = self._wanted(sequence.request, sequence.target_tokens, sequence.n_samples)
         n_evicted = None
-        while n_evicted != self._idle.n_evicted and self.match(sequence) == n_matched:
+        while n_evicted != self._idle.n_evicted and self._found(sequence) == n_matched:
             n_evicted = self._idle.n_evicted
             spare: list[Extent] = []
             while len(spare) < sequence.n_samples - 1 and (offset := self._place(wanted)) is not None:
                 spare.append(Extent(offset, wanted))
                 self._take_up(spare[-1])
-            is_short = len(spare) < sequence.n_samples - 1 or self.match(sequence) < n_matched
+            is_short = len(spare) < sequence.n_samples - 1 or self._found(sequence) < n_matched
             if not is_short and self._admit(sequence):
                 self._spare[sequence] = spare
                 return True
@@ -322,10 +334,10 @@ class ContiguousCache(PartCache):
         return min(n_slots, max(need_tokens, self._largest))
 
     def _admit(self, sequence: Sequence) -> bool:
-        n_matched = self.match(sequence)
+        n_matched = self._found(sequence)
         idle = self._idle.take(sequence) if n_matched else None
         if idle is None:
-            wanted = self._wanted(sequence)
+            wanted = self._wanted(sequence.request, sequence.target_tokens, sequence.n_samples)
             offset = self._place(wanted, sequence)
             if offset is None:
                 return False

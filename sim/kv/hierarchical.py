@@ -32,7 +32,7 @@ from sim.kv.prefix import BlockTable
 from sim.kv.tiers import Tier, Tiers, after, first
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
-from sim.request import BlockRange, block_ranges
+from sim.request import BlockRange, Request, block_ranges, whole_text
 from sim.sequence import Sequence
 from sim.step import CostModel
 from sim.units import NS_PER_S, PS_PER_NS
@@ -154,30 +154,27 @@ class HierarchicalCache(PagedCache):
             ("swapped_out", "swapped_in", "recomputed", "reloaded_tokens", "recomputed_tokens", "prefetched_blocks"), 0
         )
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence found in device memory, or loaded from below."""
-        if not self._is_known(sequence):
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request found in device memory, or loaded from below."""
+        if request.content is None and generated_tokens is None:
             return 0
-        n_here = super().match(sequence)
-        found = self._found_below(sequence, n_here // self.block_tokens)
+        n_here = super().match(request, generated_tokens)
+        found = self._found_below(request, generated_tokens, n_here // self.block_tokens)
         return n_here + sum(found) * self.block_tokens
 
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """As `PagedCache.extend`; who finds blocks below takes room for them too, and waits until they have come."""
-        if sequence.holding is not None:
-            return super().extend(sequence, n_tokens, ledger)
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """As `PagedCache.admit`; who finds blocks below takes room for them too, and waits until they have come."""
         self._ledger = ledger
         if not self._is_known(sequence):
-            is_taken = super().extend(sequence, n_tokens, ledger)
+            is_taken = super().admit(sequence, n_tokens, ledger)
             if is_taken and self._staged:
                 self._write_back()
             return is_taken
-        n_here = super().match(sequence) // self.block_tokens
-        found = self._found_below(sequence, n_here)
+        n_here, found = self._found_of(sequence)
         n_below = sum(found)
         self._is_naming = not n_below
         n_loaded_tokens = n_below * self.block_tokens
-        is_taken = super().extend(sequence, n_loaded_tokens + n_tokens, ledger)
+        is_taken = super().admit(sequence, n_loaded_tokens + n_tokens, ledger)
         self._is_naming = True
         if not is_taken:
             return False
@@ -194,7 +191,7 @@ class HierarchicalCache(PagedCache):
         """As `PagedCache.trim`; with write-through, what is computed goes down."""
         super().trim(sequence, ledger)
         if self._write == "through" and sequence.request.content is not None and not sequence.dropped_tokens:
-            blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
+            blocks = self._computed(sequence)
             self._save(blocks, self._n_sent.get(sequence, 0))
             self._n_sent[sequence] = sum(n for _, _, n in blocks)
 
@@ -216,7 +213,7 @@ class HierarchicalCache(PagedCache):
             self._n_lost[sequence] = sequence.computed_tokens
         blocks = []
         if self._write != "back" and not sequence.dropped_tokens:
-            blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
+            blocks = self._computed(sequence)
         n_sent = self._n_sent.pop(sequence, 0)
         super().release(sequence, now_ns)
         if blocks and self._goes_down(sequence, blocks):
@@ -229,8 +226,7 @@ class HierarchicalCache(PagedCache):
 
         Of tokens lost on the way ``lost`` is told.
         """
-        n_here = super().match(sequence) // self.block_tokens
-        found = self._found_below(sequence, n_here)
+        n_here, found = self._found_of(sequence)
         self._load(sequence, n_here, found, lambda come: lost((sum(found) - sum(come)) * self.block_tokens))
         return sum(found) * self.block_tokens
 
@@ -299,15 +295,28 @@ class HierarchicalCache(PagedCache):
 
     def _ranges(self, sequence: Sequence) -> list[BlockRange]:
         """Full blocks of a waiting sequence's text, all but the one with its last token."""
-        return block_ranges(self._text(sequence), sequence.target_tokens - 1, self.block_tokens)
+        return asked_for(sequence.request, sequence.generated_tokens, self.block_tokens)
 
-    def _found_below(self, sequence: Sequence, n_here: int) -> list[int]:
+    def _computed(self, sequence: Sequence) -> list[BlockRange]:
+        """Full blocks of what has been computed of a sequence's text."""
+        text = whole_text(sequence.request, sequence.generated_tokens)
+        return block_ranges(text, sequence.computed_tokens, self.block_tokens)
+
+    def _found_of(self, sequence: Sequence) -> tuple[int, list[int]]:
+        """Of a waiting sequence's blocks, how many are in device memory, and how many are to be loaded by tier."""
+        request, generated_tokens = sequence.request, sequence.preempted_at_tokens
+        n_here = super().match(request, generated_tokens) // self.block_tokens
+        return n_here, self._found_below(request, generated_tokens, n_here)
+
+    def _found_below(self, request: Request, generated_tokens: int | None, n_here: int) -> list[int]:
         """Blocks that continue what is in device memory, per tier; none if they are not to be loaded."""
-        found = self._ladder.found(after(self._ranges(sequence), n_here, self.block_tokens))
+        n_generated = generated_tokens or 0
+        asked = asked_for(request, n_generated, self.block_tokens)
+        found = self._ladder.found(after(asked, n_here, self.block_tokens))
         if not sum(found):
             return found
-        estimate = partial(self._times, n_here, found, sequence.target_tokens)
-        if sequence.n_preemptions:
+        estimate = partial(self._times, n_here, found, request.prompt_tokens + n_generated)
+        if generated_tokens is not None:
             loads = self._preemption.loads(estimate)
         else:
             loads = self._load_if == "always" or (self._load_if == "cheaper" and CHEAPER.loads(estimate))
@@ -419,6 +428,12 @@ class HierarchicalCache(PagedCache):
     def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
         if self._is_naming:
             super()._name(table, text, n_tokens)
+
+
+def asked_for(request: Request, generated_tokens: int, block_tokens: int) -> list[BlockRange]:
+    """Full blocks of a request's text and of its answer so far, all but the one with the last token."""
+    n_tokens = request.prompt_tokens + generated_tokens - 1
+    return block_ranges(whole_text(request, generated_tokens), n_tokens, block_tokens)
 
 
 def _lose(sequence: Sequence, n_tokens: int) -> None:

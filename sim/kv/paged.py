@@ -21,6 +21,7 @@ al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 202
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from sim.errors import ConfigError
 from sim.kv.cache import Copies
@@ -28,9 +29,20 @@ from sim.kv.eviction import Evictor, Unit
 from sim.kv.part import PartCache
 from sim.kv.prefix import BlockTable, Match, PrefixIndex, Run
 from sim.ledger import DecodeLedger
-from sim.request import BlockRange, Request, Segment, block_ranges, own_text
+from sim.request import BlockRange, Request, block_ranges, whole_text
 from sim.sequence import Sequence
 from sim.spec import as_given
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the index said about a request's text."""
+
+    request: Request
+    generated_tokens: int | None
+    text: list[BlockRange]
+    n_dropped: int  # blocks before those found that a window need not have
+    runs: list[Match]  # that a sequence can go on from
 
 
 class PagedCache(PartCache):
@@ -94,64 +106,72 @@ class PagedCache(PartCache):
         self._n_free = self.n_blocks
         self._n_owed = 0  # taken, but not yet popped off the free queue: of blank blocks it matters not which
         self._n_ahead = 0  # popped for the next iteration to take
-        self._found: tuple[Sequence | None, int, list[Match]] = (None, 0, [])  # the last match, while it stands
+        self._found: Found | None = None  # the last look-up, while it stands
         self._n_parked = 0
         self._n_evicted = 0
         self._bytes_per_token = kv_bytes_per_token
         self._n_copied = 0
-        self._texts: dict[Sequence, list[BlockRange]] = {}  # of sequences that wait or hold something
+        self._texts: dict[Sequence, list[BlockRange]] = {}  # of sequences that hold something
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
-        if sequence.request.content is None and not sequence.n_preemptions:
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request that are resident, at most all but the last."""
+        if not self._prefix_caching or (request.content is None and generated_tokens is None):
             return 0
-        n_dropped, matched = self._matched(sequence)
-        return (n_dropped + sum(n_blocks for _, _, n_blocks in matched)) * self.block_tokens
+        found = self._looked_up(request, generated_tokens)
+        return (found.n_dropped + sum(n_blocks for _, _, n_blocks in found.runs)) * self.block_tokens
+
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Hold the blocks that `match` finds, and take others for the next ``n_tokens``, all or none."""
+        size = self.block_tokens
+        request = sequence.request
+        text: list[BlockRange] | None = None
+        matched: list[Match] = []
+        n_dropped = n_matched = n_unparked = 0
+        if self._prefix_caching and (request.content is not None or sequence.n_preemptions):
+            found = self._looked_up(request, sequence.preempted_at_tokens)
+            text, n_dropped, matched = found.text, found.n_dropped, found.runs
+        for run, _, n_blocks in matched:
+            n_matched += n_blocks
+            if run.is_parked:
+                n_unparked += n_blocks
+        n_found = n_dropped + n_matched
+        start = n_found * size
+        n_new = -(-(start + n_tokens) // size) - n_found
+        n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_found
+        if n_asked + n_unparked + self._watermark_blocks > self._n_spare(ledger):
+            return False
+        table = sequence.holding = BlockTable(n_matched, n_matched, n_dropped)
+        sequence.computed_tokens, sequence.dropped_tokens = start, n_dropped * size
+        if text is not None:
+            self._texts[sequence] = text
+        if matched:
+            self._n_free -= n_unparked
+            self._n_parked -= n_unparked
+            self.held_tokens += n_unparked * size
+            self.idle_tokens -= n_unparked * size
+            self.shared_tokens += (n_matched - n_unparked) * size
+            for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
+                self._index.claim(table, run, offset, n_blocks)
+            table.runs.reverse()
+        self._fill(sequence, n_new, n_tokens)
+        return True
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """Take blocks for the next ``n_tokens`` of a sequence, all or none."""
-        table: BlockTable | None = sequence.holding
-        size = self.block_tokens
-        free = self._n_free - (ledger.blocks_needed(1) if ledger.members else 0)
-        if table is None:
-            is_known = sequence.request.content is not None or sequence.n_preemptions > 0
-            n_dropped, matched = self._matched(sequence) if is_known else (0, [])
-            n_matched = n_unparked = 0
-            for run, _, n_blocks in matched:
-                n_matched += n_blocks
-                if run.is_parked:
-                    n_unparked += n_blocks
-            n_found = n_dropped + n_matched
-            start = n_found * size
-            n_new = -(-(start + n_tokens) // size) - n_found
-            n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_found
-            if n_asked + n_unparked + self._watermark_blocks > free:
-                return False
-            table = sequence.holding = BlockTable(n_matched, n_matched, n_dropped)
-            sequence.computed_tokens, sequence.dropped_tokens = start, n_dropped * size
-            if matched:
-                self._n_free -= n_unparked
-                self._n_parked -= n_unparked
-                self.held_tokens += n_unparked * size
-                self.idle_tokens -= n_unparked * size
-                self.shared_tokens += (n_matched - n_unparked) * size
-                for run, offset, n_blocks in reversed(matched):  # a cut leaves what is left of it as it was
-                    self._index.claim(table, run, offset, n_blocks)
-                table.runs.reverse()
-        elif (room := sequence.room_tokens) is not None:
-            is_full = self.window_tokens is not None and room >= self.window_tokens
-            return self._slide(sequence, room, free) if is_full else self._copy_on_write(sequence, free)
-        else:
-            n_new = -(-(sequence.computed_tokens + n_tokens) // size) - table.n_dropped - table.n_blocks
-            if n_new > free:
-                return False
-        if n_new > 0:
-            self._take(n_new, sequence)
-            table.n_blocks += n_new
-        text = self._texts.get(sequence) if self._texts else None
-        if text is not None:
-            self._name(table, text, sequence.computed_tokens + n_tokens)
+        """Take blocks for the next ``n_tokens`` of a prompt, all or none."""
+        table: BlockTable = sequence.holding
+        n_new = -(-(sequence.computed_tokens + n_tokens) // self.block_tokens) - table.n_dropped - table.n_blocks
+        if n_new > self._n_spare(ledger):
+            return False
+        self._fill(sequence, n_new, n_tokens)
         return True
+
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        """A decoding sequence is about to write to a block that others may read: it gets one of its own."""
+        free = self._n_spare(ledger)
+        room: int = sequence.room_tokens  # type: ignore[assignment]
+        if self.window_tokens is not None and room >= self.window_tokens:
+            return self._slide(sequence, room, free)
+        return self._copy_on_write(sequence, free)
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the free blocks suffice for."""
@@ -225,7 +245,8 @@ class PagedCache(PartCache):
             n_tokens = sequence.computed_tokens
             if sequence.dropped_tokens:  # the window has slid on over blocks of its own
                 table.n_dropped = max(table.n_dropped, n_tokens // self.block_tokens - n_blocks)
-            self._name(table, block_ranges(self._text(sequence), n_tokens, self.block_tokens), n_tokens)
+            text = whole_text(sequence.request, sequence.generated_tokens)
+            self._name(table, block_ranges(text, n_tokens, self.block_tokens), n_tokens)
         n_blank = n_blocks - table.n_named
         self._n_free += n_blank
         self.held_tokens -= n_blank * self.block_tokens
@@ -241,8 +262,6 @@ class PagedCache(PartCache):
 
     def forget(self, sequence: Sequence) -> None:
         """A waiting sequence goes on in another cache; blocks it found stay for others until they are taken."""
-        self._texts.pop(sequence, None)
-        self._found = (None, 0, [])
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -309,7 +328,7 @@ class PagedCache(PartCache):
             return
         if self._n_owed:
             self._settle()
-        self._found = (None, 0, [])
+        self._found = None
         left = self._index.take_front(table, n_blocks)
         n_blank = n_blocks - sum(run.n_blocks for run in left)
         self._let_go(table, left[::-1])
@@ -332,30 +351,38 @@ class PagedCache(PartCache):
         self.copies.moved_bytes += n_held * n_blocks * self.block_tokens * self._bytes_per_token
         return n_held
 
-    def _text(self, sequence: Sequence) -> tuple[Segment, ...]:
-        """Identity of what a sequence has said so far, of its own where nobody shares it."""
-        request = sequence.request
-        if request.content is not None:
-            return sequence.text()
-        return ((own_text(request.id), request.prompt_tokens + sequence.generated_tokens),)
+    def _n_spare(self, ledger: DecodeLedger) -> int:
+        """Free blocks, beyond what the next token of every decoding sequence takes."""
+        return self._n_free - (ledger.blocks_needed(1) if ledger.members else 0)
 
-    def _matched(self, sequence: Sequence) -> tuple[int, list[Match]]:
-        """Resident blocks of a waiting sequence's text that it can go on from, and how many come before them."""
-        if not self._prefix_caching:
-            return 0, []
-        text = self._texts.get(sequence)
-        if text is None:
-            text = self._texts[sequence] = block_ranges(self._text(sequence), sequence.target_tokens, self.block_tokens)
-        found_for, n_dropped, matched = self._found
-        if found_for is not sequence:
-            most_blocks = (sequence.target_tokens - 1) // self.block_tokens
+    def _fill(self, sequence: Sequence, n_new: int, n_tokens: int) -> None:
+        """A sequence gets new blocks for its next ``n_tokens``; what will be in them can be found at once."""
+        table: BlockTable = sequence.holding
+        if n_new > 0:
+            self._take(n_new, sequence)
+            table.n_blocks += n_new
+        text = self._texts.get(sequence) if self._texts else None
+        if text is not None:
+            self._name(table, text, sequence.computed_tokens + n_tokens)
+
+    def _looked_up(self, request: Request, generated_tokens: int | None) -> Found:
+        """Full blocks of a request's text; those that it can go on from, and how many come before them.
+
+        Who is looked up is admitted next, or looked up again: the last answer is kept while it stands.
+        """
+        found = self._found
+        if found is None or found.request is not request or found.generated_tokens != generated_tokens:
+            n_generated = generated_tokens or 0
+            n_tokens = request.prompt_tokens + n_generated
+            text = block_ranges(whole_text(request, n_generated), n_tokens, self.block_tokens)
+            most_blocks = (n_tokens - 1) // self.block_tokens
             if self.window_tokens is None:
                 n_dropped, matched = 0, self._index.match(text, most_blocks)
             else:
                 n_needed = -(-self.window_tokens // self.block_tokens)
                 n_dropped, matched = self._index.match_last(text, most_blocks, n_needed)
-            self._found = (sequence, n_dropped, matched)
-        return n_dropped, matched
+            found = self._found = Found(request, generated_tokens, text, n_dropped, matched)
+        return found
 
     def _let_go(self, table: BlockTable, runs: list[Run]) -> None:
         """A sequence holds these no more; those that nobody does can be taken, in this order."""
@@ -390,7 +417,7 @@ class PagedCache(PartCache):
         Policies that remember what they gave up are told for which blocks of a sequence's text they give up now.
         """
         n_blocks, self._n_owed = self._n_owed, 0
-        self._found = (None, 0, [])
+        self._found = None
         wanted = () if sequence is None else self._wanted(sequence, n_blocks)
         for unit in self._free.victims(n_blocks, wanted):
             self._n_parked -= unit.n_blocks
@@ -421,5 +448,5 @@ class PagedCache(PartCache):
 
     def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
         """Make the full blocks among a sequence's first tokens findable."""
-        self._found = (None, 0, [])
+        self._found = None
         self._index.name(table, text, n_tokens // self.block_tokens)

@@ -108,24 +108,59 @@ class PrunedCache(PartCache):
         """Slots in blocks of idle conversations."""
         return self._idle.n_blocks * self.block_tokens
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that its conversation's KV stands for, at most all but the last."""
-        idle = self._idle.find(sequence)
-        return idle.match(sequence) if idle is not None else 0
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request that its conversation's KV stands for, at most all but the last."""
+        idle = self._idle.find(request)
+        return idle.match(request, generated_tokens) if idle is not None else 0
+
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take up what its conversation left, and blocks for the next ``n_tokens``, for each answer."""
+        spare = ledger.blocks_needed(1) if ledger.members else 0
+        n_matched = self.match(sequence.request, sequence.generated_tokens)
+        n_copies = sequence.n_samples
+        idle = self._idle.find(sequence.request) if n_matched else None
+        if idle is None:
+            n_blocks = self._blocks_for(n_tokens)
+            if not self._has_room(n_blocks * n_copies, spare):
+                return False
+            held = Blocks(n_copies=n_copies)
+        else:
+            held = idle.holding
+            resident = n_matched - idle.dropped_tokens
+            n_blocks = max(held.n_blocks, self._blocks_for(resident + n_tokens))
+            if n_blocks * n_copies - held.n_blocks + spare > self._n_free + self._idle.n_blocks - held.n_blocks:
+                return False
+            self._idle.take(sequence)
+            sequence.dropped_tokens = idle.dropped_tokens
+            held.narrowed_tokens = min(held.narrowed_tokens, n_matched)
+            if n_copies > 1:
+                self._take(held, (n_copies - 1) * held.n_blocks)
+                held.n_blocks //= n_copies
+                held.n_copies = n_copies
+        sequence.computed_tokens = n_matched
+        sequence.holding = held
+        self._take(held, n_blocks - held.n_blocks, sequence if idle is None else None)
+        return True
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """Take blocks for the next ``n_tokens`` of a prompt, or drop what a decoding sequence need not keep."""
-        if sequence.order in ledger.members:
-            self._prune_member(sequence, ledger)
-            return True
-        held: Blocks | None = sequence.holding
-        spare = ledger.blocks_needed(1) if ledger.members else 0
-        if held is None:
-            return self._admit(sequence, n_tokens, spare)
+        """Take blocks for the next ``n_tokens`` of a prompt."""
+        held: Blocks = sequence.holding
         n_new = self._blocks_for(sequence.resident_tokens + n_tokens) - held.n_blocks
-        if not self._has_room(n_new * held.n_copies, spare):
+        if not self._has_room(n_new * held.n_copies, ledger.blocks_needed(1) if ledger.members else 0):
             return False
         self._take(held, n_new)
+        return True
+
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        """Keep what the retention keeps: that never needs room."""
+        held: Blocks = sequence.holding
+        resident = ledger.resident_of(sequence)
+        kept = self._kept(held, ledger.computed_of(sequence), resident, sequence.room_tokens)
+        sequence.room_tokens = kept.room_tokens
+        self._n_free += self._blocks_for(resident) - self._blocks_for(kept.n_tokens)
+        held.n_blocks = self._blocks_for(kept.n_tokens)
+        if kept.n_tokens < resident:
+            ledger.drop(sequence, resident - kept.n_tokens)
         return True
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
@@ -240,44 +275,6 @@ class PrunedCache(PartCache):
         if kept.room_tokens is not None and self.window_tokens is not None and kept.room_tokens >= self.window_tokens:
             return kept._replace(room_tokens=None)  # it slides before
         return kept
-
-    def _prune_member(self, sequence: Sequence, ledger: DecodeLedger) -> None:
-        """A decoding sequence has reached its room: keep what the retention keeps."""
-        held: Blocks = sequence.holding
-        resident = ledger.resident_of(sequence)
-        kept = self._kept(held, ledger.computed_of(sequence), resident, sequence.room_tokens)
-        sequence.room_tokens = kept.room_tokens
-        self._n_free += self._blocks_for(resident) - self._blocks_for(kept.n_tokens)
-        held.n_blocks = self._blocks_for(kept.n_tokens)
-        if kept.n_tokens < resident:
-            ledger.drop(sequence, resident - kept.n_tokens)
-
-    def _admit(self, sequence: Sequence, n_tokens: int, spare: int) -> bool:
-        n_matched = self.match(sequence)
-        n_copies = sequence.n_samples
-        idle = self._idle.find(sequence) if n_matched else None
-        if idle is None:
-            n_blocks = self._blocks_for(n_tokens)
-            if not self._has_room(n_blocks * n_copies, spare):
-                return False
-            held = Blocks(n_copies=n_copies)
-        else:
-            held = idle.holding
-            resident = n_matched - idle.dropped_tokens
-            n_blocks = max(held.n_blocks, self._blocks_for(resident + n_tokens))
-            if n_blocks * n_copies - held.n_blocks + spare > self._n_free + self._idle.n_blocks - held.n_blocks:
-                return False
-            self._idle.take(sequence)
-            sequence.dropped_tokens = idle.dropped_tokens
-            held.narrowed_tokens = min(held.narrowed_tokens, n_matched)
-            if n_copies > 1:
-                self._take(held, (n_copies - 1) * held.n_blocks)
-                held.n_blocks //= n_copies
-                held.n_copies = n_copies
-        sequence.computed_tokens = n_matched
-        sequence.holding = held
-        self._take(held, n_blocks - held.n_blocks, sequence if idle is None else None)
-        return True
 
     def _has_room(self, n_new: int, spare: int) -> bool:
         return n_new + spare <= self._n_free + self._idle.n_blocks

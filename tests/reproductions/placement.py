@@ -68,8 +68,8 @@ def third_request() -> list[Row]:
     cache.release(first, 0)
     cache.release(second, 0)
     third = Sequence(Request(2, 0, 29, 1, 1, content=((*begin,), (2, 2), (4, 17))))
-    n_cached = cache.match(third)
-    cache.extend(third, 29 - n_cached, ledger)
+    n_cached = cache.match(third.request)
+    cache.admit(third, 29 - n_cached, ledger)
     return [
         Row("request 1 finds cached [tokens]", 8.0, float(second.cached_tokens or 0)),
         Row("request 2 finds cached [tokens]", 12.0, float(n_cached)),
@@ -82,8 +82,8 @@ def third_request() -> list[Row]:
 def admitted(cache: PagedCache, ledger: DecodeLedger, content: tuple[Segment, ...], n_tokens: int) -> Sequence:
     """A request whose prompt has been computed."""
     sequence = Sequence(Request(len(content), 0, n_tokens, 3, 3, content=content, output_id=-1))
-    sequence.cached_tokens = cache.match(sequence)
-    cache.extend(sequence, n_tokens - sequence.cached_tokens, ledger)
+    sequence.cached_tokens = cache.match(sequence.request)
+    cache.admit(sequence, n_tokens - sequence.cached_tokens, ledger)
     sequence.computed_tokens = n_tokens
     sequence.generated_tokens = 1
     return sequence

@@ -113,7 +113,7 @@ class Forgetter(Chunked):
         if not batch.waiting:
             return None
         sequence = batch.waiting.take()
-        batch.kv.extend(sequence, sequence.target_tokens, batch.ledger)
+        batch.kv.admit(sequence, sequence.target_tokens, batch.ledger)
         batch.partial.append(sequence)
         return Plan([(sequence, sequence.target_tokens)])
 

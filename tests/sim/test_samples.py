@@ -190,12 +190,12 @@ def test_pruned_blocks_are_taken_for_every_answer_and_what_is_kept_is_copied(ret
 def test_a_prompt_that_gives_way_before_it_forks_gives_back_the_room_of_all_its_answers(kv):
     cache, ledger = kv(), DecodeLedger()
     prompt = sampled(asked(0, 0, 16, 1, n_samples=4))
-    assert cache.extend(prompt, 16, ledger)
+    assert cache.admit(prompt, 16, ledger)
     assert cache.held_tokens == 64
-    assert not cache.extend(Sequence(asked(1, 0, 1, 1)), 1, ledger)
+    assert not cache.admit(Sequence(asked(1, 0, 1, 1)), 1, ledger)
     cache.release(prompt, 0)
     assert cache.held_tokens == 0
-    assert cache.extend(sampled(asked(2, 0, 16, 1, n_samples=4)), 16, ledger)
+    assert cache.admit(sampled(asked(2, 0, 16, 1, n_samples=4)), 16, ledger)
 
 
 TOO_MANY = [

@@ -105,8 +105,8 @@ class House:
             pieces = tuple((identity, min(length, 16)) for identity, length in what)  # type: ignore[attr-defined]
             n_prompt = sum(length for _, length in pieces)
             sequence = Sequence(Request(0, 0, n_prompt, 1, 1, content=pieces))
-            found = self.kv.match(sequence)
-            if not self.kv.extend(sequence, min(n_tokens, n_prompt - found), self.ledger):
+            found = self.kv.match(sequence.request, sequence.preempted_at_tokens)
+            if not self.kv.admit(sequence, min(n_tokens, n_prompt - found), self.ledger):
                 return found, False
             self.running.append(sequence)
             sequence.computed_tokens += min(n_tokens, n_prompt - found)
