@@ -13,8 +13,8 @@ HOT = """
     cost/calibrated cost/dense cost/iteration cost/roofline cost/table engine fleet kv/allocator kv/by_class kv/cache
     kv/contiguous kv/eviction/arc kv/eviction/blank_first kv/eviction/fifo kv/eviction/gdsf kv/eviction/lfu
     kv/eviction/lru kv/eviction/queue kv/eviction/s3fifo kv/eviction/unit kv/hierarchical kv/idle kv/ladder kv/link
-    kv/move kv/paged kv/part kv/prediction kv/preemption kv/prefix kv/pruned kv/reservation kv/retention kv/tiers
-    ledger record request router samples sequence spec step units
+    kv/move kv/paged kv/part kv/pool kv/prediction kv/preemption kv/prefix kv/pruned kv/reservation kv/retention
+    kv/tiers ledger record request router samples sequence spec step units
 """
 
 

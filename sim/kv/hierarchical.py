@@ -149,6 +149,8 @@ class HierarchicalCache(PagedCache):
         self._coming: dict[tuple[Sequence, int], tuple[int, simpy.Event]] = {}  # prefetched blocks, by their tier
         self._is_naming = True
         self._staged: list[BlockRange] = []  # evicted, to be written back
+        if write == "back":
+            self.pool.on_evict = self._stage
         self._hit_tokens = [0] * (len(self._tiers) + 1)
         self._counts = dict.fromkeys(
             ("swapped_out", "swapped_in", "recomputed", "reloaded_tokens", "recomputed_tokens", "prefetched_blocks"), 0
@@ -420,10 +422,9 @@ class HierarchicalCache(PagedCache):
             staged, self._staged = self._staged, []
             self._stall(self._ladder.spill(0, staged))
 
-    def _forget(self, unit: Unit) -> None:
-        if self._write == "back":
-            self._staged += self._index.ranges(unit)
-        super()._forget(unit)
+    def _stage(self, unit: Unit) -> None:
+        """What is evicted is to be written back."""
+        self._staged += self.pool.index.ranges(unit)
 
     def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
         if self._is_naming:

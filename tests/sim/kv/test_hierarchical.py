@@ -298,7 +298,9 @@ def test_auto_asks_the_link_as_it_is_at_that_moment(each_bytes, found_tokens):
     kv = run.replicas[0].kv
     again = Sequence(TWO[0])
     again.n_preemptions, again.generated_tokens, again.target_tokens = 1, 17, 33
-    assert kv.match(again.request, again.preempted_at_tokens) == 32, "the state of the second, mirrored: 8 tokens in device memory, 24 below"
+    assert kv.match(again.request, again.preempted_at_tokens) == 32, (
+        "the state of the second, mirrored: 8 tokens in device memory, 24 below"
+    )
     for _ in range(4):
         kv._tiers[0].up.send(each_bytes)
     assert kv.match(again.request, again.preempted_at_tokens) == found_tokens

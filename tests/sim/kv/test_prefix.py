@@ -69,16 +69,6 @@ class Runwise(Blockwise):
         self._divider.divide(unit, rest)
 
 
-class Observed(PagedCache):
-    """A paged cache that notes which blocks it gives up, in order."""
-
-    def _forget(self, unit: Unit) -> None:
-        assert isinstance(unit, Run)
-        assert unit.n_tokens == unit.n_blocks * self.block_tokens
-        self.given_up = [*getattr(self, "given_up", ()), *unit.block_keys()]
-        super()._forget(unit)
-
-
 PIECES = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 24)), min_size=1, max_size=3).map(tuple)
 STEPS = st.lists(
     st.one_of(
@@ -95,7 +85,9 @@ class House:
     """A paged cache and the sequences in it."""
 
     def __init__(self, eviction: Callable[[int], Evictor], window_tokens: int | None) -> None:
-        self.kv = Observed(96, eviction, block_tokens=4, window_tokens=window_tokens)
+        self.kv = PagedCache(96, eviction, block_tokens=4, window_tokens=window_tokens)
+        self.kv.pool.on_evict = self.note
+        self.given_up: list[int] = []  # keys of blocks, in order
         self.ledger = DecodeLedger(4)
         self.running: list[Sequence] = []
 
@@ -124,8 +116,13 @@ class House:
         self.kv.trim(sequence, self.ledger)
         return has_room
 
+    def note(self, unit: Unit) -> None:
+        assert isinstance(unit, Run)
+        assert unit.n_tokens == unit.n_blocks * self.kv.block_tokens
+        self.given_up += unit.block_keys()
+
     def state(self) -> tuple[object, ...]:
-        return self.kv.held_tokens, self.kv.idle_tokens, self.kv.counts(), getattr(self.kv, "given_up", None)
+        return self.kv.held_tokens, self.kv.idle_tokens, self.kv.counts(), tuple(self.given_up)
 
 
 @pytest.mark.parametrize("name", EVICTORS)
@@ -136,8 +133,8 @@ def test_runs_and_single_blocks_are_the_same_cache(
 ) -> None:
     runs = House(lambda n_blocks: Runwise(EVICTORS[name](n_blocks)), window_tokens)
     blocks = House(lambda n_blocks: Blockwise(EVICTORS[name](n_blocks)), window_tokens)
-    assert isinstance(runs.kv._free, Divider)
-    assert not isinstance(blocks.kv._free, Divider)
+    assert isinstance(runs.kv.pool.free_queue, Divider)
+    assert not isinstance(blocks.kv.pool.free_queue, Divider)
 
     for step in steps:
         assert runs.do(step) == blocks.do(step)
