@@ -7,6 +7,7 @@ from itertools import chain, islice
 from sim.batching.plan import DECODE, Batch, Plan, Scheduler
 from sim.batching.queue import Queue
 from sim.kv.cache import Copies, KVCache
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.router import Router
@@ -31,8 +32,8 @@ class Slots(KVCache):
     held_tokens = 0
     idle_tokens = 0
 
-    def __init__(self, capacity_tokens: int) -> None:
-        self.capacity_tokens = capacity_tokens
+    def __init__(self, site: Site) -> None:
+        self.capacity_tokens = site.capacity_tokens
         self.block_tokens = 1
         self.window_tokens = None
         self.is_endless = False

@@ -10,29 +10,20 @@ that changed sides would have to be cleared of extents first, and whoever waits 
 conversations to end. So one class that runs full does not take from the others, and does not get from them either.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from sim.errors import ConfigError
 from sim.kv.abilities import Prefetcher, Reusing
 from sim.kv.cache import Copies, KVCache
 from sim.kv.contiguous import ContiguousCache
-from sim.kv.eviction import Evictor
 from sim.kv.move import Conversations
 from sim.kv.part import Part, PartCache, PartLedger
-from sim.kv.preemption import Preemption
-from sim.kv.tiers import Tiers
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
-from sim.record import Recorder
 from sim.request import Request
 from sim.sequence import Sequence
 from sim.spec import as_given
-from sim.step import CostModel
-
-if TYPE_CHECKING:
-    import simpy
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +35,7 @@ class ClassShare:
     share : float
         Of the device's KV slots.
     cache : callable
-        Makes the cache; it gets what of a run's parts it asks for and was not given already.
+        Makes the cache, at a site of so many slots.
     """
 
     share: float
@@ -60,59 +51,22 @@ class CacheByClass(KVCache):
 
     Parameters
     ----------
-    capacity_tokens : int
-        KV slots of the device [tokens].
+    site : Site
     classes : dict of str to ClassShare
         By class; the shares must not exceed 1 in all.
-    eviction, window_tokens, kv_bytes_per_token, env, cost, recorder, tiers, preemption, max_batched_tokens, \
-host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
-        For the caches of the classes, as far as they ask for them.
     """
 
-    def __init__(
-        self,
-        capacity_tokens: int,
-        classes: dict[str, ClassShare],
-        eviction: Callable[[int], Evictor],
-        window_tokens: int | None = None,
-        kv_bytes_per_token: float = 0.0,
-        env: "simpy.Environment | None" = None,
-        cost: CostModel | None = None,
-        recorder: Recorder | None = None,
-        tiers: Tiers | None = None,
-        preemption: Preemption | None = None,
-        max_batched_tokens: int = 8192,
-        host_bytes_per_s: float | None = None,
-        model_max_len: int | None = None,
-        element_bits: float = 16.0,
-        replica: int = 0,
-        tensor_parallel: int = 1,
-    ) -> None:
+    def __init__(self, site: Site, classes: dict[str, ClassShare]) -> None:
+        window_tokens, kv_bytes_per_token, element_bits = site.model.window, site.bytes_per_token, site.element_bits
         if not classes:
             raise ConfigError("cache.classes must name at least one class, got none")
         total = sum(one.share for one in classes.values())
         if total > 1.0 + 1e-9:
             raise ConfigError(f"cache.classes: the shares must not exceed 1 in all, got {total:g}")
-        given = {
-            "eviction": eviction,
-            "window_tokens": window_tokens,
-            "kv_bytes_per_token": kv_bytes_per_token,
-            "env": env,
-            "cost": cost,
-            "recorder": recorder,
-            "tiers": tiers,
-            "preemption": preemption,
-            "max_batched_tokens": max_batched_tokens,
-            "host_bytes_per_s": host_bytes_per_s,
-            "model_max_len": model_max_len,
-            "element_bits": element_bits,
-            "replica": replica,
-            "tensor_parallel": tensor_parallel,
-        }
         self._parts: dict[str, Part] = {}
         for name, one in classes.items():
             try:
-                cache = _built(one.cache, {**given, "capacity_tokens": int(capacity_tokens * one.share)})
+                cache = one.cache(site.part(int(site.capacity_tokens * one.share)))
             except ConfigError as error:
                 raise ConfigError(f"cache.classes.{name}: {error}") from None
             if cache.window_tokens != window_tokens:
@@ -324,10 +278,3 @@ host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
         if n_decoding != len(members):
             for part in self._ledgers:
                 part.forsake()
-
-
-def _built(cache: Callable[..., PartCache], given: dict[str, Any]) -> PartCache:
-    """A class's cache, from what it asks for and was not given by the configuration."""
-    asked = inspect.signature(getattr(cache, "func", cache)).parameters
-    fixed = getattr(cache, "keywords", {})
-    return cache(**{key: value for key, value in given.items() if key in asked and key not in fixed})

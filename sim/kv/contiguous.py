@@ -15,10 +15,10 @@ from typing import Protocol
 
 from sim.errors import ConfigError
 from sim.kv.cache import Copies
-from sim.kv.eviction import Evictor
 from sim.kv.idle import IdleConversations
 from sim.kv.part import PartCache
 from sim.kv.reservation import Reservation
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.sequence import Sequence
@@ -63,25 +63,17 @@ class ContiguousCache(PartCache):
 
     Parameters
     ----------
-    capacity_tokens : int
-        KV slots of the device [tokens].
+    site : Site
+        An extent is a ring of the model's attention window at most.
     allocator : callable
         Makes the allocator of so many slots.
     reservation : Reservation or callable
         How long extents are; a callable makes one for this cache, where it learns.
-    eviction : callable
-        Makes the evictor of idle conversations.
     session_caching : bool
         Whether a conversation's extent stays for its next turn.
-    window_tokens : int or None
-        The model's attention window: an extent is a ring of it at most [tokens].
-    kv_bytes_per_token : float
-        What copying a token moves [B].
     max_len : int or None
         The longest an extent may become, null as long as the model's sequences; who would outgrow it is refused
         [tokens].
-    model_max_len : int or None
-        The longest the model allows a sequence to become [tokens].
     """
 
     held_tokens: int = 0
@@ -90,25 +82,22 @@ class ContiguousCache(PartCache):
 
     def __init__(
         self,
-        capacity_tokens: int,
+        site: Site,
         allocator: Callable[[int], Allocator],
         reservation: Reservation | Callable[[], Reservation],
-        eviction: Callable[[int], Evictor],
         session_caching: bool = True,
-        window_tokens: int | None = None,
-        kv_bytes_per_token: float = 0.0,
         max_len: int | None = None,
-        model_max_len: int | None = None,
     ) -> None:
+        capacity_tokens, model_max_len = site.capacity_tokens, site.model.max_len
         if max_len is not None and max_len < 1:
             raise ConfigError(f"cache.max_len must be >= 1 [tokens], got {max_len}")
-        if max_len is not None and model_max_len is not None and max_len > model_max_len:
+        if max_len is not None and max_len > model_max_len:
             raise ConfigError(f"cache.max_len must be <= {model_max_len} [tokens], the model's maximum, got {max_len}")
         if capacity_tokens < 1:
             raise ConfigError(f"KV capacity must hold one token, got {capacity_tokens} tokens")
         self.capacity_tokens = capacity_tokens
         self.block_tokens = 1
-        self.window_tokens = window_tokens
+        self.window_tokens = site.model.window
         self.is_endless = False
         self.copies = Copies()
         self._rounding_tokens = 0
@@ -116,10 +105,10 @@ class ContiguousCache(PartCache):
         self._make_allocator = allocator
         self._allocator = allocator(capacity_tokens)
         self._largest = self._allocator.largest_free_tokens  # of an empty device
-        self._max_len = max_len if max_len is not None else model_max_len
+        self._max_len = model_max_len if max_len is None else max_len
         self._check_fixed(self._reservation.fixed_tokens, model_max_len)
-        self._bytes_per_token = kv_bytes_per_token
-        self._idle: IdleConversations[Extent] = IdleConversations(eviction, capacity_tokens, session_caching)
+        self._bytes_per_token = site.bytes_per_token
+        self._idle: IdleConversations[Extent] = IdleConversations(site.eviction, capacity_tokens, session_caching)
         self._spare: dict[Sequence, list[Extent]] = {}  # of prompts with several answers, for all but the first
         self._largest_of: dict[int, int] = {}  # by number: the longest extents of which so many fit
         self._leaving: list[int] = []  # offsets whose content is being copied
@@ -225,7 +214,7 @@ class ContiguousCache(PartCache):
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
         if self.window_tokens is not None:
             n_tokens = min(n_tokens, self.window_tokens)
-        if self._max_len is not None and n_tokens > self._max_len:
+        if n_tokens > self._max_len:
             return f"{n_tokens} KV slots needed, extents have {self._max_len} at most"
         n_slots = n_tokens if self._reservation.grows else self._wanted(request, request.prompt_tokens, 1)
         if n_tokens > n_slots:
@@ -251,15 +240,15 @@ class ContiguousCache(PartCache):
             **learnt,
         }
 
-    def _check_fixed(self, n_tokens: int | None, model_max_len: int | None) -> None:
+    def _check_fixed(self, n_tokens: int | None, model_max_len: int) -> None:
         """Refuse extents, all of one length, that are longer than the model's sequences, or of which none fits."""
         if n_tokens is None:
             return
-        if model_max_len is not None and n_tokens > model_max_len:
+        if n_tokens > model_max_len:
             raise ConfigError(
                 f"cache.reservation.max_len must be <= {model_max_len} [tokens], the model's maximum, got {n_tokens}"
             )
-        n_tokens = min(n_tokens, self._max_len or n_tokens, self.window_tokens or n_tokens)
+        n_tokens = min(n_tokens, self._max_len, self.window_tokens or n_tokens)
         if n_tokens > self._largest:
             raise ConfigError(
                 f"cache.max_len must be <= {self._largest} [tokens], the longest extent in "
@@ -273,7 +262,7 @@ class ContiguousCache(PartCache):
     def _wanted(self, request: Request, target_tokens: int, n_samples: int) -> int:
         """Slots to reserve at admission: no more than allowed, than a ring of the window, than could ever be had."""
         n_slots = self._reservation.tokens(request, target_tokens)
-        if self._max_len is not None and n_slots > self._max_len:
+        if n_slots > self._max_len:
             n_slots = self._max_len
         if self.window_tokens is not None:
             n_slots = min(n_slots, self.window_tokens)
@@ -327,7 +316,7 @@ class ContiguousCache(PartCache):
     def _longer(self, sequence: Sequence, n_tokens: int, need_tokens: int) -> int:
         """Slots of the extent that replaces one of ``n_tokens``: no more than `_wanted`."""
         n_slots = self._reservation.grown_tokens(sequence, n_tokens, need_tokens)
-        if self._max_len is not None and n_slots > self._max_len:
+        if n_slots > self._max_len:
             n_slots = self._max_len
         if self.window_tokens is not None and n_slots > self.window_tokens:
             n_slots = self.window_tokens

@@ -24,17 +24,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sim.errors import ConfigError
-from sim.kv.eviction import Evictor, Unit
+from sim.kv.eviction import Unit
 from sim.kv.ladder import Ladder
 from sim.kv.paged import PagedCache
-from sim.kv.preemption import Cheaper, Estimator, Preemption, Swap, Times
+from sim.kv.preemption import Cheaper, Estimator, Times
 from sim.kv.prefix import BlockTable
+from sim.kv.site import Site
 from sim.kv.tiers import Tier, Tiers, after, first
 from sim.ledger import DecodeLedger
-from sim.record import Recorder
 from sim.request import BlockRange, Request, block_ranges, whole_text
 from sim.sequence import Sequence
-from sim.step import CostModel
 from sim.units import NS_PER_S, PS_PER_NS
 
 if TYPE_CHECKING:
@@ -50,19 +49,8 @@ class HierarchicalCache(PagedCache):
 
     Parameters
     ----------
-    capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens, reserves_prompt
-        As of `PagedCache`.
-    tiers : Tiers
-        Fastest first.
-    env : simpy.Environment
-    cost : CostModel
-        What computing tokens again takes, where that is asked.
-    recorder : Recorder
-        Where transfers are written down.
-    kv_bytes_per_token : float
-        On each accelerator [B].
-    preemption : Preemption
-        What a preempted sequence does about KV below.
+    site, block_tokens, prefix_caching, watermark, reserves_prompt
+        As of `PagedCache`; what is below the device, and what preempted sequences do about it, is the site's.
     overlap : bool
         Whether transfers run beside the computation; else what is loaded, and what is saved, delays the iteration.
     write : {"through", "back", "preempted"}
@@ -73,51 +61,27 @@ class HierarchicalCache(PagedCache):
         So many at the head of the queue have their blocks brought up to the first tier; none without ``overlap``.
     chunk_tokens : int
         KV that is copied in one piece; LMCache's is 256 [tokens].
-    max_batched_tokens : int
-        Tokens that an iteration computes at most, for estimates [tokens].
-    host_bytes_per_s : float or None
-        Rate at which the cost model turns ``host_bytes`` into time, an accelerator's; None is the first tier's [B/s].
-    replica : int
-    tensor_parallel : int
-        Accelerators that a token's KV is divided among: tiers hold, and links carry, what is on all of them.
+    tiers : Tiers or None
+        In place of the site's, fastest first.
     """
 
     def __init__(
         self,
-        capacity_tokens: int,
-        eviction: Callable[[int], Evictor],
-        tiers: Tiers | None,
-        env: "simpy.Environment",
-        cost: CostModel,
-        recorder: Recorder,
-        kv_bytes_per_token: float,
+        site: Site,
         block_tokens: int = 16,
         prefix_caching: bool = True,
         watermark: float = 0.0,
-        window_tokens: int | None = None,
-        preemption: Preemption | None = None,
+        reserves_prompt: bool = False,
         overlap: bool = True,
         write: str = "through",
         load: str = "always",
         prefetch: int = 4,
         chunk_tokens: int = 256,
-        max_batched_tokens: int = 8192,
-        host_bytes_per_s: float | None = None,
-        replica: int = 0,
-        reserves_prompt: bool = False,
-        tensor_parallel: int = 1,
+        tiers: Tiers | None = None,
     ) -> None:
-        super().__init__(
-            capacity_tokens,
-            eviction,
-            block_tokens,
-            prefix_caching,
-            watermark,
-            window_tokens,
-            kv_bytes_per_token,
-            reserves_prompt,
-        )
-        if tiers is None:
+        super().__init__(site, block_tokens, prefix_caching, watermark, reserves_prompt)
+        below = tiers or site.below
+        if below is None:
             raise ConfigError("cache=hierarchical needs tiers: tiers=dram or tiers=dram_nvme, got none")
         if write not in WRITES:
             raise ConfigError(f"cache.write must be one of {', '.join(WRITES)}, got {write!r}")
@@ -127,19 +91,20 @@ class HierarchicalCache(PagedCache):
             raise ConfigError(f"cache.prefetch must be >= 0 [requests], got {prefetch}")
         if chunk_tokens < 1:
             raise ConfigError(f"cache.chunk_tokens must be >= 1 [tokens], got {chunk_tokens}")
-        self._env = env
-        self._estimator = Estimator(cost, max_batched_tokens)
-        block_bytes = max(1, round(kv_bytes_per_token * tensor_parallel * block_tokens))
+        self._env = site.env
+        self._estimator = Estimator(site.cost, site.max_batched_tokens)
+        n_ranks = site.hardware.tensor_parallel  # tiers hold, and links carry, what is on all of them
+        block_bytes = max(1, round(site.bytes_per_token * n_ranks * block_tokens))
         self._tiers = [
-            Tier(spec, block_tokens, block_bytes, env, recorder, replica, i, tensor_parallel)
-            for i, spec in enumerate(tiers.levels)
+            Tier(spec, block_tokens, block_bytes, site.env, site.recorder, site.replica, i, n_ranks)
+            for i, spec in enumerate(below.levels)
         ]
         self._ladder = Ladder(self._tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
         self._overlap = overlap
         self._write = write
         self._load_if = load
-        self._preemption = preemption or Swap()
-        self._host_bytes_per_s = host_bytes_per_s or tiers.levels[0].write_bytes_per_s
+        self._preemption = site.preemption
+        self._host_bytes_per_s = site.hardware.device.host_link_bytes_per_s  # at which the cost model reads `Copies`
         self.prefetch_requests = prefetch
         self._ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
         self._loads: dict[Sequence, int] = {}  # tokens under way

@@ -20,14 +20,14 @@ al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 202
     first decode iteration            [ A B C D ][ A B C D ][D ][A ][B ][C ] 6 blocks held, 3 copied
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from sim.errors import ConfigError
 from sim.kv.cache import Copies
-from sim.kv.eviction import Evictor
 from sim.kv.part import PartCache
 from sim.kv.pool import Found, PrefixPool
 from sim.kv.prefix import BlockTable
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import BlockRange, Request, block_ranges, whole_text
 from sim.sequence import Sequence
@@ -39,22 +39,16 @@ class PagedCache(PartCache):
 
     Parameters
     ----------
-    capacity_tokens : int
-        KV slots of the device; a last incomplete block is not used [tokens].
+    site : Site
+        The model's attention window among it: blocks that fall behind it are given back, and stay findable until they
+        are taken. It counts as so many full blocks, where vLLM holds one more while it lies across them; and of blocks
+        that decoding slides over, a run that was named together goes together, as its first token does.
     block_tokens : int
         Block size, a power of two. vLLM's default is 16 [tokens].
-    eviction : callable
-        Makes the evictor of so many blocks, all free.
     prefix_caching : bool
         Whether content stays findable after its sequence ended.
     watermark : float
         Share of the blocks that admitting a sequence must leave free; vLLM v1 keeps none, v0 kept 0.01.
-    window_tokens : int or None
-        The model's attention window. Blocks that fall behind it are given back, and stay findable until they are
-        taken. It counts as so many full blocks, where vLLM holds one more while it lies across them; and of blocks that
-        decoding slides over, a run that was named together goes together, as its first token does [tokens].
-    kv_bytes_per_token : float
-        What copying a token moves [B].
     reserves_prompt : bool
         Whether a sequence is admitted only if its whole prompt has room, though it takes its first piece alone: vLLM's
         ``scheduler_reserve_full_isl``, so that fewer are preempted where prompts come in pieces.
@@ -62,28 +56,25 @@ class PagedCache(PartCache):
 
     def __init__(
         self,
-        capacity_tokens: int,
-        eviction: Callable[[int], Evictor],
+        site: Site,
         block_tokens: int = 16,
         prefix_caching: bool = True,
         watermark: float = 0.0,
-        window_tokens: int | None = None,
-        kv_bytes_per_token: float = 0.0,
         reserves_prompt: bool = False,
     ) -> None:
         if not 0 <= watermark < 1:
             raise ConfigError(f"cache.watermark must be in [0, 1), got {as_given(watermark)}")
-        self.pool = PrefixPool(capacity_tokens, block_tokens, eviction)
+        self.pool = PrefixPool(site.capacity_tokens, block_tokens, site.eviction)
         self.block_tokens = block_tokens
         self.capacity_tokens = self.pool.n_blocks * block_tokens
-        self.window_tokens = window_tokens
+        self.window_tokens = window_tokens = site.model.window
         self.is_endless = False
         self.copies = Copies()
         self._window_blocks = None if window_tokens is None else -(-window_tokens // block_tokens)
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.pool.n_blocks)
         self._reserves_prompt = reserves_prompt
-        self._bytes_per_token = kv_bytes_per_token
+        self._bytes_per_token = site.bytes_per_token
         self._n_copied = 0
 
     @property

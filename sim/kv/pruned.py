@@ -8,20 +8,19 @@ every block of it is taken once for each answer, all or none: its KV is copied i
 request ever holds room for some of its answers and waits for more, as two could that wait for each other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
 from sim.kv.cache import Copies
-from sim.kv.eviction import Evictor
 from sim.kv.idle import IdleConversations
 from sim.kv.part import PartCache
 from sim.kv.pool import BlockPool
 from sim.kv.retention import Kept, Retention
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.sequence import Sequence
-from sim.spec import as_given
 
 
 @dataclass(slots=True, eq=False)
@@ -40,40 +39,26 @@ class PrunedCache(PartCache):
 
     Parameters
     ----------
-    capacity_tokens : int
-        KV slots of the device at full width [tokens].
-    eviction : callable
-        Makes the evictor of idle conversations, in blocks.
+    site : Site
     retention : Retention
     block_tokens : int
         Block size, a power of two [tokens].
     session_caching : bool
         Whether what a conversation has left stays for its next turn.
-    window_tokens : int or None
-        The model's attention window [tokens].
-    kv_bytes_per_token : float
-        What moving a token at full width moves [B].
-    element_bits : float
-        Width of an uncompressed element: 16, or 8 for models served with fp8 KV [bits].
     """
 
     def __init__(
         self,
-        capacity_tokens: int,
-        eviction: Callable[[int], Evictor],
+        site: Site,
         retention: Retention,
         block_tokens: int = 16,
         session_caching: bool = True,
-        window_tokens: int | None = None,
-        kv_bytes_per_token: float = 0.0,
-        element_bits: float = 16.0,
     ) -> None:
-        if not 0.0 < element_bits < float("inf"):
-            raise ConfigError(f"cache.element_bits must be > 0 and finite [bits], got {as_given(element_bits)}")
+        element_bits, kv_bytes_per_token = site.element_bits, site.bytes_per_token
         self.bits_per_element = min(element_bits, getattr(retention, "bits_per_element", element_bits))
         self.width_frac = self.bits_per_element / element_bits  # of an element's full width
-        self.pool = BlockPool(int(capacity_tokens * element_bits / self.bits_per_element), block_tokens)
-        windows = [window for window in (window_tokens, retention.window_tokens) if window is not None]
+        self.pool = BlockPool(int(site.capacity_tokens * element_bits / self.bits_per_element), block_tokens)
+        windows = [window for window in (site.model.window, retention.window_tokens) if window is not None]
         self.block_tokens = block_tokens
         self.capacity_tokens = self.pool.n_blocks * block_tokens
         self.window_tokens = min(windows, default=None)
@@ -89,7 +74,7 @@ class PrunedCache(PartCache):
         self._retention = retention
         self._kept_bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
         self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
-        self._idle: IdleConversations[Blocks] = IdleConversations(eviction, self.pool.n_blocks, session_caching)
+        self._idle: IdleConversations[Blocks] = IdleConversations(site.eviction, self.pool.n_blocks, session_caching)
         self._n_moved_tokens = self._n_compactions = self._n_copied_tokens = 0
         self._n_attended = self._n_seen = 0  # resident and computed tokens of ended sequences
 

@@ -7,6 +7,7 @@ from sim.ledger import DecodeLedger
 from sim.request import Request, Segment
 from sim.sequence import Sequence
 from tests.reproductions.row import Reproduction, Row
+from tests.sim.kv.sites import cache_on
 
 KV_SLOTS = 15_700  # OPT-13B on a 40 GB A100, Kwon et al., SOSP 2023, table 1 [tokens]
 MAX_LEN = 2_048
@@ -57,7 +58,7 @@ def third_request() -> list[Row]:
 
     Request 0 has a prompt of 15 tokens and generates until its fifth block is begun; request 1 shares ten of its 14.
     """
-    cache, ledger = PagedCache(40, Lru, block_tokens=4), DecodeLedger(4)
+    cache, ledger = cache_on(PagedCache, 40, Lru, block_tokens=4), DecodeLedger(4)
     begin, rest = (1, 10), (2, 5)
     first = admitted(cache, ledger, ((*begin,), (*rest,)), 15)
     ledger.join(first)

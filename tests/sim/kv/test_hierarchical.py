@@ -12,6 +12,7 @@ from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.preemption import Cheaper, Recompute, Swap
 from sim.kv.tiers import Tiers, TierSpec
 from sim.sequence import Sequence
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 COST = LinearCost(1_000_000, per_prompt_ps=50_000, per_host_byte_ps=1_000)
@@ -26,6 +27,7 @@ DRAM = (tier(),)
 
 def house(listed, turns=None, levels=DRAM, capacity=64, scheduler=Chunked, queue=Fcfs, **fields):
     kv = partial(
+        cache_on,
         HierarchicalCache,
         capacity_tokens=capacity,
         eviction=Lru,

@@ -14,6 +14,7 @@ from sim.kv.prefix import BlockTable, PrefixIndex, Run
 from sim.ledger import DecodeLedger
 from sim.request import Request, block_keys, block_ranges
 from sim.sequence import Sequence
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import Listed, serve
 
 EVICTORS: dict[str, Callable[[int], Evictor]] = {
@@ -85,7 +86,7 @@ class House:
     """A paged cache and the sequences in it."""
 
     def __init__(self, eviction: Callable[[int], Evictor], window_tokens: int | None) -> None:
-        self.kv = PagedCache(96, eviction, block_tokens=4, window_tokens=window_tokens)
+        self.kv = cache_on(PagedCache, 96, eviction, block_tokens=4, window_tokens=window_tokens)
         self.kv.pool.on_evict = self.note
         self.given_up: list[int] = []  # keys of blocks, in order
         self.ledger = DecodeLedger(4)
@@ -158,7 +159,7 @@ def test_an_order_handles_pieces_of_text_where_blocks_are_found_one_by_one(name:
             content = ((1, 400), *((100 * user + 10 + said, 400) for said in range(turn)), (10_000 + i, 2))
             n_tokens = sum(length for _, length in content)
             listed.append(Request(i, i * 10_000_000, n_tokens, 1, 1, content=content))
-        house = serve(Listed(listed), kv=partial(PagedCache, 3 * 30 * 400, eviction, 4))
+        house = serve(Listed(listed), kv=partial(cache_on, PagedCache, 3 * 30 * 400, eviction, 4))
         units.append(made[0].n_units)
         rows.append([(row["cached_tokens"], row["finish_ns"]) for row in house.requests()])
 
@@ -256,6 +257,6 @@ def test_who_was_preempted_finds_what_has_not_been_taken_of_its_own_text():
     """
     listed = [Request(0, 0, 8, 9, 9), Request(1, 0, 8, 9, 9)]
     for caching, n_computed in ((True, 5), (False, 13)):
-        house = serve(Listed(listed), kv=partial(PagedCache, 24, Lru, 4, caching))
+        house = serve(Listed(listed), kv=partial(cache_on, PagedCache, 24, Lru, 4, caching))
         assert [row["n_preemptions"] for row in sorted(house.requests(), key=lambda row: row["id"])] == [0, 1]
         assert [row["prefill_tokens"] for row in house.iterations() if row["prefill_tokens"]] == [16, n_computed]
