@@ -13,6 +13,7 @@ of the model's window) is computed anew there.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from sim.kv.below import Below
 from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.paged import PagedCache
 from sim.kv.part import Part
@@ -49,7 +50,7 @@ class Conversations:
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self._parts = parts
         self._left: dict[int, Left] = {}  # by session
-        self._fetching: dict[Sequence, HierarchicalCache] = {}  # who waits for KV from another cache's tiers
+        self._fetching: dict[Sequence, Below] = {}  # who waits for KV from another cache's tiers
         self.counts: dict[str, int | float] = dict.fromkeys(
             ("class_changes", "class_moves", "class_moved_tokens", "class_moved_bytes", "class_loaded_tokens"), 0
         )
@@ -65,7 +66,7 @@ class Conversations:
             return None
         n_tokens = n_device = source.cache.match(request, generated_tokens)
         if isinstance(source.cache, HierarchicalCache):
-            n_device = PagedCache.match(source.cache, request, generated_tokens)
+            n_device = source.cache.n_here(request, generated_tokens) * source.cache.block_tokens
             if keeps_whole_text:
                 n_tokens = n_device
         n_dropped, window = left.dropped_tokens, part.ledger.window_tokens
@@ -98,8 +99,9 @@ class Conversations:
         counts["class_moved_tokens"] += n_copied
         counts["class_moved_bytes"] += n_bytes
         if n_moved > n_device and isinstance(source.cache, HierarchicalCache):
-            counts["class_loaded_tokens"] += source.cache.fetch(sequence, self._lose)
-            self._fetching[sequence] = source.cache
+            n_here = source.cache.n_here(sequence.request, sequence.preempted_at_tokens)
+            counts["class_loaded_tokens"] += source.cache.tiers.fetch(sequence, n_here, self._lose)
+            self._fetching[sequence] = source.cache.tiers
         return True
 
     def arrive(self, sequence: Sequence) -> None:

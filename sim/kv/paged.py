@@ -23,6 +23,7 @@ al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 202
 from collections.abc import Mapping
 
 from sim.errors import ConfigError
+from sim.kv.below import Below
 from sim.kv.cache import Copies
 from sim.kv.part import PartCache
 from sim.kv.pool import Found, PrefixPool
@@ -76,6 +77,7 @@ class PagedCache(PartCache):
         self._reserves_prompt = reserves_prompt
         self._bytes_per_token = site.bytes_per_token
         self._n_copied = 0
+        self.below: Below | None = None  # told of what happens to the blocks
 
     @property
     def held_tokens(self) -> int:
@@ -94,27 +96,47 @@ class PagedCache(PartCache):
 
     def match(self, request: Request, generated_tokens: int | None = None) -> int:
         """Leading tokens of a request that are resident, at most all but the last."""
+        if request.content is None and generated_tokens is None:
+            return 0
+        n_blocks = self.n_here(request, generated_tokens)
+        if self.below is not None:
+            n_blocks += sum(self.below.found(request, generated_tokens, n_blocks))
+        return n_blocks * self.block_tokens
+
+    def n_here(self, request: Request, generated_tokens: int | None) -> int:
+        """Leading blocks of a request that are in device memory."""
         if not self._prefix_caching or (request.content is None and generated_tokens is None):
             return 0
-        return self.pool.look_up(request, generated_tokens, self._window_blocks).n_blocks * self.block_tokens
+        return self.pool.look_up(request, generated_tokens, self._window_blocks).n_blocks
 
     def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """Hold the blocks that `match` finds, and take others for the next ``n_tokens``, all or none."""
-        pool, size, request = self.pool, self.block_tokens, sequence.request
+        """Hold the blocks that `match` finds, and take others for the next ``n_tokens``, all or none.
+
+        Who finds blocks below takes room for them too, and waits until they have come.
+        """
+        pool, below, size, request = self.pool, self.below, self.block_tokens, sequence.request
         found: Found | None = None
-        n_found = n_unparked = 0
-        if self._prefix_caching and (request.content is not None or sequence.n_preemptions):
+        found_below: list[int] | None = None
+        n_found = n_unparked = n_loaded = 0
+        is_known = request.content is not None or sequence.n_preemptions > 0
+        if is_known and self._prefix_caching:
             found = pool.look_up(request, sequence.preempted_at_tokens, self._window_blocks)
             n_found = found.n_blocks
             for run, _, n_blocks in found.matched:
                 if run.is_parked:
                     n_unparked += n_blocks
+        if below is not None:
+            below.ledger = ledger
+            if is_known:
+                found_below = below.found(request, sequence.preempted_at_tokens, n_found)
+                n_loaded = sum(found_below) * size
+                n_tokens += n_loaded
         start = n_found * size
         n_new = -(-(start + n_tokens) // size) - n_found
         n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_found
         if n_asked + n_unparked + self._watermark_blocks > pool.n_spare(ledger):
             return False
-        sequence.computed_tokens = start
+        sequence.computed_tokens = start + n_loaded
         if found is None:
             sequence.dropped_tokens = 0
             sequence.holding = BlockTable()
@@ -124,7 +146,12 @@ class PagedCache(PartCache):
             sequence.holding = table = BlockTable(n_found - n_dropped, n_found - n_dropped, n_dropped, found.text)
             if found.matched:
                 pool.hold(table, found.matched)
-        self._fill(sequence, n_new, n_tokens)
+        if n_loaded:
+            self._take(sequence, n_new)  # what is loaded can be found once it has come
+        else:
+            self._fill(sequence, n_new, n_tokens)
+        if below is not None:
+            below.admitted(sequence, n_found, found_below)
         return True
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
@@ -161,21 +188,30 @@ class PagedCache(PartCache):
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
         """Free the blocks that a prompt has left behind the model's window; what they hold stays findable."""
         window = self.window_tokens
-        if window is None:
-            return
-        table: BlockTable = sequence.holding
-        if sequence.resident_tokens > window:
-            sequence.dropped_tokens = sequence.computed_tokens - window
-            self.pool.drop(table, table.n_blocks - -(-window // self.block_tokens))
-        if not sequence.prefill_left_tokens:
-            sequence.room_tokens = self._room(table)
+        if window is not None:
+            table: BlockTable = sequence.holding
+            if sequence.resident_tokens > window:
+                sequence.dropped_tokens = sequence.computed_tokens - window
+                self.pool.drop(table, table.n_blocks - -(-window // self.block_tokens))
+            if not sequence.prefill_left_tokens:
+                sequence.room_tokens = self._room(table)
+        if self.below is not None:
+            self.below.computed(sequence)
 
     def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
         """Share a prompt's blocks; where a window will be written over, copy them as far as there is room."""
         request = sequence.request
         longest = request.prompt_tokens + request.max_output_tokens - 1
         if self.window_tokens is not None and longest > self.window_tokens:
-            return self._copy_all(sequence, others, ledger)
+            n_held = self._copy_all(sequence, others, ledger)
+        else:
+            n_held = self._share_all(sequence, others)
+        if self.below is not None:
+            self.below.forked(sequence, others[:n_held])
+        return n_held
+
+    def _share_all(self, sequence: Sequence, others: list[Sequence]) -> int:
+        """Let others hold all blocks of a sequence too. Returns how many do."""
         table: BlockTable = sequence.holding
         if table.text is not None:
             self._name(table, table.text, sequence.computed_tokens)
@@ -193,6 +229,8 @@ class PagedCache(PartCache):
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free a sequence's blocks, the last first; full ones stay findable until their block is taken."""
+        if self.below is not None:
+            self.below.abandon(sequence)
         table: BlockTable = sequence.holding
         sequence.holding = sequence.room_tokens = None
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
@@ -204,6 +242,8 @@ class PagedCache(PartCache):
             text = whole_text(sequence.request, sequence.generated_tokens)
             self._name(table, block_ranges(text, n_tokens, self.block_tokens), n_tokens)
         self.pool.release(table, n_blocks)
+        if self.below is not None:
+            self.below.released(sequence)
 
     def forget(self, sequence: Sequence) -> None:
         """A waiting sequence goes on in another cache; blocks it found stay for others until they are taken."""
@@ -224,7 +264,8 @@ class PagedCache(PartCache):
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run."""
         pool = self.pool
-        return {"evicted_blocks": pool.n_evicted, "kv_blocks": pool.n_blocks, "copied_blocks": self._n_copied}
+        counts = {"evicted_blocks": pool.n_evicted, "kv_blocks": pool.n_blocks, "copied_blocks": self._n_copied}
+        return counts if self.below is None else {**counts, **self.below.counts()}
 
     def _blocks_together(self, request: Request, n_tokens: int) -> int:
         """Blocks of all answers to a prompt just before the last token of each."""
@@ -278,12 +319,17 @@ class PagedCache(PartCache):
 
     def _fill(self, sequence: Sequence, n_new: int, n_tokens: int) -> None:
         """A sequence gets new blocks for its next ``n_tokens``; what will be in them can be found at once."""
+        self._take(sequence, n_new)
         table: BlockTable = sequence.holding
-        if n_new > 0:
-            self.pool.take(n_new, table)
-            table.n_blocks += n_new
         if table.text is not None:
             self._name(table, table.text, sequence.computed_tokens + n_tokens)
+
+    def _take(self, sequence: Sequence, n_new: int) -> None:
+        """A sequence gets new blocks."""
+        if n_new > 0:
+            table: BlockTable = sequence.holding
+            self.pool.take(n_new, table)
+            table.n_blocks += n_new
 
     def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
         """Make the full blocks among a sequence's first tokens findable."""

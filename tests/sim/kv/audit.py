@@ -104,7 +104,7 @@ def audit_blocks(kv: PagedCache, resident: dict[Sequence, int]) -> None:
 
 def audit_tiers(kv: HierarchicalCache) -> None:
     """No tier keeps more than it has room for, and nobody holds what is there."""
-    for tier in kv._tiers:
+    for tier in kv.tiers.tiers:
         runs = [run for twins in tier._index._runs.values() for run in twins]
         assert sum(run.n_blocks for run in runs) <= tier.n_blocks
         assert all(run.is_parked and not run.tables for run in runs)
