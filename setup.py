@@ -10,11 +10,11 @@ from setuptools import setup
 
 HOT = """
     batching/chunked batching/continuous batching/plan batching/queue batching/request_level clock cost/attention
-    cost/calibrated cost/dense cost/iteration cost/roofline cost/table engine fleet kv/allocator kv/by_class kv/cache
-    kv/contiguous kv/eviction/arc kv/eviction/blank_first kv/eviction/fifo kv/eviction/gdsf kv/eviction/lfu
-    kv/eviction/lru kv/eviction/queue kv/eviction/s3fifo kv/eviction/unit kv/hierarchical kv/idle kv/ladder kv/link
-    kv/move kv/paged kv/part kv/prediction kv/preemption kv/prefix kv/pruned kv/reservation kv/retention kv/tiers
-    ledger record request router samples sequence step units
+    cost/calibrated cost/dense cost/iteration cost/roofline cost/table engine fleet kv/allocator kv/below
+    kv/by_class kv/cache kv/contiguous kv/eviction/arc kv/eviction/blank_first kv/eviction/fifo kv/eviction/gdsf
+    kv/eviction/lfu kv/eviction/lru kv/eviction/queue kv/eviction/s3fifo kv/eviction/unit kv/hierarchical kv/idle
+    kv/ladder kv/link kv/move kv/paged kv/part kv/pool kv/prediction kv/preemption kv/prefix kv/pruned
+    kv/reservation kv/retention kv/tiers ledger record request router samples sequence step units
 """
 
 

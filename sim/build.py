@@ -135,26 +135,27 @@ class Builder:
         self, capacity: "KVCapacity", env: "Clock", cost: "CostModel", recorder: "Recorder", replica: int
     ) -> "KVCache":
         """One replica's KV cache, of the given capacity, with an eviction order of its own."""
+        from sim.kv.site import Site
+
+        site = Site(
+            env,
+            cost,
+            recorder,
+            replica,
+            self.model,
+            self.hardware,
+            capacity,
+            eviction=self("eviction"),
+            below=self("tiers") if self.config.get("tiers") else None,
+            preemption=self("preemption"),
+            max_batched_tokens=self.max_batched_tokens,
+        )
         cache: KVCache = make(
             self._swapping(),
             "cache",
             self.trusted,
             contracts()["cache"],
-            preemption=self("preemption"),
-            max_batched_tokens=self.max_batched_tokens,
-            host_bytes_per_s=self.hardware.device.host_link_bytes_per_s,
-            capacity_tokens=capacity.n_tokens,
-            eviction=self("eviction"),
-            window_tokens=self.model.window,
-            model_max_len=self.model.max_len,
-            element_bits=8.0 * self.model.kv_bytes,
-            kv_bytes_per_token=capacity.bytes_per_token,
-            env=env,
-            cost=cost,
-            tiers=self("tiers") if self.config.get("tiers") else None,
-            recorder=recorder,
-            replica=replica,
-            tensor_parallel=self.hardware.tensor_parallel,
+            site=site,
         )
         return cache
 

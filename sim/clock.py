@@ -16,8 +16,8 @@ BEFORE_ALL = simpy.events.URGENT - 1
 class Turning(ABC):
     """What the clock calls when its time has come: a replica, at the end of a run of iterations.
 
-    ``due_ns`` may change at any time; whoever sets it tells the clock (`Clock.call`). A call at any other time is an old
-    one, and is dropped.
+    ``due_ns`` may change at any time; whoever sets it tells the clock (`Clock.call`). A call at any other time is old,
+    and is dropped.
     """
 
     due_ns: int | None = None

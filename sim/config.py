@@ -14,12 +14,6 @@ from sim.errors import ConfigError, SimError
 RUN_ID = os.urandom(3).hex()  # two processes that start in the same second get two folders
 RESULTS_FOLDER = dict.fromkeys(("out", "output", "out_dir", "output_dir", "folder"), "hydra.run.dir")
 """What the folder of results is called elsewhere."""
-GIVEN_BY_THE_RUN = (
-    *("preemption", "max_batched_tokens", "host_bytes_per_s", "capacity_tokens", "eviction", "window_tokens"),
-    *("model_max_len", "element_bits", "kv_bytes_per_token", "env", "cost", "tiers", "recorder", "replica"),
-    "tensor_parallel",
-)
-"""Parameters of a cache that are no settings of it: `sim.build` works them out from other parts."""
 
 
 def conf_dir() -> Path:
@@ -126,14 +120,11 @@ def _what_is_wrong(tree: Any, key: str) -> str:
             takes = _parameters(node, here)
             if not known and "_target_" not in node:
                 return f"{path} has keys of its own: put +{key}=..."
-            if name in takes and name in GIVEN_BY_THE_RUN:
-                return f"{here} is not a setting: the run works it out from its other parts"
-            settable = [one for one in takes if one not in GIVEN_BY_THE_RUN]
-            if name in settable:
+            if name in takes:
                 return f"{here} has its default: put +{key}=... to set it"
             if deeper := next(_keys_ending_in(name, node, path), RESULTS_FOLDER.get(here)):
                 return f"{here} is not a setting; did you mean {deeper}?"
-            return unknown(here, list(dict.fromkeys([*known, *settable])), path)
+            return unknown(here, list(dict.fromkeys([*known, *takes])), path)
         node, path = known[name], here
     return f"{key} has keys of its own: put +{key}.KEY=..., one at a time" if isinstance(node, Mapping) else ""
 

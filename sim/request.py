@@ -76,6 +76,21 @@ def stream(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, crc32(purpose.encode())])
 
 
+def text_of(request: Request, generated_tokens: int) -> tuple[Segment, ...]:
+    """Identity of a request's prompt and of so much of its answer, as far as they have one."""
+    content = request.content or ()
+    if request.output_id is None or not generated_tokens:
+        return content
+    return (*content, (request.output_id, generated_tokens))
+
+
+def whole_text(request: Request, generated_tokens: int) -> tuple[Segment, ...]:
+    """The same, with an identity of its own for text that nobody shares."""
+    if request.content is not None:
+        return text_of(request, generated_tokens)
+    return ((own_text(request.id), request.prompt_tokens + generated_tokens),)
+
+
 def own_text(request_id: int) -> int:
     """Identity of text that belongs to one request alone: a hash, for others are plain numbers.
 

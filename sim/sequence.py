@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sim.request import Request, Segment
+from sim.request import Request, Segment, text_of
 
 
 class Sequence:
@@ -67,10 +67,11 @@ class Sequence:
         """Tokens still to compute before the next one can be sampled."""
         return self.target_tokens - self.computed_tokens
 
+    @property
+    def preempted_at_tokens(self) -> int | None:
+        """How much of its answer it had when it was preempted; None: it was not."""
+        return self.generated_tokens if self.n_preemptions else None
+
     def text(self) -> tuple[Segment, ...]:
         """Identity of its prompt and of what it has generated, as far as they have one."""
-        request = self.request
-        content = request.content or ()
-        if request.output_id is None or not self.generated_tokens:
-            return content
-        return (*content, (request.output_id, self.generated_tokens))
+        return text_of(self.request, self.generated_tokens)

@@ -7,6 +7,7 @@ from itertools import chain, islice
 from sim.batching.plan import DECODE, Batch, Plan, Scheduler
 from sim.batching.queue import Queue
 from sim.kv.cache import Copies, KVCache
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.router import Router
@@ -31,8 +32,8 @@ class Slots(KVCache):
     held_tokens = 0
     idle_tokens = 0
 
-    def __init__(self, capacity_tokens: int) -> None:
-        self.capacity_tokens = capacity_tokens
+    def __init__(self, site: Site) -> None:
+        self.capacity_tokens = site.capacity_tokens
         self.block_tokens = 1
         self.window_tokens = None
         self.is_endless = False
@@ -42,15 +43,21 @@ class Slots(KVCache):
     def rounding_tokens(self) -> int:
         return 0
 
-    def match(self, sequence: Sequence) -> int:
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
         return 0
 
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         if self.held_tokens + ledger.n_growing + n_tokens > self.capacity_tokens:
             return False
         self.held_tokens += n_tokens
         sequence.holding = (sequence.holding or 0) + n_tokens
         return True
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        return self.admit(sequence, n_tokens, ledger)
+
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        raise AssertionError("no sequence has asked for it")
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         free = self.capacity_tokens - self.held_tokens

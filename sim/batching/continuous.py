@@ -36,12 +36,12 @@ class Continuous(Scheduler):
 
     def plan(self, batch: Batch, now_ns: int) -> Plan | None:
         """The next iteration, or None when nothing can run before something arrives."""
-        kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
+        ledger, waiting = batch.ledger, batch.waiting
         budget = self.max_num_batched_tokens
         chunks = [(one, one.prefill_left_tokens) for one in batch.partial if one.loading is None]
         budget -= sum(n_tokens for _, n_tokens in chunks)
         while budget > 0 and len(waiting) and batch.n_running() < self.max_num_seqs:
-            if chunks and waiting.head().target_tokens - kv.match(waiting.head()) > budget:
+            if chunks and waiting.head().target_tokens - batch.match(waiting.head()) > budget:
                 break
             admitted = batch.admit(None, now_ns, self.max_num_seqs - batch.n_running())
             if admitted is None:

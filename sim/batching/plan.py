@@ -39,6 +39,10 @@ class Batch:
     def __post_init__(self) -> None:
         self.reusing = self.kv if isinstance(self.kv, Reusing) else None
 
+    def match(self, sequence: Sequence) -> int:
+        """Leading tokens of a waiting sequence that the cache would find."""
+        return self.kv.match(sequence.request, sequence.preempted_at_tokens)
+
     def n_running(self) -> int:
         """Sequences admitted."""
         return len(self.ledger.members) + len(self.partial) + self.n_unforked
@@ -57,12 +61,12 @@ class Batch:
         n_samples = sequence.n_samples
         if n_samples > most_seqs:
             return None
-        matched = self.kv.match(sequence)
+        matched = self.match(sequence)
         n_tokens = sequence.target_tokens - matched
         if most_tokens is not None and n_tokens > most_tokens:
             n_tokens = most_tokens
-        if not self.kv.extend(sequence, n_tokens, self.ledger):
-            if self.kv.match(sequence) < matched:
+        if not self.kv.admit(sequence, n_tokens, self.ledger):
+            if self.match(sequence) < matched:
                 return self.admit(most_tokens, now_ns, most_seqs)  # what was found had to give way: try without
             if matched and most_tokens is not None and most_tokens < sequence.target_tokens:
                 # A piece that follows a cached prefix needs less once some of that prefix has been evicted.
@@ -95,7 +99,7 @@ class Batch:
             if due:  # what they hold changes, and so may what fits
                 self.is_provisional = True
             while due:
-                if kv.extend(due[0], 1, ledger):
+                if kv.attend(due[0], ledger):
                     ledger.rearm(due.pop(0))
                 else:
                     victim = self._victim(reversed(due), due[0])

@@ -10,29 +10,20 @@ that changed sides would have to be cleared of extents first, and whoever waits 
 conversations to end. So one class that runs full does not take from the others, and does not get from them either.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from sim.errors import ConfigError
 from sim.kv.abilities import Prefetcher, Reusing
 from sim.kv.cache import Copies, KVCache
 from sim.kv.contiguous import ContiguousCache
-from sim.kv.eviction import Evictor
 from sim.kv.move import Conversations
 from sim.kv.part import Part, PartCache, PartLedger
-from sim.kv.preemption import Preemption
-from sim.kv.tiers import Tiers
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
-from sim.record import Recorder
 from sim.request import Request
 from sim.sequence import Sequence
 from sim.spec import as_given
-from sim.step import CostModel
-
-if TYPE_CHECKING:
-    import simpy
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +35,7 @@ class ClassShare:
     share : float
         Of the device's KV slots.
     cache : callable
-        Makes the cache; it gets what of a run's parts it asks for and was not given already.
+        Makes the cache, at a site of so many slots.
     """
 
     share: float
@@ -60,59 +51,22 @@ class CacheByClass(KVCache):
 
     Parameters
     ----------
-    capacity_tokens : int
-        KV slots of the device [tokens].
+    site : Site
     classes : dict of str to ClassShare
         By class; the shares must not exceed 1 in all.
-    eviction, window_tokens, kv_bytes_per_token, env, cost, recorder, tiers, preemption, max_batched_tokens, \
-host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
-        For the caches of the classes, as far as they ask for them.
     """
 
-    def __init__(
-        self,
-        capacity_tokens: int,
-        classes: dict[str, ClassShare],
-        eviction: Callable[[int], Evictor],
-        window_tokens: int | None = None,
-        kv_bytes_per_token: float = 0.0,
-        env: "simpy.Environment | None" = None,
-        cost: CostModel | None = None,
-        recorder: Recorder | None = None,
-        tiers: Tiers | None = None,
-        preemption: Preemption | None = None,
-        max_batched_tokens: int = 8192,
-        host_bytes_per_s: float | None = None,
-        model_max_len: int | None = None,
-        element_bits: float = 16.0,
-        replica: int = 0,
-        tensor_parallel: int = 1,
-    ) -> None:
+    def __init__(self, site: Site, classes: dict[str, ClassShare]) -> None:
+        window_tokens, kv_bytes_per_token, element_bits = site.model.window, site.bytes_per_token, site.element_bits
         if not classes:
             raise ConfigError("cache.classes must name at least one class, got none")
         total = sum(one.share for one in classes.values())
         if total > 1.0 + 1e-9:
             raise ConfigError(f"cache.classes: the shares must not exceed 1 in all, got {total:g}")
-        given = {
-            "eviction": eviction,
-            "window_tokens": window_tokens,
-            "kv_bytes_per_token": kv_bytes_per_token,
-            "env": env,
-            "cost": cost,
-            "recorder": recorder,
-            "tiers": tiers,
-            "preemption": preemption,
-            "max_batched_tokens": max_batched_tokens,
-            "host_bytes_per_s": host_bytes_per_s,
-            "model_max_len": model_max_len,
-            "element_bits": element_bits,
-            "replica": replica,
-            "tensor_parallel": tensor_parallel,
-        }
         self._parts: dict[str, Part] = {}
         for name, one in classes.items():
             try:
-                cache = _built(one.cache, {**given, "capacity_tokens": int(capacity_tokens * one.share)})
+                cache = one.cache(site.part(int(site.capacity_tokens * one.share)))
             except ConfigError as error:
                 raise ConfigError(f"cache.classes.{name}: {error}") from None
             if cache.window_tokens != window_tokens:
@@ -187,30 +141,40 @@ host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
             n_tokens += own
         return n_tokens
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that its class's cache has, or that move there."""
-        move = self._conversations.move(sequence)
-        return self._part(sequence).cache.match(sequence) if move is None else move.n_tokens
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request that its class's cache has, or that move there."""
+        move = self._conversations.move(request, generated_tokens)
+        return self._parts[request.kind].cache.match(request, generated_tokens) if move is None else move.n_tokens
 
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take room in the class's cache; a conversation that comes from another class brings its KV."""
         self._follow(ledger)
         cache, part, _ = self._part(sequence)
-        is_prompt = sequence.order not in ledger.members or sequence.holding is None
-        if sequence.holding is not None:
-            is_taken = cache.extend(sequence, n_tokens, part)
+        move = self._conversations.move(sequence.request, sequence.preempted_at_tokens)
+        if move is None:
+            is_taken = cache.admit(sequence, n_tokens, part)
         else:
-            move = self._conversations.move(sequence)
-            if move is None:
-                is_taken = cache.extend(sequence, n_tokens, part)
-            else:
-                is_taken = self._conversations.take(sequence, n_tokens, move)
-            if is_taken:
-                self._conversations.arrive(sequence)
-                self._n_requests[sequence.request.kind] += not sequence.n_preemptions
-        if is_taken and is_prompt:
+            is_taken = self._conversations.take(sequence, n_tokens, move)
+        if is_taken:
+            self._conversations.arrive(sequence)
+            self._n_requests[sequence.request.kind] += not sequence.n_preemptions
             part.planned_tokens[sequence] = sequence.resident_tokens + n_tokens
         return is_taken
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take room for the next piece of a prompt in its class's cache."""
+        self._follow(ledger)
+        cache, part, _ = self._part(sequence)
+        is_taken = cache.extend(sequence, n_tokens, part)
+        if is_taken:
+            part.planned_tokens[sequence] = sequence.resident_tokens + n_tokens
+        return is_taken
+
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        """A decoding sequence has reached its room: its class's cache sees to it."""
+        self._follow(ledger)
+        cache, part, _ = self._part(sequence)
+        return cache.attend(sequence, part)
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the memory of every class suffices for."""
@@ -314,10 +278,3 @@ host_bytes_per_s, model_max_len, element_bits, replica, tensor_parallel
         if n_decoding != len(members):
             for part in self._ledgers:
                 part.forsake()
-
-
-def _built(cache: Callable[..., PartCache], given: dict[str, Any]) -> PartCache:
-    """A class's cache, from what it asks for and was not given by the configuration."""
-    asked = inspect.signature(getattr(cache, "func", cache)).parameters
-    fixed = getattr(cache, "keywords", {})
-    return cache(**{key: value for key, value in given.items() if key in asked and key not in fixed})

@@ -61,18 +61,37 @@ class KVCache(ABC):
         return 0
 
     @abstractmethod
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that are resident, at most all but the last. Changes nothing."""
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request that are resident, at most all but the last. Leaves no trace: anybody may ask.
+
+        Parameters
+        ----------
+        request : Request
+        generated_tokens : int or None
+            How much of its answer there was when it was preempted; None: it was not [tokens].
+        """
+        ...
+
+    @abstractmethod
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take room for what `match` finds of a waiting sequence and for the next ``n_tokens``, all or nothing.
+
+        Its ``computed_tokens`` start at what was found. Room for one more token of every decoding sequence is left.
+        Where KV must come over a link first, the sequence is ``loading`` until then: it holds its memory, and others
+        run.
+        """
         ...
 
     @abstractmethod
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """Take room for the next ``n_tokens`` of a sequence, all of it or nothing.
+        """Take room for the next ``n_tokens`` of an admitted sequence's prompt, all or nothing; as `admit` does."""
+        ...
 
-        For a sequence that holds nothing this admits it: it references what `match` found, and its
-        ``computed_tokens`` start there. Room for one more token of every decoding sequence is left. A decoding
-        sequence is asked when its ``room_tokens`` are reached; the cache sets new ones. Where KV must come over a link
-        first, the sequence is ``loading`` until then: it holds its memory, and others run.
+    @abstractmethod
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        """A decoding sequence has reached its ``room_tokens``: see to its next token, or change nothing.
+
+        Sets new ``room_tokens``, None where it need not ask again.
         """
         ...
 

@@ -15,10 +15,10 @@ from typing import Protocol
 
 from sim.errors import ConfigError
 from sim.kv.cache import Copies
-from sim.kv.eviction import Evictor
 from sim.kv.idle import IdleConversations
 from sim.kv.part import PartCache
 from sim.kv.reservation import Reservation
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.sequence import Sequence
@@ -63,25 +63,17 @@ class ContiguousCache(PartCache):
 
     Parameters
     ----------
-    capacity_tokens : int
-        KV slots of the device [tokens].
+    site : Site
+        An extent is a ring of the model's attention window at most.
     allocator : callable
         Makes the allocator of so many slots.
     reservation : Reservation or callable
         How long extents are; a callable makes one for this cache, where it learns.
-    eviction : callable
-        Makes the evictor of idle conversations.
     session_caching : bool
         Whether a conversation's extent stays for its next turn.
-    window_tokens : int or None
-        The model's attention window: an extent is a ring of it at most [tokens].
-    kv_bytes_per_token : float
-        What copying a token moves [B].
     max_len : int or None
         The longest an extent may become, null as long as the model's sequences; who would outgrow it is refused
         [tokens].
-    model_max_len : int or None
-        The longest the model allows a sequence to become [tokens].
     """
 
     held_tokens: int = 0
@@ -90,25 +82,22 @@ class ContiguousCache(PartCache):
 
     def __init__(
         self,
-        capacity_tokens: int,
+        site: Site,
         allocator: Callable[[int], Allocator],
         reservation: Reservation | Callable[[], Reservation],
-        eviction: Callable[[int], Evictor],
         session_caching: bool = True,
-        window_tokens: int | None = None,
-        kv_bytes_per_token: float = 0.0,
         max_len: int | None = None,
-        model_max_len: int | None = None,
     ) -> None:
+        capacity_tokens, model_max_len = site.capacity_tokens, site.model.max_len
         if max_len is not None and max_len < 1:
             raise ConfigError(f"cache.max_len must be >= 1 [tokens], got {max_len}")
-        if max_len is not None and model_max_len is not None and max_len > model_max_len:
+        if max_len is not None and max_len > model_max_len:
             raise ConfigError(f"cache.max_len must be <= {model_max_len} [tokens], the model's maximum, got {max_len}")
         if capacity_tokens < 1:
             raise ConfigError(f"KV capacity must hold one token, got {capacity_tokens} tokens")
         self.capacity_tokens = capacity_tokens
         self.block_tokens = 1
-        self.window_tokens = window_tokens
+        self.window_tokens = site.model.window
         self.is_endless = False
         self.copies = Copies()
         self._rounding_tokens = 0
@@ -116,10 +105,10 @@ class ContiguousCache(PartCache):
         self._make_allocator = allocator
         self._allocator = allocator(capacity_tokens)
         self._largest = self._allocator.largest_free_tokens  # of an empty device
-        self._max_len = max_len if max_len is not None else model_max_len
+        self._max_len = model_max_len if max_len is None else max_len
         self._check_fixed(self._reservation.fixed_tokens, model_max_len)
-        self._bytes_per_token = kv_bytes_per_token
-        self._idle: IdleConversations[Extent] = IdleConversations(eviction, capacity_tokens, session_caching)
+        self._bytes_per_token = site.bytes_per_token
+        self._idle: IdleConversations[Extent] = IdleConversations(site.eviction, capacity_tokens, session_caching)
         self._spare: dict[Sequence, list[Extent]] = {}  # of prompts with several answers, for all but the first
         self._largest_of: dict[int, int] = {}  # by number: the longest extents of which so many fit
         self._leaving: list[int] = []  # offsets whose content is being copied
@@ -130,29 +119,36 @@ class ContiguousCache(PartCache):
         """Slots that the allocator added to extents."""
         return self._rounding_tokens
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that its conversation left behind, at most all but the last."""
-        idle = self._idle.find(sequence)
-        if idle is None or (not self._reservation.grows and idle.holding.n_tokens < self._wanted(sequence)):
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request that its conversation left behind, at most all but the last."""
+        idle = self._idle.find(request)
+        if idle is None:
             return 0
-        return idle.match(sequence)
+        if not self._reservation.grows:
+            target_tokens = request.prompt_tokens + (generated_tokens or 0)
+            if idle.holding.n_tokens < self._wanted(request, target_tokens, 1):
+                return 0
+        return idle.match(request, generated_tokens)
 
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """Reserve a sequence's extent when it is admitted, replace it when it is full.
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:  # noqa: ARG002
+        """Reserve a sequence's extent, for all of its prompt.
 
         Idle conversations give way one by one; they are gone even if the room does not suffice. So may be the
         sequence's own, if it could not be replaced by a longer one: then `match` finds nothing any more.
         """
-        extent = sequence.holding
-        if extent is None:
-            return self._admit(sequence) if sequence.n_samples == 1 else self._admit_several(sequence)
-        is_decoding = sequence.order in ledger.members
-        need = (ledger.resident_of(sequence) if is_decoding else sequence.resident_tokens) + n_tokens
+        return self._admit(sequence) if sequence.n_samples == 1 else self._admit_several(sequence)
+
+    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:  # noqa: ARG002
+        """Its extent has room for the whole prompt."""
+        return True
+
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        """Replace an extent that is full, or soon will be, by a longer one."""
+        extent: Extent = sequence.holding
+        need = ledger.resident_of(sequence) + 1
         if self.window_tokens is not None:
             need = min(need, self.window_tokens)
         is_full = need > extent.n_tokens
-        if not is_full and not is_decoding:
-            return True
         if not self._reservation.grows:  # it has its answer and pads its batch, past the end of its extent
             return not is_full
         longer = self._longer(sequence, extent.n_tokens, max(need, extent.n_tokens + 1))
@@ -162,7 +158,7 @@ class ContiguousCache(PartCache):
             return not is_full
         self._n_resizes += 1
         self._n_ahead += not is_full
-        self._replace(sequence, extent, offset, longer, need - n_tokens, is_full)
+        self._replace(sequence, extent, offset, longer, need - 1, is_full)
         return True
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:  # noqa: ARG002
@@ -218,9 +214,9 @@ class ContiguousCache(PartCache):
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
         if self.window_tokens is not None:
             n_tokens = min(n_tokens, self.window_tokens)
-        if self._max_len is not None and n_tokens > self._max_len:
+        if n_tokens > self._max_len:
             return f"{n_tokens} KV slots needed, extents have {self._max_len} at most"
-        n_slots = n_tokens if self._reservation.grows else self._wanted(Sequence(request))
+        n_slots = n_tokens if self._reservation.grows else self._wanted(request, request.prompt_tokens, 1)
         if n_tokens > n_slots:
             return f"{n_tokens} KV slots needed, {n_slots} reserved"
         if n_slots > self._largest:
@@ -244,31 +240,35 @@ class ContiguousCache(PartCache):
             **learnt,
         }
 
-    def _check_fixed(self, n_tokens: int | None, model_max_len: int | None) -> None:
+    def _check_fixed(self, n_tokens: int | None, model_max_len: int) -> None:
         """Refuse extents, all of one length, that are longer than the model's sequences, or of which none fits."""
         if n_tokens is None:
             return
-        if model_max_len is not None and n_tokens > model_max_len:
+        if n_tokens > model_max_len:
             raise ConfigError(
                 f"cache.reservation.max_len must be <= {model_max_len} [tokens], the model's maximum, got {n_tokens}"
             )
-        n_tokens = min(n_tokens, self._max_len or n_tokens, self.window_tokens or n_tokens)
+        n_tokens = min(n_tokens, self._max_len, self.window_tokens or n_tokens)
         if n_tokens > self._largest:
             raise ConfigError(
                 f"cache.max_len must be <= {self._largest} [tokens], the longest extent in "
                 f"{self.capacity_tokens} KV slots (hardware.kv_blocks), got {n_tokens}"
             )
 
-    def _wanted(self, sequence: Sequence) -> int:
+    def _found(self, sequence: Sequence) -> int:
+        """What `match` finds of a waiting sequence [tokens]."""
+        return self.match(sequence.request, sequence.generated_tokens)
+
+    def _wanted(self, request: Request, target_tokens: int, n_samples: int) -> int:
         """Slots to reserve at admission: no more than allowed, than a ring of the window, than could ever be had."""
-        n_slots = self._reservation.tokens(sequence)
-        if self._max_len is not None and n_slots > self._max_len:
+        n_slots = self._reservation.tokens(request, target_tokens)
+        if n_slots > self._max_len:
             n_slots = self._max_len
         if self.window_tokens is not None:
             n_slots = min(n_slots, self.window_tokens)
         if self._reservation.grows:
-            largest = self._largest if sequence.n_samples == 1 else self._largest_together(sequence.n_samples)
-            n_slots = min(n_slots, max(largest, sequence.target_tokens))
+            largest = self._largest if n_samples == 1 else self._largest_together(n_samples)
+            n_slots = min(n_slots, max(largest, target_tokens))
         return n_slots
 
     def _largest_together(self, n_extents: int) -> int:
@@ -291,15 +291,16 @@ class ContiguousCache(PartCache):
         An extent may lie where an idle conversation gave way, and leave no room beside it for the next: then all are
         placed anew, as long as others have given way meanwhile.
         """
-        n_matched, wanted = self.match(sequence), self._wanted(sequence)
+        n_matched = self._found(sequence)
+        wanted = self._wanted(sequence.request, sequence.target_tokens, sequence.n_samples)
         n_evicted = None
-        while n_evicted != self._idle.n_evicted and self.match(sequence) == n_matched:
+        while n_evicted != self._idle.n_evicted and self._found(sequence) == n_matched:
             n_evicted = self._idle.n_evicted
             spare: list[Extent] = []
             while len(spare) < sequence.n_samples - 1 and (offset := self._place(wanted)) is not None:
                 spare.append(Extent(offset, wanted))
                 self._take_up(spare[-1])
-            is_short = len(spare) < sequence.n_samples - 1 or self.match(sequence) < n_matched
+            is_short = len(spare) < sequence.n_samples - 1 or self._found(sequence) < n_matched
             if not is_short and self._admit(sequence):
                 self._spare[sequence] = spare
                 return True
@@ -315,17 +316,17 @@ class ContiguousCache(PartCache):
     def _longer(self, sequence: Sequence, n_tokens: int, need_tokens: int) -> int:
         """Slots of the extent that replaces one of ``n_tokens``: no more than `_wanted`."""
         n_slots = self._reservation.grown_tokens(sequence, n_tokens, need_tokens)
-        if self._max_len is not None and n_slots > self._max_len:
+        if n_slots > self._max_len:
             n_slots = self._max_len
         if self.window_tokens is not None and n_slots > self.window_tokens:
             n_slots = self.window_tokens
         return min(n_slots, max(need_tokens, self._largest))
 
     def _admit(self, sequence: Sequence) -> bool:
-        n_matched = self.match(sequence)
+        n_matched = self._found(sequence)
         idle = self._idle.take(sequence) if n_matched else None
         if idle is None:
-            wanted = self._wanted(sequence)
+            wanted = self._wanted(sequence.request, sequence.target_tokens, sequence.n_samples)
             offset = self._place(wanted, sequence)
             if offset is None:
                 return False

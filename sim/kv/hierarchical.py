@@ -1,48 +1,11 @@
-"""Blocks in device memory, and behind links in host memory and on disk: what is evicted is not lost.
-
-    waiting ──admit──▶ blocks reserved ──┬─ all found in device memory ──▶ prompt
-                                         └─ some found below: a transfer over the link, others run meanwhile ──▶ prompt
-
-Going down there are three ways. `write="through"` copies full blocks beside the computation: a prompt's as soon as they
-are computed, an answer's when its sequence lets go of them, so that neither eviction nor preemption has to wait
-(Dynamo KVBM, LMCache). `write="back"` copies what is evicted and not below yet (SGLang's HiCache calls it so), and
-`write="preempted"` what a preempted sequence holds (vLLM v0's swap space): there the next iteration waits for the copy,
-because it is to use the memory that is being read. Coming up, a sequence waits for its own transfer alone.
-
-Text that nobody shares (`Request.content` is None) is kept and copied only when its sequence is preempted: nobody else
-will ask for it. A real engine does not know that, so such traffic understates what goes down.
-
-Preemption frees blocks as everywhere; where they are below, coming back can load them instead of computing them again:
-`Preemption` says whether, each time. Full blocks alone go down, so the last tokens are always computed, as by vLLM v1's
-connectors. A tier that fails costs recomputation and nothing else, also of what was on its way from it; only where
-transfers do not overlap has the iteration that waits for a copy read it as it began. Below, a text is kept from its
-start: of a sequence longer than the model's window no more goes down.
-"""
-
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING
+"""Blocks in device memory, and behind links in host memory and on disk: evicted is not lost (`sim.kv.below`)."""
 
 from sim.errors import ConfigError
-from sim.kv.eviction import Evictor, Unit
-from sim.kv.ladder import Ladder
+from sim.kv.below import Below
 from sim.kv.paged import PagedCache
-from sim.kv.preemption import Cheaper, Estimator, Preemption, Swap, Times
-from sim.kv.prefix import BlockTable
-from sim.kv.tiers import Tier, Tiers, after, first
-from sim.ledger import DecodeLedger
-from sim.record import Recorder
-from sim.request import BlockRange, block_ranges
+from sim.kv.site import Site
+from sim.kv.tiers import Tiers
 from sim.sequence import Sequence
-from sim.step import CostModel
-from sim.units import NS_PER_S, PS_PER_NS
-
-if TYPE_CHECKING:
-    import simpy
-
-LOADS = ("always", "cheaper", "never")
-WRITES = ("through", "back", "preempted")
-CHEAPER = Cheaper()
 
 
 class HierarchicalCache(PagedCache):
@@ -50,19 +13,8 @@ class HierarchicalCache(PagedCache):
 
     Parameters
     ----------
-    capacity_tokens, eviction, block_tokens, prefix_caching, watermark, window_tokens, reserves_prompt
-        As of `PagedCache`.
-    tiers : Tiers
-        Fastest first.
-    env : simpy.Environment
-    cost : CostModel
-        What computing tokens again takes, where that is asked.
-    recorder : Recorder
-        Where transfers are written down.
-    kv_bytes_per_token : float
-        On each accelerator [B].
-    preemption : Preemption
-        What a preempted sequence does about KV below.
+    site, block_tokens, prefix_caching, watermark, reserves_prompt
+        As of `PagedCache`; what is below the device, and what preempted sequences do about it, is the site's.
     overlap : bool
         Whether transfers run beside the computation; else what is loaded, and what is saved, delays the iteration.
     write : {"through", "back", "preempted"}
@@ -73,361 +25,33 @@ class HierarchicalCache(PagedCache):
         So many at the head of the queue have their blocks brought up to the first tier; none without ``overlap``.
     chunk_tokens : int
         KV that is copied in one piece; LMCache's is 256 [tokens].
-    max_batched_tokens : int
-        Tokens that an iteration computes at most, for estimates [tokens].
-    host_bytes_per_s : float or None
-        Rate at which the cost model turns ``host_bytes`` into time, an accelerator's; None is the first tier's [B/s].
-    replica : int
-    tensor_parallel : int
-        Accelerators that a token's KV is divided among: tiers hold, and links carry, what is on all of them.
+    tiers : Tiers or None
+        In place of the site's, fastest first.
     """
 
     def __init__(
         self,
-        capacity_tokens: int,
-        eviction: Callable[[int], Evictor],
-        tiers: Tiers | None,
-        env: "simpy.Environment",
-        cost: CostModel,
-        recorder: Recorder,
-        kv_bytes_per_token: float,
+        site: Site,
         block_tokens: int = 16,
         prefix_caching: bool = True,
         watermark: float = 0.0,
-        window_tokens: int | None = None,
-        preemption: Preemption | None = None,
+        reserves_prompt: bool = False,
         overlap: bool = True,
         write: str = "through",
         load: str = "always",
         prefetch: int = 4,
         chunk_tokens: int = 256,
-        max_batched_tokens: int = 8192,
-        host_bytes_per_s: float | None = None,
-        replica: int = 0,
-        reserves_prompt: bool = False,
-        tensor_parallel: int = 1,
+        tiers: Tiers | None = None,
     ) -> None:
-        super().__init__(
-            capacity_tokens,
-            eviction,
-            block_tokens,
-            prefix_caching,
-            watermark,
-            window_tokens,
-            kv_bytes_per_token,
-            reserves_prompt,
-        )
-        if tiers is None:
+        super().__init__(site, block_tokens, prefix_caching, watermark, reserves_prompt)
+        levels = tiers or site.below
+        if levels is None:
             raise ConfigError("cache=hierarchical needs tiers: tiers=dram or tiers=dram_nvme, got none")
-        if write not in WRITES:
-            raise ConfigError(f"cache.write must be one of {', '.join(WRITES)}, got {write!r}")
-        if load not in LOADS:
-            raise ConfigError(f"cache.load must be one of {', '.join(LOADS)}, got {load!r}")
         if prefetch < 0:
             raise ConfigError(f"cache.prefetch must be >= 0 [requests], got {prefetch}")
-        if chunk_tokens < 1:
-            raise ConfigError(f"cache.chunk_tokens must be >= 1 [tokens], got {chunk_tokens}")
-        self._env = env
-        self._estimator = Estimator(cost, max_batched_tokens)
-        block_bytes = max(1, round(kv_bytes_per_token * tensor_parallel * block_tokens))
-        self._tiers = [
-            Tier(spec, block_tokens, block_bytes, env, recorder, replica, i, tensor_parallel)
-            for i, spec in enumerate(tiers.levels)
-        ]
-        self._ladder = Ladder(self._tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
-        self._overlap = overlap
-        self._write = write
-        self._load_if = load
-        self._preemption = preemption or Swap()
-        self._host_bytes_per_s = host_bytes_per_s or tiers.levels[0].write_bytes_per_s
         self.prefetch_requests = prefetch
-        self._ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
-        self._loads: dict[Sequence, int] = {}  # tokens under way
-        self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
-        self._n_lost: dict[Sequence, int] = {}  # tokens that preempted sequences had computed
-        self._prefetched: set[Sequence] = set()  # of those that wait
-        self._coming: dict[tuple[Sequence, int], tuple[int, simpy.Event]] = {}  # prefetched blocks, by their tier
-        self._is_naming = True
-        self._staged: list[BlockRange] = []  # evicted, to be written back
-        self._hit_tokens = [0] * (len(self._tiers) + 1)
-        self._counts = dict.fromkeys(
-            ("swapped_out", "swapped_in", "recomputed", "reloaded_tokens", "recomputed_tokens", "prefetched_blocks"), 0
-        )
-
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence found in device memory, or loaded from below."""
-        if not self._is_known(sequence):
-            return 0
-        n_here = super().match(sequence)
-        found = self._found_below(sequence, n_here // self.block_tokens)
-        return n_here + sum(found) * self.block_tokens
-
-    def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """As `PagedCache.extend`; who finds blocks below takes room for them too, and waits until they have come."""
-        if sequence.holding is not None:
-            return super().extend(sequence, n_tokens, ledger)
-        self._ledger = ledger
-        if not self._is_known(sequence):
-            is_taken = super().extend(sequence, n_tokens, ledger)
-            if is_taken and self._staged:
-                self._write_back()
-            return is_taken
-        n_here = super().match(sequence) // self.block_tokens
-        found = self._found_below(sequence, n_here)
-        n_below = sum(found)
-        self._is_naming = not n_below
-        n_loaded_tokens = n_below * self.block_tokens
-        is_taken = super().extend(sequence, n_loaded_tokens + n_tokens, ledger)
-        self._is_naming = True
-        if not is_taken:
-            return False
-        self._prefetched.discard(sequence)
-        sequence.computed_tokens += n_loaded_tokens
-        n_had = self._n_lost.pop(sequence, sequence.target_tokens - 1)  # an answer without room for its copy: all
-        self._count(sequence, n_here, found, n_had)
-        if n_below:
-            self._load(sequence, n_here, found, partial(self._count_anew, sequence, n_here, found, n_had))
-        self._write_back()
-        return True
-
-    def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:
-        """As `PagedCache.trim`; with write-through, what is computed goes down."""
-        super().trim(sequence, ledger)
-        if self._write == "through" and sequence.request.content is not None and not sequence.dropped_tokens:
-            blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
-            self._save(blocks, self._n_sent.get(sequence, 0))
-            self._n_sent[sequence] = sum(n for _, _, n in blocks)
-
-    def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
-        """As `PagedCache.fork`; what has been sent down of the prompt is not sent again for each answer."""
-        n_held = super().fork(sequence, others, ledger)
-        if sequence in self._n_sent:
-            self._n_sent |= dict.fromkeys(others[:n_held], self._n_sent[sequence])
-        return n_held
-
-    def release(self, sequence: Sequence, now_ns: int) -> None:
-        """As `PagedCache.release`; with write-through the rest goes down, with ``preempted`` all that would be lost."""
-        is_own = sequence.request.content is None
-        if sequence.is_finished and is_own:
-            super().release(sequence, now_ns)
-            return
-        self.abandon(sequence)
-        if not sequence.is_finished:
-            self._n_lost[sequence] = sequence.computed_tokens
-        blocks = []
-        if self._write != "back" and not sequence.dropped_tokens:
-            blocks = block_ranges(self._text(sequence), sequence.computed_tokens, self.block_tokens)
-        n_sent = self._n_sent.pop(sequence, 0)
-        super().release(sequence, now_ns)
-        if blocks and self._goes_down(sequence, blocks):
-            self._save(blocks, n_sent)
-            self._counts["swapped_out"] += not sequence.is_finished
-        self._write_back()
-
-    def fetch(self, sequence: Sequence, lost: Callable[[int], None]) -> int:
-        """Load what another cache, which has room for it, takes over from below. Returns its tokens.
-
-        Of tokens lost on the way ``lost`` is told.
-        """
-        n_here = super().match(sequence) // self.block_tokens
-        found = self._found_below(sequence, n_here)
-        self._load(sequence, n_here, found, lambda come: lost((sum(found) - sum(come)) * self.block_tokens))
-        return sum(found) * self.block_tokens
-
-    def abandon(self, sequence: Sequence) -> None:
-        """A sequence waits for its KV no more: what has not come yet is not computed."""
-        n_loading = self._loads.pop(sequence, 0)
-        if sequence.loading is not None:
-            sequence.computed_tokens -= n_loading
-            sequence.loading = None
+        self.below = self.tiers = Below(site, levels, self.pool, self.copies, overlap, write, load, chunk_tokens)
 
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""
-        if not self._overlap or sequence in self._prefetched or not self._is_known(sequence):
-            return
-        self._prefetched.add(sequence)
-        text = self._ranges(sequence)
-        for level in range(1, len(self._tiers)):
-            coming = self._ladder.bring_nearer(text, level)
-            if coming is not None:
-                self._counts["prefetched_blocks"] += coming[0]
-                self._coming[sequence, level] = coming
-                coming[1].callbacks.append(partial(self._has_come, (sequence, level)))
-
-    def counts(self) -> Mapping[str, int | float]:
-        """Facts of the run.
-
-        ``hit_tokens_*`` are of requests' first admission: they sum up to what the requests table calls cached.
-        ``reloaded_tokens`` and ``recomputed_tokens`` are of preempted sequences that came back; what they had not
-        computed before, as the rest of a prompt, is not computed again.
-        """
-        size = self.block_tokens
-        counts = {**super().counts(), "hit_tokens_device": self._hit_tokens[0]}
-        for tier, hit_tokens in zip(self._tiers, self._hit_tokens[1:], strict=True):
-            name = tier.spec.name
-            counts |= {
-                f"hit_tokens_{name}": hit_tokens,
-                f"evicted_blocks_{name}": tier.n_evicted,
-                f"kept_tokens_{name}": 0 if tier.is_gone else tier.n_held * size,
-                f"room_tokens_{name}": tier.n_blocks * size,
-            }
-        return counts | self._counts
-
-    def _is_known(self, sequence: Sequence) -> bool:
-        """Whether anything may be found of a waiting sequence, by `PagedCache` too: of its own text once preempted."""
-        return sequence.request.content is not None or sequence.n_preemptions > 0
-
-    def _count(self, sequence: Sequence, n_here: int, found: list[int], n_had: int, sign: int = 1) -> None:
-        """Who was admitted found so many blocks in device memory, and so many in each tier.
-
-        If preempted before, it ``n_had`` tokens then. A ``sign`` of -1 takes back what was counted.
-        """
-        counts, size, n_below = self._counts, self.block_tokens, sum(found)
-        if not sequence.n_preemptions:
-            for level, n_blocks in enumerate((n_here, *found)):
-                self._hit_tokens[level] += sign * n_blocks * size
-            return
-        sequence.is_swapped_in = n_below > 0
-        counts["swapped_in" if n_below else "recomputed"] += sign
-        counts["reloaded_tokens"] += sign * n_below * size
-        counts["recomputed_tokens"] += sign * max(0, n_had - (n_here + n_below) * size)
-
-    def _count_anew(self, sequence: Sequence, n_here: int, found: list[int], n_had: int, come: list[int]) -> None:
-        """Of the blocks that were found in each tier, so many have come."""
-        self._count(sequence, n_here, found, n_had, -1)
-        self._count(sequence, n_here, come, n_had)
-
-    def _ranges(self, sequence: Sequence) -> list[BlockRange]:
-        """Full blocks of a waiting sequence's text, all but the one with its last token."""
-        return block_ranges(self._text(sequence), sequence.target_tokens - 1, self.block_tokens)
-
-    def _found_below(self, sequence: Sequence, n_here: int) -> list[int]:
-        """Blocks that continue what is in device memory, per tier; none if they are not to be loaded."""
-        found = self._ladder.found(after(self._ranges(sequence), n_here, self.block_tokens))
-        if not sum(found):
-            return found
-        estimate = partial(self._times, n_here, found, sequence.target_tokens)
-        if sequence.n_preemptions:
-            loads = self._preemption.loads(estimate)
-        else:
-            loads = self._load_if == "always" or (self._load_if == "cheaper" and CHEAPER.loads(estimate))
-        return found if loads else [0] * len(found)
-
-    def _goes_down(self, sequence: Sequence, blocks: list[BlockRange]) -> bool:
-        """Whether what a sequence lets go of is copied now."""
-        if self._write == "through":
-            return True
-        if sequence.is_finished:
-            return False
-        found = [sum(n for _, _, n in blocks)] + [0] * (len(self._tiers) - 1)
-        n_tokens = sequence.request.prompt_tokens + sequence.generated_tokens
-        return self._preemption.saves(partial(self._times, 0, found, n_tokens))
-
-    def _times(self, n_here: int, found: list[int], target_tokens: int) -> Times:
-        """Of a sequence with so many blocks in device memory, and so many in each tier.
-
-        A load is quoted by each link on its way, and its sequence joins the iteration after; without overlap
-        everyone waits for it. What is not below is computed either way.
-        """
-        size, estimator, ledger = self.block_tokens, self._estimator, self._ledger
-        n_blocks = sum(found)
-        load_ps, save_ps = self._ladder.load_ns(found) * PS_PER_NS, self._ladder.save_ns(n_blocks) * PS_PER_NS
-        if self._overlap:
-            load_ps = estimator.loading_ps(load_ps, ledger)
-        else:
-            load_ps += estimator.waiting_ps(load_ps, ledger)
-        start = (n_here + n_blocks) * size
-        return Times(
-            estimator.waiting_ps(save_ps, ledger),
-            load_ps + estimator.computing_ps(start, target_tokens, ledger),
-            estimator.computing_ps(n_here * size, target_tokens, ledger),
-        )
-
-    def _load(self, sequence: Sequence, n_here: int, found: list[int], lost: Callable[[list[int]], None]) -> None:
-        """Start the transfers a sequence waits for, from the lowest tier through those above it.
-
-        If some are lost on their way, ``lost`` is told what has come from each tier.
-        """
-        rest = after(self._ranges(sequence), n_here, self.block_tokens)
-        n_pending = 0
-        token = sequence.loading = self._env.event() if self._overlap else None
-        if self._overlap:
-            self._loads[sequence] = sum(found) * self.block_tokens
-
-        come = list(found)
-
-        def arrived(level: int, is_whole: bool) -> None:
-            nonlocal n_pending
-            n_pending -= 1
-            if not is_whole:
-                come[level:] = [0] * (len(come) - level)  # what follows a gap is of no use
-            if not n_pending and sequence.loading is token and token is not None:
-                sequence.loading = None
-                self._loads.pop(sequence, None)
-                if come != found:
-                    _lose(sequence, (sum(found) - sum(come)) * self.block_tokens)
-                    lost(come)
-                token.succeed()
-
-        for level, n_blocks in enumerate(found):
-            if not n_blocks:
-                continue
-            blocks = first(rest, n_blocks)
-            rest = after(rest, n_blocks, self.block_tokens)
-            self._tiers[level].put(blocks)  # used again
-            if not self._overlap:
-                self._stall(self._ladder.load_ns([0] * level + [n_blocks] + [0] * (len(found) - level - 1)))
-            n_pending += 1
-            n_coming, done = self._coming.get((sequence, level), (0, None))
-            if done is not None and n_coming >= n_blocks:  # prefetched, and on its way to the first tier
-                done.callbacks.append(partial(self._go_on, level, blocks, partial(arrived, level)))
-            else:
-                self._ladder.bring_up(level, blocks, partial(arrived, level))
-
-    def _has_come(self, key: tuple[Sequence, int], done: object) -> None:
-        if self._coming.get(key, (0, None))[1] is done:  # and not a later prefetch of the same
-            del self._coming[key]
-
-    def _go_on(self, level: int, blocks: list[BlockRange], arrived: Callable[[bool], None], _: object) -> None:
-        """Blocks that were prefetched from a tier to the first go on to the device, unless that tier has failed."""
-        if self._tiers[level].is_gone:
-            arrived(False)
-        else:
-            self._ladder.bring_up(0, blocks, arrived)
-
-    def _save(self, blocks: list[BlockRange], n_sent: int) -> None:
-        """Send blocks down of which some were sent before; wait if the memory they are read from is to be used now."""
-        save_ns = self._ladder.save(blocks, n_sent)
-        if not (self._overlap and self._write == "through"):
-            self._stall(save_ns)
-
-    def _stall(self, wait_ns: int) -> None:
-        """The next iteration waits for a copy: as many bytes as would take so long on the host link."""
-        self.copies.host_bytes += wait_ns * self._host_bytes_per_s / NS_PER_S
-
-    def _write_back(self) -> None:
-        """Blocks evicted since a sequence last joined or left go down."""
-        if self._staged:
-            staged, self._staged = self._staged, []
-            self._stall(self._ladder.spill(0, staged))
-
-    def _forget(self, unit: Unit) -> None:
-        if self._write == "back":
-            self._staged += self._index.ranges(unit)
-        super()._forget(unit)
-
-    def _name(self, table: BlockTable, text: list[BlockRange], n_tokens: int) -> None:
-        if self._is_naming:
-            super()._name(table, text, n_tokens)
-
-
-def _lose(sequence: Sequence, n_tokens: int) -> None:
-    """The last tokens that a sequence waited for are lost: they are computed after all.
-
-    So is all the text before them of which only the end was taken over, as a window asks: that begins earlier now.
-    """
-    if sequence.dropped_tokens:
-        n_tokens, sequence.dropped_tokens = sequence.computed_tokens, 0
-    sequence.computed_tokens -= n_tokens
-    if not sequence.n_preemptions and sequence.cached_tokens is not None:
-        sequence.cached_tokens -= n_tokens
+        self.tiers.prefetch(sequence)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from sim.kv.eviction import Evictor, Unit
-from sim.request import Segment
+from sim.request import Request, Segment, text_of
 from sim.sequence import Sequence
 
 H = TypeVar("H")
@@ -25,15 +25,17 @@ class Idle(Generic[H]):
         self.computed_tokens = sequence.computed_tokens  # of the text
         self.dropped_tokens = sequence.dropped_tokens  # of these
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that this stands for, at most all but the last.
+    def match(self, request: Request, generated_tokens: int | None) -> int:
+        """Leading tokens of a request, and of its answer so far, that this stands for, at most all but the last.
 
         If part of the KV was dropped, what is left continues the whole text and no shorter one.
         """
-        n_tokens = min(shared_tokens(self.text, sequence.text()), self.computed_tokens)
+        generated_tokens = generated_tokens or 0
+        target_tokens = request.prompt_tokens + generated_tokens
+        n_tokens = min(shared_tokens(self.text, text_of(request, generated_tokens)), self.computed_tokens)
         if self.dropped_tokens:
-            return n_tokens if n_tokens == self.computed_tokens < sequence.target_tokens else 0
-        return min(n_tokens, sequence.target_tokens - 1)
+            return n_tokens if n_tokens == self.computed_tokens < target_tokens else 0
+        return min(n_tokens, target_tokens - 1)
 
 
 class IdleConversations(Generic[H]):
@@ -75,9 +77,9 @@ class IdleConversations(Generic[H]):
         self.n_blocks += n_blocks
         self._order.park([unit])
 
-    def find(self, sequence: Sequence) -> Idle[H] | None:
-        """What a sequence's conversation has left."""
-        session_id = sequence.request.session_id
+    def find(self, request: Request) -> Idle[H] | None:
+        """What a request's conversation has left."""
+        session_id = request.session_id
         return self._left.get(session_id) if session_id is not None else None
 
     def take(self, sequence: Sequence) -> Idle[H] | None:
@@ -100,7 +102,7 @@ class IdleConversations(Generic[H]):
         return idle
 
     def _remove(self, sequence: Sequence) -> Idle[H] | None:
-        idle = self.find(sequence)
+        idle = self.find(sequence.request)
         if idle is not None:
             del self._left[sequence.request.session_id]  # type: ignore[arg-type]
             self.n_blocks -= idle.unit.n_blocks

@@ -13,10 +13,12 @@ of the model's window) is computed anew there.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from sim.kv.below import Below
 from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.paged import PagedCache
 from sim.kv.part import Part
 from sim.kv.pruned import PrunedCache
+from sim.request import Request
 from sim.sequence import Sequence
 
 
@@ -48,23 +50,23 @@ class Conversations:
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self._parts = parts
         self._left: dict[int, Left] = {}  # by session
-        self._fetching: dict[Sequence, HierarchicalCache] = {}  # who waits for KV from another cache's tiers
+        self._fetching: dict[Sequence, Below] = {}  # who waits for KV from another cache's tiers
         self.counts: dict[str, int | float] = dict.fromkeys(
             ("class_changes", "class_moves", "class_moved_tokens", "class_moved_bytes", "class_loaded_tokens"), 0
         )
 
-    def move(self, sequence: Sequence) -> Move | None:
-        """What a waiting sequence's conversation brings from another cache, if that is more than what it finds."""
-        left = self._elsewhere(sequence)
+    def move(self, request: Request, generated_tokens: int | None) -> Move | None:
+        """What a request's conversation brings from another cache, if that is more than what it finds."""
+        left = self._elsewhere(request)
         if left is None:
             return None
-        source, part = self._parts[left.kind], self._parts[sequence.request.kind]
+        source, part = self._parts[left.kind], self._parts[request.kind]
         keeps_whole_text = isinstance(part.cache, PagedCache)
         if left.dropped_tokens and keeps_whole_text:
             return None
-        n_tokens = n_device = source.cache.match(sequence)
+        n_tokens = n_device = source.cache.match(request, generated_tokens)
         if isinstance(source.cache, HierarchicalCache):
-            n_device = PagedCache.match(source.cache, sequence)
+            n_device = source.cache.n_here(request, generated_tokens) * source.cache.block_tokens
             if keeps_whole_text:
                 n_tokens = n_device
         n_dropped, window = left.dropped_tokens, part.ledger.window_tokens
@@ -72,15 +74,19 @@ class Conversations:
             if keeps_whole_text:
                 return None
             n_dropped = max(n_dropped, n_tokens - window)
-        return Move(source, n_tokens, n_device, n_dropped) if n_tokens > part.cache.match(sequence) else None
+        return (
+            Move(source, n_tokens, n_device, n_dropped)
+            if n_tokens > part.cache.match(request, generated_tokens)
+            else None
+        )
 
     def take(self, sequence: Sequence, n_tokens: int, move: Move) -> bool:
         """Admit a sequence with the next ``n_tokens`` of its prompt, and with the KV that moves."""
         cache, part, bytes_per_token = self._parts[sequence.request.kind]
         source, n_moved, n_device, n_dropped = move
         cache.forget(sequence)  # what an earlier turn of its class left does not reach so far
-        n_found = cache.match(sequence)
-        if not cache.extend(sequence, n_moved - n_dropped - n_found + n_tokens, part):
+        n_found = cache.match(sequence.request, sequence.preempted_at_tokens)
+        if not cache.admit(sequence, n_moved - n_dropped - n_found + n_tokens, part):
             return False
         sequence.computed_tokens, sequence.dropped_tokens = n_moved, max(n_dropped, sequence.dropped_tokens)
         if isinstance(cache, PrunedCache):
@@ -93,13 +99,14 @@ class Conversations:
         counts["class_moved_tokens"] += n_copied
         counts["class_moved_bytes"] += n_bytes
         if n_moved > n_device and isinstance(source.cache, HierarchicalCache):
-            counts["class_loaded_tokens"] += source.cache.fetch(sequence, self._lose)
-            self._fetching[sequence] = source.cache
+            n_here = source.cache.n_here(sequence.request, sequence.preempted_at_tokens)
+            counts["class_loaded_tokens"] += source.cache.tiers.fetch(sequence, n_here, self._lose)
+            self._fetching[sequence] = source.cache.tiers
         return True
 
     def arrive(self, sequence: Sequence) -> None:
         """A sequence is admitted: its conversation is in its class's cache now, and nowhere else."""
-        left = self._elsewhere(sequence)
+        left = self._elsewhere(sequence.request)
         if left is not None:
             self._parts[left.kind].cache.forget(sequence)
             self.counts["class_changes"] += 1
@@ -121,8 +128,7 @@ class Conversations:
         """So many tokens that were being loaded are lost."""
         self.counts["class_loaded_tokens"] -= n_tokens
 
-    def _elsewhere(self, sequence: Sequence) -> Left | None:
-        """What a waiting sequence's conversation left in another class's cache."""
-        request = sequence.request
+    def _elsewhere(self, request: Request) -> Left | None:
+        """What a request's conversation left in another class's cache."""
         left = self._left.get(request.session_id) if request.session_id is not None else None
         return None if left is None or left.kind == request.kind or request.content is None else left

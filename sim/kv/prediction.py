@@ -11,6 +11,7 @@ from math import ceil, sqrt
 
 from sim.errors import ConfigError
 from sim.kv.reservation import grown_to
+from sim.request import Request
 from sim.sequence import Sequence
 
 MOST_HISTORY = 1_000_000  # a rate is a mean over all of them, taken at every turn
@@ -85,13 +86,14 @@ class Predicted:
                 raise ConfigError(f"cache.reservation.{key} must be >= {low:g} and finite, got {value}")
         self._global = deque(maxlen=self.history)
 
-    def tokens(self, sequence: Sequence) -> int:
+    def tokens(self, request: Request, target_tokens: int) -> int:
         """What is predicted, and at least what growing would start with."""
-        return max(grown_to(self.initial, self.growth, sequence.target_tokens), self._predicted(sequence))
+        return max(grown_to(self.initial, self.growth, target_tokens), self._predicted(request, target_tokens))
 
     def grown_tokens(self, sequence: Sequence, n_tokens: int, need_tokens: int) -> int:
         """What is predicted, and at least what growing would give."""
-        return max(grown_to(n_tokens, self.growth, need_tokens), self._predicted(sequence))
+        predicted = self._predicted(sequence.request, sequence.target_tokens)
+        return max(grown_to(n_tokens, self.growth, need_tokens), predicted)
 
     def ahead_tokens(self, n_tokens: int) -> int:
         """``ahead``, or an eighth of a short extent."""
@@ -133,9 +135,9 @@ class Predicted:
             "resizes_if_growing": self._n_growing_resizes,
         }
 
-    def _predicted(self, sequence: Sequence) -> int:
+    def _predicted(self, request: Request, target_tokens: int) -> int:
         """Slots that a conversation will need after ``lookahead`` turns; 0 where nothing is known."""
-        session_id = sequence.request.session_id
+        session_id = request.session_id
         known = self._sessions.get(session_id) if session_id is not None else None
         increments = known.increments if known is not None and len(known.increments) > 1 else self._global
         if session_id is None or len(increments) < 2:
@@ -143,7 +145,7 @@ class Predicted:
         mean, cv = rate(increments)
         if cv > self.unstable_cv:
             mean *= self.unstable_factor
-        start = max(sequence.target_tokens, known.n_tokens if known is not None else 0)
+        start = max(target_tokens, known.n_tokens if known is not None else 0)
         return ceil((start + self.lookahead * mean) * (1.0 + self.margin_frac))
 
 

@@ -23,13 +23,31 @@ Match = tuple["Run", int, int]
 class BlockTable:
     """Blocks of one sequence: those with an identity or with other holders first, in order, the rest as a count."""
 
-    __slots__ = ("n_blocks", "n_dropped", "n_named", "runs")
+    __slots__ = ("n_blocks", "n_dropped", "n_named", "runs", "text")
 
-    def __init__(self, n_blocks: int = 0, n_named: int = 0, n_dropped: int = 0) -> None:
+    def __init__(
+        self, n_blocks: int = 0, n_named: int = 0, n_dropped: int = 0, text: list[BlockRange] | None = None
+    ) -> None:
         self.n_blocks = n_blocks
         self.n_named = n_named  # of these, in `runs`
         self.n_dropped = n_dropped  # of its text, before these
+        self.text = text  # full blocks of its prompt, where they are to be found
         self.runs: list[Run] = []
+
+    def continues_with(self, n_blocks: int, block_tokens: int) -> list[int]:
+        """Keys of the next blocks of its text, as far as they are known."""
+        skip = self.n_dropped + self.n_blocks
+        keys: list[int] = []
+        for piece, first_end, n in self.text or ():
+            if skip >= n:
+                skip -= n
+                continue
+            first_key = piece + first_end
+            keys += range(first_key + skip * block_tokens, first_key + n * block_tokens, block_tokens)
+            skip = 0
+            if len(keys) >= n_blocks:
+                break
+        return keys[:n_blocks]
 
 
 @dataclass(slots=True, eq=False)
@@ -238,7 +256,7 @@ class PrefixIndex:
 
     def shared(self, table: BlockTable) -> BlockTable:
         """A table of a further sequence that holds all that one holds; its blocks are all in runs."""
-        other = BlockTable(table.n_blocks, table.n_named)
+        other = BlockTable(table.n_blocks, table.n_named, text=table.text)
         for run in table.runs:
             self._hold(other, run)
         return other

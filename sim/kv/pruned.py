@@ -8,19 +8,19 @@ every block of it is taken once for each answer, all or none: its KV is copied i
 request ever holds room for some of its answers and waits for more, as two could that wait for each other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
 from sim.kv.cache import Copies
-from sim.kv.eviction import Evictor
 from sim.kv.idle import IdleConversations
 from sim.kv.part import PartCache
+from sim.kv.pool import BlockPool
 from sim.kv.retention import Kept, Retention
+from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.sequence import Sequence
-from sim.spec import as_given
 
 
 @dataclass(slots=True, eq=False)
@@ -39,47 +39,28 @@ class PrunedCache(PartCache):
 
     Parameters
     ----------
-    capacity_tokens : int
-        KV slots of the device at full width [tokens].
-    eviction : callable
-        Makes the evictor of idle conversations, in blocks.
+    site : Site
     retention : Retention
     block_tokens : int
         Block size, a power of two [tokens].
     session_caching : bool
         Whether what a conversation has left stays for its next turn.
-    window_tokens : int or None
-        The model's attention window [tokens].
-    kv_bytes_per_token : float
-        What moving a token at full width moves [B].
-    element_bits : float
-        Width of an uncompressed element: 16, or 8 for models served with fp8 KV [bits].
     """
 
     def __init__(
         self,
-        capacity_tokens: int,
-        eviction: Callable[[int], Evictor],
+        site: Site,
         retention: Retention,
         block_tokens: int = 16,
         session_caching: bool = True,
-        window_tokens: int | None = None,
-        kv_bytes_per_token: float = 0.0,
-        element_bits: float = 16.0,
     ) -> None:
-        if block_tokens < 1 or block_tokens & (block_tokens - 1):
-            raise ConfigError(f"cache.block_tokens must be a power of two >= 1 [tokens], got {block_tokens}")
-        if not 0.0 < element_bits < float("inf"):
-            raise ConfigError(f"cache.element_bits must be > 0 and finite [bits], got {as_given(element_bits)}")
+        element_bits, kv_bytes_per_token = site.element_bits, site.bytes_per_token
         self.bits_per_element = min(element_bits, getattr(retention, "bits_per_element", element_bits))
         self.width_frac = self.bits_per_element / element_bits  # of an element's full width
-        capacity_tokens = int(capacity_tokens * element_bits / self.bits_per_element)
-        if capacity_tokens < block_tokens:
-            raise ConfigError(f"KV capacity must hold one block of {block_tokens} tokens, got {capacity_tokens} tokens")
-        windows = [window for window in (window_tokens, retention.window_tokens) if window is not None]
+        self.pool = BlockPool(int(site.capacity_tokens * element_bits / self.bits_per_element), block_tokens)
+        windows = [window for window in (site.model.window, retention.window_tokens) if window is not None]
         self.block_tokens = block_tokens
-        self.n_blocks = capacity_tokens // block_tokens
-        self.capacity_tokens = self.n_blocks * block_tokens
+        self.capacity_tokens = self.pool.n_blocks * block_tokens
         self.window_tokens = min(windows, default=None)
         bounds = [bound for bound in (self.window_tokens, retention.most_tokens) if bound is not None]
         self._most_tokens = min(bounds, default=None)  # resident tokens of a sequence
@@ -93,54 +74,84 @@ class PrunedCache(PartCache):
         self._retention = retention
         self._kept_bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
         self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
-        self._idle: IdleConversations[Blocks] = IdleConversations(eviction, self.n_blocks, session_caching)
-        self._n_free = self.n_blocks  # idle ones not included
+        self._idle: IdleConversations[Blocks] = IdleConversations(site.eviction, self.pool.n_blocks, session_caching)
         self._n_moved_tokens = self._n_compactions = self._n_copied_tokens = 0
         self._n_attended = self._n_seen = 0  # resident and computed tokens of ended sequences
 
     @property
     def held_tokens(self) -> int:
         """Slots in blocks of admitted sequences."""
-        return (self.n_blocks - self._n_free - self._idle.n_blocks) * self.block_tokens
+        return self.pool.held_tokens
 
     @property
     def idle_tokens(self) -> int:
         """Slots in blocks of idle conversations."""
-        return self._idle.n_blocks * self.block_tokens
+        return self.pool.cached_tokens
 
-    def match(self, sequence: Sequence) -> int:
-        """Leading tokens of a waiting sequence that its conversation's KV stands for, at most all but the last."""
-        idle = self._idle.find(sequence)
-        return idle.match(sequence) if idle is not None else 0
+    def match(self, request: Request, generated_tokens: int | None = None) -> int:
+        """Leading tokens of a request that its conversation's KV stands for, at most all but the last."""
+        idle = self._idle.find(request)
+        return idle.match(request, generated_tokens) if idle is not None else 0
+
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        """Take up what its conversation left, and blocks for the next ``n_tokens``, for each answer."""
+        n_spare = self.pool.n_spare(ledger)
+        n_matched = self.match(sequence.request, sequence.generated_tokens)
+        n_copies = sequence.n_samples
+        idle = self._idle.find(sequence.request) if n_matched else None
+        if idle is None:
+            n_blocks = self._blocks_for(n_tokens)
+            if n_blocks * n_copies > n_spare:
+                return False
+            held = Blocks(n_copies=n_copies)
+        else:
+            held = idle.holding
+            resident = n_matched - idle.dropped_tokens
+            n_blocks = max(held.n_blocks, self._blocks_for(resident + n_tokens))
+            if n_blocks * n_copies > n_spare:
+                return False
+            self._idle.take(sequence)
+            self.pool.n_free -= held.n_blocks
+            self.pool.n_cached -= held.n_blocks
+            sequence.dropped_tokens = idle.dropped_tokens
+            held.narrowed_tokens = min(held.narrowed_tokens, n_matched)
+            if n_copies > 1:
+                self._take(held, (n_copies - 1) * held.n_blocks)
+                held.n_blocks //= n_copies
+                held.n_copies = n_copies
+        sequence.computed_tokens = n_matched
+        sequence.holding = held
+        self._take(held, n_blocks - held.n_blocks, sequence if idle is None else None)
+        return True
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """Take blocks for the next ``n_tokens`` of a prompt, or drop what a decoding sequence need not keep."""
-        if sequence.order in ledger.members:
-            self._prune_member(sequence, ledger)
-            return True
-        held: Blocks | None = sequence.holding
-        spare = ledger.blocks_needed(1) if ledger.members else 0
-        if held is None:
-            return self._admit(sequence, n_tokens, spare)
+        """Take blocks for the next ``n_tokens`` of a prompt."""
+        held: Blocks = sequence.holding
         n_new = self._blocks_for(sequence.resident_tokens + n_tokens) - held.n_blocks
-        if not self._has_room(n_new * held.n_copies, spare):
+        if n_new * held.n_copies > self.pool.n_spare(ledger):
             return False
         self._take(held, n_new)
         return True
 
+    def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
+        """Keep what the retention keeps: that never needs room."""
+        held: Blocks = sequence.holding
+        resident = ledger.resident_of(sequence)
+        kept = self._kept(held, ledger.computed_of(sequence), resident, sequence.room_tokens)
+        sequence.room_tokens = kept.room_tokens
+        self.pool.n_free += self._blocks_for(resident) - self._blocks_for(kept.n_tokens)
+        held.n_blocks = self._blocks_for(kept.n_tokens)
+        if kept.n_tokens < resident:
+            ledger.drop(sequence, resident - kept.n_tokens)
+        return True
+
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the free and idle blocks suffice for."""
-        free = self._n_free + self._idle.n_blocks
-        if free >= (n_steps // self.block_tokens + 1) * ledger.n_growing:
-            return n_steps
-        return min(n_steps, ledger.steps_for_blocks(free))
+        return self.pool.steps_within(ledger, n_steps)
 
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
         """Take the blocks that ``n_steps`` decode iterations fill, idle conversations giving way."""
-        n_blocks = ledger.blocks_needed(n_steps)
-        if n_blocks > self._n_free:
-            self._evict(n_blocks)
-        self._n_free -= n_blocks
+        self._take_free(ledger.blocks_needed(n_steps))
 
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
         """Keep of a prompt what the retention keeps: sinks and window at any time, a share when it is complete."""
@@ -175,19 +186,19 @@ class PrunedCache(PartCache):
         if sequence.is_finished:
             self._n_attended += sequence.resident_tokens
             self._n_seen += sequence.computed_tokens
-        self._n_free += n_blocks * held.n_copies
+        self.pool.n_free += n_blocks * held.n_copies
         held.n_copies = 1
         if self._idle.keeps(sequence):
             self.forget(sequence)
             held.n_blocks = n_blocks
-            self._n_free -= n_blocks
+            self.pool.n_cached += n_blocks
             self._idle.keep(sequence, held, n_blocks)
 
     def forget(self, sequence: Sequence) -> None:
         """Give up what an earlier turn of a sequence's conversation left here."""
         idle = self._idle.drop(sequence)
         if idle is not None:
-            self._n_free += idle.holding.n_blocks
+            self.pool.n_cached -= idle.holding.n_blocks
 
     def narrow(self, sequence: Sequence, n_tokens: int) -> None:
         """The first tokens of a sequence's text have come from another cache, quantised on their way."""
@@ -201,14 +212,14 @@ class PrunedCache(PartCache):
         """
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
         n_blocks = request.n_samples * self._blocks_for(n_tokens)
-        if n_blocks > self.n_blocks:
-            return f"{n_blocks} KV blocks needed, the device has {self.n_blocks}"
+        if n_blocks > self.pool.n_blocks:
+            return f"{n_blocks} KV blocks needed, the device has {self.pool.n_blocks}"
         return None
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run."""
         return {
-            "kv_blocks": self.n_blocks,
+            "kv_blocks": self.pool.n_blocks,
             "evicted_sessions": self._idle.n_evicted,
             "compactions": self._n_compactions,
             "moved_tokens": self._n_moved_tokens,
@@ -227,7 +238,7 @@ class PrunedCache(PartCache):
 
     def _kept(self, held: Blocks, computed_tokens: int, resident_tokens: int, room_tokens: int | None) -> Kept:
         """Ask the retention; charge what it moves, and what is new and gets fewer bits."""
-        held_frac = 1.0 - (self._n_free + self._idle.n_blocks) / self.n_blocks
+        held_frac = 1.0 - self.pool.n_free / self.pool.n_blocks
         kept = self._retention.kept(computed_tokens, resident_tokens, room_tokens, held_frac)
         n_moved = kept.n_moved_tokens
         if self.width_frac < 1.0:
@@ -241,56 +252,15 @@ class PrunedCache(PartCache):
             return kept._replace(room_tokens=None)  # it slides before
         return kept
 
-    def _prune_member(self, sequence: Sequence, ledger: DecodeLedger) -> None:
-        """A decoding sequence has reached its room: keep what the retention keeps."""
-        held: Blocks = sequence.holding
-        resident = ledger.resident_of(sequence)
-        kept = self._kept(held, ledger.computed_of(sequence), resident, sequence.room_tokens)
-        sequence.room_tokens = kept.room_tokens
-        self._n_free += self._blocks_for(resident) - self._blocks_for(kept.n_tokens)
-        held.n_blocks = self._blocks_for(kept.n_tokens)
-        if kept.n_tokens < resident:
-            ledger.drop(sequence, resident - kept.n_tokens)
-
-    def _admit(self, sequence: Sequence, n_tokens: int, spare: int) -> bool:
-        n_matched = self.match(sequence)
-        n_copies = sequence.n_samples
-        idle = self._idle.find(sequence) if n_matched else None
-        if idle is None:
-            n_blocks = self._blocks_for(n_tokens)
-            if not self._has_room(n_blocks * n_copies, spare):
-                return False
-            held = Blocks(n_copies=n_copies)
-        else:
-            held = idle.holding
-            resident = n_matched - idle.dropped_tokens
-            n_blocks = max(held.n_blocks, self._blocks_for(resident + n_tokens))
-            if n_blocks * n_copies - held.n_blocks + spare > self._n_free + self._idle.n_blocks - held.n_blocks:
-                return False
-            self._idle.take(sequence)
-            sequence.dropped_tokens = idle.dropped_tokens
-            held.narrowed_tokens = min(held.narrowed_tokens, n_matched)
-            if n_copies > 1:
-                self._take(held, (n_copies - 1) * held.n_blocks)
-                held.n_blocks //= n_copies
-                held.n_copies = n_copies
-        sequence.computed_tokens = n_matched
-        sequence.holding = held
-        self._take(held, n_blocks - held.n_blocks, sequence if idle is None else None)
-        return True
-
-    def _has_room(self, n_new: int, spare: int) -> bool:
-        return n_new + spare <= self._n_free + self._idle.n_blocks
-
     def _take(self, held: Blocks, n_blocks: int, newcomer: Sequence | None = None) -> None:
-        """Give a sequence so many blocks more, or fewer, for each answer; idle conversations give way."""
-        n_taken = n_blocks * held.n_copies
-        if n_taken > self._n_free:
-            self._evict(n_taken, newcomer)
-        self._n_free -= n_taken
+        """Give a sequence so many blocks more, or fewer, for each answer."""
+        self._take_free(n_blocks * held.n_copies, newcomer)
         held.n_blocks += n_blocks
 
-    def _evict(self, n_blocks: int, newcomer: Sequence | None = None) -> None:
-        """Give up idle conversations until so many blocks are free."""
-        for held in self._idle.evict(n_blocks - self._n_free, newcomer):
-            self._n_free += held.n_blocks
+    def _take_free(self, n_blocks: int, newcomer: Sequence | None = None) -> None:
+        """Take blocks that the caller knows are free; where blank ones do not suffice, conversations are given up."""
+        pool = self.pool
+        pool.n_free -= n_blocks
+        if pool.n_cached > pool.n_free:
+            for held in self._idle.evict(pool.n_cached - pool.n_free, newcomer):
+                pool.n_cached -= held.n_blocks

@@ -10,6 +10,7 @@ from math import ceil
 from typing import Protocol
 
 from sim.errors import ConfigError
+from sim.request import Request
 from sim.sequence import Sequence
 
 
@@ -26,8 +27,8 @@ class Reservation(Protocol):
         """What every sequence gets, whichever it is; None where that differs [tokens]."""
         ...
 
-    def tokens(self, sequence: Sequence) -> int:
-        """Slots to reserve at admission, at least the sequence's target [tokens]."""
+    def tokens(self, request: Request, target_tokens: int) -> int:
+        """Slots to reserve for a request when it is admitted, at least the tokens to compute then [tokens]."""
         ...
 
     def grown_tokens(self, sequence: Sequence, n_tokens: int, need_tokens: int) -> int:
@@ -83,7 +84,7 @@ class Maximum(Once):
             raise ConfigError(f"cache.reservation.max_len must be >= 1 [tokens], got {max_len}")
         self.max_len = self.fixed_tokens = max_len
 
-    def tokens(self, sequence: Sequence) -> int:  # noqa: ARG002
+    def tokens(self, request: Request, target_tokens: int) -> int:  # noqa: ARG002
         """The maximum, whatever the request."""
         return self.max_len
 
@@ -116,12 +117,12 @@ class Oracle(Once):
         if self.max_len is not None and self.max_len < 1:
             raise ConfigError(f"cache.reservation.max_len must be null or >= 1 [tokens], got {self.max_len}")
 
-    def tokens(self, sequence: Sequence) -> int:
+    def tokens(self, request: Request, target_tokens: int) -> int:  # noqa: ARG002
         """The whole sequence, seen in advance."""
-        n_output = sequence.request.output_tokens
+        n_output = request.output_tokens
         if self.rounding == "power_of_two":
             n_output = 1 << (n_output - 1).bit_length()
-        n_tokens = sequence.request.prompt_tokens + n_output
+        n_tokens = request.prompt_tokens + n_output
         return n_tokens if self.max_len is None or n_tokens <= self.max_len else self.max_len
 
 
@@ -151,9 +152,9 @@ class Growing:
         if not 1.0 <= self.growth < float("inf"):
             raise ConfigError(f"cache.reservation.growth must be >= 1 and finite, got {self.growth}")
 
-    def tokens(self, sequence: Sequence) -> int:
+    def tokens(self, request: Request, target_tokens: int) -> int:  # noqa: ARG002
         """The initial length, grown until the target fits."""
-        return grown_to(self.initial, self.growth, sequence.target_tokens)
+        return grown_to(self.initial, self.growth, target_tokens)
 
     def grown_tokens(self, sequence: Sequence, n_tokens: int, need_tokens: int) -> int:  # noqa: ARG002
         """``growth`` times as long, or more if that does not suffice."""

@@ -25,6 +25,7 @@ from sim.kv.tiers import Tiers, TierSpec
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin, Router
 from sim.step import Chunk
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import KINDS, House, LinearCost, Listed, kind_of, serve
 
 MAX_TOKENS = 64  # of one sequence; what has no room in the cache is refused
@@ -82,16 +83,18 @@ schedulers = st.one_of(
 )
 paged = st.builds(
     partial,
+    st.just(cache_on),
     st.just(PagedCache),
     st.integers(16, 160),
     st.sampled_from(list(EVICTIONS.values())),
     st.sampled_from([1, 2, 4, 8]),
     st.booleans(),
     st.sampled_from([0.0, 0.0, 0.05]),
-    st.sampled_from([None, None, 9, 24]),
+    window_tokens=st.sampled_from([None, None, 9, 24]),
 )
 pruned = st.builds(
     partial,
+    st.just(cache_on),
     st.just(PrunedCache),
     st.integers(16, 160),
     st.just(Lru),
@@ -106,8 +109,8 @@ pruned = st.builds(
     ),
     st.sampled_from([1, 2, 4]),
     st.booleans(),
-    st.sampled_from([None, None, 9]),
-    st.just(100.0),
+    window_tokens=st.sampled_from([None, None, 9]),
+    kv_bytes_per_token=st.just(100.0),
 )
 
 
@@ -122,6 +125,7 @@ def tiers(dram: float, disk: float | None, fails_at_s: float | None) -> Tiers:
 
 hierarchical = st.builds(
     partial,
+    st.just(cache_on),
     st.just(HierarchicalCache),
     capacity_tokens=st.integers(16, 100),
     eviction=st.sampled_from(list(EVICTIONS.values())),
@@ -142,10 +146,11 @@ hierarchical = st.builds(
 )
 growing = st.builds(
     partial,
+    st.just(cache_on),
     st.just(ContiguousCache),
-    st.integers(64, 300),
-    st.sampled_from([Buddy, FirstFit]),
-    st.sampled_from(
+    capacity_tokens=st.integers(64, 300),
+    allocator=st.sampled_from([Buddy, FirstFit]),
+    reservation=st.sampled_from(
         [
             Growing(8, 1.5),
             Growing(4, 1.0),
@@ -155,19 +160,20 @@ growing = st.builds(
             Oracle("power_of_two"),
         ]
     ),
-    st.sampled_from([Lru, partial(BlankFirst, order=Lfu)]),
-    st.booleans(),
-    st.sampled_from([None, None, 24]),
-    st.just(100.0),
+    eviction=st.sampled_from([Lru, partial(BlankFirst, order=Lfu)]),
+    session_caching=st.booleans(),
+    window_tokens=st.sampled_from([None, None, 24]),
+    kv_bytes_per_token=st.just(100.0),
 )
 contiguous = st.builds(
     partial,
+    st.just(cache_on),
     st.just(ContiguousCache),
-    st.integers(100, 300),
-    st.sampled_from([Buddy, FirstFit]),
-    st.just(Maximum(MAX_TOKENS)),
-    st.just(Lru),
-    st.booleans(),
+    capacity_tokens=st.integers(100, 300),
+    allocator=st.sampled_from([Buddy, FirstFit]),
+    reservation=st.just(Maximum(MAX_TOKENS)),
+    eviction=st.just(Lru),
+    session_caching=st.booleans(),
 )
 
 
@@ -200,6 +206,7 @@ def by_class(draw: st.DrawFn) -> partial:
     chosen = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=len(KINDS), max_size=len(KINDS)))
     classes = {name: ClassShare(1 / len(KINDS), draw(kinds[kind])) for name, kind in zip(KINDS, chosen, strict=True)}
     return partial(
+        cache_on,
         CacheByClass,
         capacity_tokens=draw(st.integers(150, 400)),
         classes=classes,

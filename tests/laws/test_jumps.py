@@ -9,6 +9,7 @@ from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.request import Request
 from tests.laws.houses import NS_PS, houses, run, slow_and_thorough
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, serve
 
 
@@ -27,7 +28,11 @@ def test_the_engine_on_the_ledger_equals_the_engine_on_the_naive_one(house):
 def test_equality_is_asked_of_runs_that_preempt_and_jump():
     """The traffic of the tests above is of the kind that matters: else they would prove little."""
     listed = [Request(i, 10 * i, 12, 30, 30) for i in range(8)]
-    house = {"scenario": Listed(listed), "kv": partial(PagedCache, 96, Lru, 4), "cost": lambda: LinearCost(10 * NS_PS)}
+    house = {
+        "scenario": Listed(listed),
+        "kv": partial(cache_on, PagedCache, 96, Lru, 4),
+        "cost": lambda: LinearCost(10 * NS_PS),
+    }
     fast, slow = serve(**house), serve(**house, max_steps=1)
     assert fast.facts() == slow.facts()
     assert len(fast.recorder.preemptions) >= 3

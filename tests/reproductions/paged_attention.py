@@ -28,6 +28,7 @@ from sim.request import stream
 from sim.step import Pace, Shape
 from sim.units import NS_PER_S, ps_from_s
 from tests.reproductions.row import Reproduction, Row
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import Listed, asked, serve
 
 KV_SLOTS = 15_700  # Kwon et al., table 1 [tokens]
@@ -88,12 +89,12 @@ class Saturated(NamedTuple):
 
 def extents(reservation: Reservation) -> KVCache:
     """Orca's caches; the authors' own allocator counts in blocks of 16 and rounds those to a power of two."""
-    return ContiguousCache(KV_SLOTS, partial(Buddy, min_tokens=16), reservation, Lru)
+    return cache_on(ContiguousCache, KV_SLOTS, Lru, partial(Buddy, min_tokens=16), reservation)
 
 
 def blocks(block_tokens: int, watermark: float = 0.0) -> Callable[[], KVCache]:
     """The paper's cache: it knew no prefixes yet, so who was preempted computed all of its KV again."""
-    return partial(PagedCache, KV_SLOTS, Lru, block_tokens, prefix_caching=False, watermark=watermark)
+    return partial(cache_on, PagedCache, KV_SLOTS, Lru, block_tokens, prefix_caching=False, watermark=watermark)
 
 
 CACHES: dict[str, Callable[[], KVCache]] = {

@@ -16,6 +16,7 @@ from sim.record import Recorder
 from sim.units import NS_PER_S
 from tests.reproductions.paged_attention import KV_SLOTS, MAX_LEN, FittedTimes, sharegpt_lengths
 from tests.reproductions.row import Reproduction, Row
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import Listed, asked, serve
 
 BLOCK_TOKENS = 16
@@ -46,7 +47,7 @@ def saved_frac(n_samples: int) -> float:
     house = serve(
         Listed(listed),
         scheduler=partial(Continuous, 2_560, 256),
-        kv=partial(PagedCache, KV_SLOTS, Lru, BLOCK_TOKENS, prefix_caching=False),
+        kv=partial(cache_on, PagedCache, KV_SLOTS, Lru, BLOCK_TOKENS, prefix_caching=False),
         cost=FittedTimes,
         max_len=MAX_LEN,
     )

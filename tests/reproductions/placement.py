@@ -7,6 +7,7 @@ from sim.ledger import DecodeLedger
 from sim.request import Request, Segment
 from sim.sequence import Sequence
 from tests.reproductions.row import Reproduction, Row
+from tests.sim.kv.sites import cache_on
 
 KV_SLOTS = 15_700  # OPT-13B on a 40 GB A100, Kwon et al., SOSP 2023, table 1 [tokens]
 MAX_LEN = 2_048
@@ -57,7 +58,7 @@ def third_request() -> list[Row]:
 
     Request 0 has a prompt of 15 tokens and generates until its fifth block is begun; request 1 shares ten of its 14.
     """
-    cache, ledger = PagedCache(40, Lru, block_tokens=4), DecodeLedger(4)
+    cache, ledger = cache_on(PagedCache, 40, Lru, block_tokens=4), DecodeLedger(4)
     begin, rest = (1, 10), (2, 5)
     first = admitted(cache, ledger, ((*begin,), (*rest,)), 15)
     ledger.join(first)
@@ -68,8 +69,8 @@ def third_request() -> list[Row]:
     cache.release(first, 0)
     cache.release(second, 0)
     third = Sequence(Request(2, 0, 29, 1, 1, content=((*begin,), (2, 2), (4, 17))))
-    n_cached = cache.match(third)
-    cache.extend(third, 29 - n_cached, ledger)
+    n_cached = cache.match(third.request)
+    cache.admit(third, 29 - n_cached, ledger)
     return [
         Row("request 1 finds cached [tokens]", 8.0, float(second.cached_tokens or 0)),
         Row("request 2 finds cached [tokens]", 12.0, float(n_cached)),
@@ -82,8 +83,8 @@ def third_request() -> list[Row]:
 def admitted(cache: PagedCache, ledger: DecodeLedger, content: tuple[Segment, ...], n_tokens: int) -> Sequence:
     """A request whose prompt has been computed."""
     sequence = Sequence(Request(len(content), 0, n_tokens, 3, 3, content=content, output_id=-1))
-    sequence.cached_tokens = cache.match(sequence)
-    cache.extend(sequence, n_tokens - sequence.cached_tokens, ledger)
+    sequence.cached_tokens = cache.match(sequence.request)
+    cache.admit(sequence, n_tokens - sequence.cached_tokens, ledger)
     sequence.computed_tokens = n_tokens
     sequence.generated_tokens = 1
     return sequence

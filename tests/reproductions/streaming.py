@@ -4,6 +4,7 @@ from sim.kv.eviction import Lru
 from sim.kv.pruned import PrunedCache
 from sim.kv.retention import Window
 from tests.reproductions.row import Reproduction, Row
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 SINKS, WINDOW = 4, 1_020  # Xiao et al., table 1: perplexity 5.40 of Llama-2-13B on PG19 [tokens]
@@ -26,7 +27,7 @@ def constant() -> list[Row]:
     """What the first and the last tokens of a long answer take."""
     house = serve(
         Listed([asked(0, 0, PROMPT_TOKENS, GENERATED_TOKENS)]),
-        kv=lambda: PrunedCache(1 << 20, Lru, Window(WINDOW, SINKS)),
+        kv=lambda: cache_on(PrunedCache, 1 << 20, Lru, Window(WINDOW, SINKS)),
         cost=lambda: COST,
         max_len=4_096,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -11,12 +12,12 @@ from sim.batching import Chunked, Fcfs
 from sim.clock import Arrival, Clock
 from sim.engine import Replica
 from sim.fleet import Fleet
-from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
 from sim.router import RoundRobin, Traffic
 from sim.step import Pace, Shape
+from tests.sim.kv.sites import cache_on
 from tests.sim.naive_ledger import NaiveLedger
 
 
@@ -141,8 +142,13 @@ class House:
 
 
 def built(kv: Callable[..., Any], env: Clock, recorder: Recorder) -> Any:
-    """A cache; one that asks for them gets the run's clock and recorder."""
-    return kv(env=env, recorder=recorder) if "env" in signature(kv).parameters else kv()
+    """A cache; one that takes them gets the run's clock and recorder."""
+    takes = signature(kv.func if isinstance(kv, partial) else kv).parameters.values()
+    is_given = any(one.name == "env" or one.kind is one.VAR_KEYWORD for one in takes)
+    return kv(env=env, recorder=recorder) if is_given else kv()
+
+
+ROOMY = partial(cache_on, PagedCache, 1 << 20)
 
 
 def serve(
@@ -150,7 +156,7 @@ def serve(
     *,
     scheduler: Callable[[], Any] = Chunked,
     queue: Callable[[], Any] = Fcfs,
-    kv: Callable[[], Any] = lambda: PagedCache(1 << 20, Lru),
+    kv: Callable[..., Any] = ROOMY,
     cost: Callable[[], Any] = LinearCost,
     router: Callable[[], Any] = RoundRobin,
     replicas: int = 1,

@@ -122,7 +122,7 @@ def test_a_missing_mandatory_value_says_how_to_give_it() -> None:
 
 
 def test_what_the_run_itself_gives_a_cache_is_refused_as_a_setting() -> None:
-    with pytest.raises(ConfigError, match=r"^cache\.capacity_tokens is not a setting: the run works it out"):
+    with pytest.raises(ConfigError, match=r"^cache\.capacity_tokens is not a setting"):
         sim.simulate("+cache.capacity_tokens=5", "scenario.n_sessions=1")
 
 

@@ -19,6 +19,7 @@ from sim.record import Recorder
 from sim.request import Request, stream
 from sim.sequence import Sequence
 from sim.step import Pace, Shape
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import House, LinearCost, Listed, asked, serve
 
 
@@ -87,8 +88,8 @@ def test_requests_beyond_the_models_maximum_are_refused_with_the_arithmetic():
 def test_requests_that_no_empty_device_could_hold_are_refused():
     """8 + 9 tokens, of which the last needs no KV: 4 blocks of 4 are enough, 3 are not."""
     listed = [asked(0, 0, 8, 9)]
-    assert len(serve(Listed(listed), kv=partial(PagedCache, 16, Lru, 4)).requests()) == 1
-    house = serve(Listed(listed), kv=partial(PagedCache, 12, Lru, 4))
+    assert len(serve(Listed(listed), kv=partial(cache_on, PagedCache, 16, Lru, 4)).requests()) == 1
+    house = serve(Listed(listed), kv=partial(cache_on, PagedCache, 12, Lru, 4))
     assert house.recorder.refusals == {0: "4 KV blocks needed, the device has 3"}
 
 
@@ -113,7 +114,7 @@ class Forgetter(Chunked):
         if not batch.waiting:
             return None
         sequence = batch.waiting.take()
-        batch.kv.extend(sequence, sequence.target_tokens, batch.ledger)
+        batch.kv.admit(sequence, sequence.target_tokens, batch.ledger)
         batch.partial.append(sequence)
         return Plan([(sequence, sequence.target_tokens)])
 
@@ -145,7 +146,7 @@ def test_two_simulations_run_side_by_side():
     listed = [asked(i, 3 * i, 8, 5) for i in range(6)]
     alone = serve(Listed(listed)).facts()
     env, recorder = Clock(), Recorder()
-    half = Replica(env, 0, Chunked(), Fcfs(), PagedCache(1 << 10, Lru), LinearCost(), recorder, None, 99)
+    half = Replica(env, 0, Chunked(), Fcfs(), cache_on(PagedCache, 1 << 10, Lru), LinearCost(), recorder, None, 99)
     half.submit(Sequence(asked(0, 0, 8, 5)))
     env.run(until=2)
     assert serve(Listed(listed)).facts() == alone

@@ -5,6 +5,7 @@ from functools import partial
 from sim.batching import Chunked
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 STEP = {"cost": lambda: LinearCost(10_000)}
@@ -42,7 +43,7 @@ def test_a_freed_place_is_taken_one_iteration_later():
 
 
 def test_freed_memory_is_taken_one_iteration_later():
-    kv = partial(PagedCache, 32, Lru, 4)
+    kv = partial(cache_on, PagedCache, 32, Lru, 4)
     rows = ahead(asked(0, 0, 12, 3), asked(1, 0, 4, 9), asked(2, 1, 16, 2), kv=kv)
     assert rows[0]["finish_ns"] == 30
     assert rows[2]["scheduled_ns"] == 40

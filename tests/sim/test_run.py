@@ -47,7 +47,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["tiers=3"], "tiers must be one of dram, dram_nvme, got 3"),
         (["out=x"], "out is not a setting; did you mean hydra.run.dir?"),
         (["cache=streaming", "cache.window=3"], "cache.window is not a setting; did you mean cache.retention.window?"),
-        (["cache.window_tokens=3"], "cache.window_tokens is not a setting: the run works it out from its other parts"),
+        (["cache.window_tokens=3"], "cache.window_tokens is not a setting; did you mean cache.block_tokens?"),
         (["tiers.levels.0.capacty_gib=3"], "did you mean tiers.levels.0.capacity_gib?"),
         (["tiers.levels.2.capacity_gib=3"], "tiers.levels.2 is not a setting; known here: 0, 1"),
         (["tiers.levels.nvme.capacity_gib=3"], "tiers.levels.nvme is not a setting; known here: 0, 1"),

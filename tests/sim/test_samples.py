@@ -24,17 +24,18 @@ from sim.metrics.load import load
 from sim.samples import sampled
 from sim.sequence import Sequence
 from sim.step import Pace, Shape
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 SIZE = 4  # tokens in a block
 
 
 def paged(n_blocks=100, **fields):
-    return partial(PagedCache, n_blocks * SIZE, Lru, SIZE, kv_bytes_per_token=10.0, **fields)
+    return partial(cache_on, PagedCache, n_blocks * SIZE, Lru, SIZE, kv_bytes_per_token=10.0, **fields)
 
 
 def extents(reservation, capacity, allocator=FirstFit):
-    return partial(ContiguousCache, capacity, allocator, reservation, Lru, kv_bytes_per_token=10.0)
+    return partial(cache_on, ContiguousCache, capacity, Lru, allocator, reservation, kv_bytes_per_token=10.0)
 
 
 def in_blocks(house, column="held_tokens"):
@@ -180,22 +181,22 @@ def test_growing_extents_of_the_answers_grow_each_alone():
 
 @pytest.mark.parametrize(("retention", "kept"), [(Window(60, 4), 10), (Share(0.5, every=50), 5)])
 def test_pruned_blocks_are_taken_for_every_answer_and_what_is_kept_is_copied(retention, kept):
-    kv = partial(PrunedCache, 400, Lru, retention, 1, kv_bytes_per_token=10.0)
+    kv = partial(cache_on, PrunedCache, 400, Lru, retention, 1, kv_bytes_per_token=10.0)
     house = serve(Listed([asked(0, 0, 10, 5, n_samples=4)]), kv=kv, max_steps=1)
     assert [row["held_tokens"] for row in house.iterations()] == [40, *(4 * (kept + k) for k in range(4))]
     assert counts(house)["copied_tokens"] == 3 * kept
 
 
-@pytest.mark.parametrize("kv", [extents(Growing(16), 64), partial(PrunedCache, 64, Lru, Share(0.5), 1)])
+@pytest.mark.parametrize("kv", [extents(Growing(16), 64), partial(cache_on, PrunedCache, 64, Lru, Share(0.5), 1)])
 def test_a_prompt_that_gives_way_before_it_forks_gives_back_the_room_of_all_its_answers(kv):
     cache, ledger = kv(), DecodeLedger()
     prompt = sampled(asked(0, 0, 16, 1, n_samples=4))
-    assert cache.extend(prompt, 16, ledger)
+    assert cache.admit(prompt, 16, ledger)
     assert cache.held_tokens == 64
-    assert not cache.extend(Sequence(asked(1, 0, 1, 1)), 1, ledger)
+    assert not cache.admit(Sequence(asked(1, 0, 1, 1)), 1, ledger)
     cache.release(prompt, 0)
     assert cache.held_tokens == 0
-    assert cache.extend(sampled(asked(2, 0, 16, 1, n_samples=4)), 16, ledger)
+    assert cache.admit(sampled(asked(2, 0, 16, 1, n_samples=4)), 16, ledger)
 
 
 TOO_MANY = [
@@ -204,7 +205,7 @@ TOO_MANY = [
     (extents(Maximum(32), 127), "4 times 32 KV slots to reserve, so many pieces can have 31 each"),
     (extents(Maximum(32), 127, Buddy), "4 times 32 KV slots to reserve, so many pieces can have 16 each"),
     (extents(Growing(16), 67), "4 times 17 KV slots to reserve, so many pieces can have 16 each"),
-    (partial(PrunedCache, 67, Lru, Share(0.5), 1), "68 KV blocks needed, the device has 67"),
+    (partial(cache_on, PrunedCache, 67, Lru, Share(0.5), 1), "68 KV blocks needed, the device has 67"),
 ]
 
 
@@ -267,7 +268,7 @@ def test_a_request_ends_with_the_last_of_its_answers_and_a_conversation_goes_on_
 WHOLE = [
     extents(Growing(16), 400),
     extents(Maximum(64), 400),
-    partial(PrunedCache, 400, Lru, Window(60, 4), 1),
+    partial(cache_on, PrunedCache, 400, Lru, Window(60, 4), 1),
 ]
 
 

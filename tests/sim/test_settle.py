@@ -11,6 +11,7 @@ from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.router import LeastLoaded
 from tests.laws.houses import NS_PS, houses, run, slow_and_thorough
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import House, LinearCost, Listed, asked, serve
 
 TEN_NS = partial(LinearCost, 10 * NS_PS)
@@ -48,7 +49,7 @@ def test_settling_commits_what_has_ended_and_leaves_the_rest_as_it_was():
         seen.append((house.env.now_ns, replica.ledger.resident_tokens, replica.kv.held_tokens))
 
     listed = [asked(0, 0, 4, 20)]
-    how = {"cost": TEN_NS, "kv": partial(PagedCache, 1024, Lru, 1)}
+    how = {"cost": TEN_NS, "kv": partial(cache_on, PagedCache, 1024, Lru, 1)}
     house = serve(Listed(listed), **how, meanwhile=dict.fromkeys((5, 55, 60, 61, 300), look))
     assert seen == [(5, 0, 4), (55, 8, 8), (60, 8, 8), (61, 9, 9), (300, 0, 0)]
     assert rows(house) == [(0, 1), (10, 4), (50, 1), (60, 14)]
@@ -98,7 +99,7 @@ def test_a_crash_at_every_instant_of_a_small_run_loses_nobody(plans_ahead):
     listed = [asked(i, 13 * i, 6, 9, content=((1, 4), (i, 2)), output_id=-i, n_samples=1 + i % 2) for i in range(6)]
     how = {
         "cost": TEN_NS,
-        "kv": partial(PagedCache, 40, Lru, 2),
+        "kv": partial(cache_on, PagedCache, 40, Lru, 2),
         "scheduler": partial(Chunked, 16, 4, plans_ahead),
         "replicas": 2,
     }

@@ -17,14 +17,15 @@ from sim.kv.reservation import Growing, Maximum
 from sim.kv.retention import Window
 from sim.metrics.load import Load, load
 from sim.metrics.summary import waste_frac
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import House, Listed, asked, serve
 from tests.sim.tiny_run import tiny_run
 
 CACHES: dict[str, Callable[[], Any]] = {
-    "paged": partial(PagedCache, 4096, Lru),
-    "static": partial(ContiguousCache, 4096, Buddy, Maximum(1000), Lru),
-    "dynamic": partial(ContiguousCache, 4096, FirstFit, Growing(96, 1.5), Lru),
-    "streaming": partial(PrunedCache, 4096, Lru, Window(60, 4)),
+    "paged": partial(cache_on, PagedCache, 4096, Lru),
+    "static": partial(cache_on, ContiguousCache, 4096, Lru, Buddy, Maximum(1000)),
+    "dynamic": partial(cache_on, ContiguousCache, 4096, Lru, FirstFit, Growing(96, 1.5)),
+    "streaming": partial(cache_on, PrunedCache, 4096, Lru, Window(60, 4)),
 }
 
 # Two requests of 80 tokens, of which they share the first 64. Every iteration takes as long as any other, 33 in all:

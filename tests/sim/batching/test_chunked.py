@@ -8,6 +8,7 @@ from sim.batching import Chunked, Fcfs, Ranked
 from sim.errors import ConfigError
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import House, LinearCost, Listed, asked, serve
 
 COST = LinearCost(1_000_000, per_seq_ps=10_000, per_context_ps=1_000, per_prompt_ps=2_000)
@@ -19,7 +20,7 @@ def times(house: House) -> dict[int, tuple[int, int, int]]:
 
 
 def small(n_blocks: int) -> partial[PagedCache]:
-    return partial(PagedCache, n_blocks * 4, Lru, 4)
+    return partial(cache_on, PagedCache, n_blocks * 4, Lru, 4)
 
 
 def test_prompts_fill_what_decodes_leave_of_the_budget():

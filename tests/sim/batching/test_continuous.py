@@ -9,6 +9,7 @@ from sim.errors import ConfigError
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from tests.sim.batching.test_chunked import COST, small, times
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 
@@ -50,9 +51,14 @@ def test_a_watermark_keeps_an_admission_from_taking_the_last_blocks():
     """10 blocks of 4, one of ten kept: A and B take 9; C's block would be the tenth, so it waits until 3."""
     listed = [asked(0, 0, 18, 3), asked(1, 0, 13, 3), asked(2, 0, 4, 1)]
     kept = serve(
-        Listed(listed), scheduler=Continuous, kv=partial(PagedCache, 40, Lru, 4, True, 0.1), cost=lambda: LinearCost()
+        Listed(listed),
+        scheduler=Continuous,
+        kv=partial(cache_on, PagedCache, 40, Lru, 4, True, 0.1),
+        cost=lambda: LinearCost(),
     )
-    free = serve(Listed(listed), scheduler=Continuous, kv=partial(PagedCache, 40, Lru, 4), cost=lambda: LinearCost())
+    free = serve(
+        Listed(listed), scheduler=Continuous, kv=partial(cache_on, PagedCache, 40, Lru, 4), cost=lambda: LinearCost()
+    )
     assert times(kept)[2] == (3, 4, 4)
     assert times(free)[2] == (0, 1, 1)
 

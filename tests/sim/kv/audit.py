@@ -64,7 +64,8 @@ def audit_own_blocks(kv: PrunedCache, resident: dict[Sequence, int]) -> None:
         one.holding.n_copies * max(one.holding.n_blocks, kv._blocks_for(n_tokens)) for one, n_tokens in resident.items()
     )
     n_idle = sum(left.holding.n_blocks for left in kv._idle._left.values())
-    assert n_held + n_idle + kv._n_free == kv.n_blocks
+    assert kv.pool.n_cached == n_idle
+    assert n_held + kv.pool.n_free == kv.pool.n_blocks
     assert kv.held_tokens == n_held * kv.block_tokens
     assert kv.idle_tokens == n_idle * kv.block_tokens
     assert len(kv._idle._order) == kv._idle.n_blocks == n_idle
@@ -87,7 +88,7 @@ def audit_blocks(kv: PagedCache, resident: dict[Sequence, int]) -> None:
         assert set(run.tables) <= tables, "a block is held by somebody who is gone"
         assert len(run.tables) == n_tables
         assert not run.is_parked, "a held block could be evicted"
-    listed = [run for twins in kv._index._runs.values() for run in twins]
+    listed = [run for twins in kv.pool.index._runs.values() for run in twins]
     assert len(set(listed)) == len(listed)
     parked = [run for run in listed if not run.tables]
     assert all(run.is_parked for run in parked)
@@ -95,14 +96,15 @@ def audit_blocks(kv: PagedCache, resident: dict[Sequence, int]) -> None:
     n_blank = sum(max(one.holding.n_blocks, -(-n // size)) - one.holding.n_named for one, n in resident.items())
     n_held = sum(run.n_blocks for run in runs) + n_blank
     assert kv.held_tokens == n_held * size
-    assert n_held + kv._n_free == kv.n_blocks
-    assert len(kv._free) == kv._n_free + kv._n_owed - kv._n_ahead, "the free queue holds what is free"
+    pool = kv.pool
+    assert n_held + pool.n_free == pool.n_blocks
+    assert len(pool.free_queue) == pool.n_free + pool.n_unpopped - pool.n_reserved, "the free queue holds what is free"
     assert kv.shared_tokens == sum((n_tables - 1) * run.n_tokens for run, n_tables in runs.items())
 
 
 def audit_tiers(kv: HierarchicalCache) -> None:
     """No tier keeps more than it has room for, and nobody holds what is there."""
-    for tier in kv._tiers:
+    for tier in kv.tiers.tiers:
         runs = [run for twins in tier._index._runs.values() for run in twins]
         assert sum(run.n_blocks for run in runs) <= tier.n_blocks
         assert all(run.is_parked and not run.tables for run in runs)

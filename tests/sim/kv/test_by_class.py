@@ -20,6 +20,7 @@ from sim.metrics.summary import slot_bytes, total_counts
 from sim.report.cache_facts import cache_tables
 from sim.run import simulate
 from sim.step import Pace, StepShape
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 EXTENTS = partial(ContiguousCache, allocator=FirstFit, reservation=Growing(128, 2.0))
@@ -33,7 +34,7 @@ COST = LinearCost(1_000_000)  # 1,000 ns an iteration
 def by_class(chat=EXTENTS, document=PAGED, capacity=2048, **fields):
     classes = {"chat": ClassShare(0.5, chat), "document": ClassShare(0.5, document)}
     how = {"classes": classes, "eviction": Lru, "kv_bytes_per_token": 10.0, "cost": COST, "tiers": Tiers((BYTE_S,))}
-    return partial(CacheByClass, capacity_tokens=capacity, **(how | fields))
+    return partial(cache_on, CacheByClass, capacity_tokens=capacity, **(how | fields))
 
 
 def two_turns(first="chat", then="document", prompt=100, output=21, others=()):
@@ -231,8 +232,8 @@ def test_the_slots_of_all_classes_take_the_memory_there_is(bits):
 def test_the_parts_get_what_the_run_knows_of_the_model():
     """8-bit KV compressed to 8 bits is as wide as before: the part's room is its share, not twice that."""
     shares = {"creative": ClassShare(1.0, partial(PrunedCache, retention=Share(1.0, bits=8)))}
-    assert CacheByClass(1600, shares, Lru, element_bits=8.0).capacity_tokens == 1600
-    assert CacheByClass(1600, shares, Lru, element_bits=16.0).capacity_tokens > 2000
+    assert cache_on(CacheByClass, 1600, Lru, shares, kv_dtype="fp8").capacity_tokens == 1600
+    assert cache_on(CacheByClass, 1600, Lru, shares).capacity_tokens > 2000
     longest = {"code": ClassShare(1.0, partial(ContiguousCache, allocator=FirstFit, reservation=Growing(8, 2.0)))}
-    refused = CacheByClass(1600, longest, Lru, model_max_len=40).refuses(asked(0, 0, 30, 30, kind="code"))
+    refused = cache_on(CacheByClass, 1600, Lru, longest, model_max_len=40).refuses(asked(0, 0, 30, 30, kind="code"))
     assert refused == "code: 59 KV slots needed, extents have 40 at most"

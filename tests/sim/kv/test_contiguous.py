@@ -12,11 +12,12 @@ from sim.kv.eviction import Lru
 from sim.kv.prediction import Predicted
 from sim.kv.reservation import Growing, Maximum, Oracle
 from sim.run import simulate
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 
 def extents(reservation, capacity=4096, allocator=FirstFit, **fields):
-    return lambda: ContiguousCache(capacity, allocator, reservation, Lru, kv_bytes_per_token=10.0, **fields)
+    return lambda: cache_on(ContiguousCache, capacity, Lru, allocator, reservation, kv_bytes_per_token=10.0, **fields)
 
 
 def held(house):
@@ -124,7 +125,7 @@ def test_bad_settings_are_refused_with_key_value_and_range(build, message):
 def test_who_pads_a_batch_past_its_extent_is_returned():
     """Answers of 2 and 30 tokens, an extent each: the short one pads until its own is full, and no further."""
     listed = [asked(0, 0, 1, 2), asked(1, 0, 1, 30)]
-    kv = partial(ContiguousCache, 100, FirstFit, Oracle(), Lru)
+    kv = partial(cache_on, ContiguousCache, 100, Lru, FirstFit, Oracle())
     house = serve(Listed(listed), scheduler=partial(RequestLevel, 2), kv=kv)
     rows = house.iterations()
     assert all(row["live_tokens"] + row["internal_tokens"] <= row["held_tokens"] for row in rows)

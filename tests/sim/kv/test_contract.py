@@ -4,6 +4,7 @@ After every iteration the cache's books are opened (`audit`), and each time room
 behind is looked at (`watch`).
 """
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -113,24 +114,33 @@ class Stage:
 
 def watch(kv: KVCache) -> KVCache:
     """The same cache; each time it is asked for room, what it says before and does then is compared."""
-    extend, known = kv.extend, list[tuple[Segment, ...]]()
+    admit, extend, attend, known = kv.admit, kv.extend, kv.attend, list[tuple[Segment, ...]]()
 
-    def watched(sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def asked_for(sequence: Sequence, ask: Callable[[], bool]) -> bool:
+        """Of one that holds something already."""
+        assert sequence.holding is not None
         held_tokens, holding = kv.held_tokens, sequence.holding
+        is_taken = ask()
+        assert is_taken or (kv.held_tokens, sequence.holding) == (held_tokens, holding), "a refusal took something"
+        return is_taken
+
+    def extended(sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        assert sequence.order not in ledger.members
+        return asked_for(sequence, lambda: extend(sequence, n_tokens, ledger))
+
+    def attended(sequence: Sequence, ledger: DecodeLedger) -> bool:
+        assert sequence.order in ledger.members
+        return asked_for(sequence, lambda: attend(sequence, ledger))
+
+    def admitted(sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+        held_tokens = kv.held_tokens
         computed, resident = sequence.computed_tokens, sequence.resident_tokens
-        if holding is not None:
-            is_taken = extend(sequence, n_tokens, ledger)
-            assert is_taken or (kv.held_tokens, sequence.holding) == (held_tokens, holding), "a refusal took something"
-            return is_taken
-        matched = kv.match(sequence)
-        state = kv.held_tokens, kv.idle_tokens, dict(kv.counts())
-        assert kv.match(sequence) == matched, "looking changed something"
-        assert (kv.held_tokens, kv.idle_tokens, dict(kv.counts())) == state, "looking changed something"
+        matched = kv.match(sequence.request, sequence.preempted_at_tokens)
         assert 0 <= matched < sequence.target_tokens
         text = sequence.text()
         if text and not sequence.n_preemptions:
             assert matched <= max((shared_tokens(one, text) for one in known), default=0), "found what nobody had said"
-        is_taken = extend(sequence, n_tokens, ledger)
+        is_taken = admit(sequence, n_tokens, ledger)
         if is_taken:
             assert sequence.holding is not None
             assert sequence.computed_tokens == matched, "what was found is what it starts from"
@@ -143,7 +153,7 @@ def watch(kv: KVCache) -> KVCache:
             assert kv.held_tokens == held_tokens, "a refusal took something"
         return is_taken
 
-    kv.extend = watched  # type: ignore[method-assign]
+    kv.admit, kv.extend, kv.attend = admitted, extended, attended  # type: ignore[method-assign]
     return kv
 
 
@@ -152,7 +162,7 @@ def room(kv: KVCache) -> int:
 
     def filled(number: int) -> list[Sequence]:
         ledger, admitted = DecodeLedger(kv.block_tokens, kv.window_tokens), []
-        while kv.extend(sequence := Sequence(Request(-number - len(admitted), 0, 30, 1, 1)), 30, ledger):
+        while kv.admit(sequence := Sequence(Request(-number - len(admitted), 0, 30, 1, 1)), 30, ledger):
             admitted.append(sequence)
         return admitted
 
@@ -253,6 +263,45 @@ def test_who_can_never_be_served_is_refused_and_takes_nothing(variant):
         assert "KV" in reason
     assert stage.kv.held_tokens == stage.kv.idle_tokens == 0
     assert stage.kv.refuses(Request(2, 0, 30, 5, 5)) is None
+
+
+def contents(thing: object, seen: dict[int, int]) -> object:
+    """All that a cache holds, down to the last list, to be compared with what it holds later."""
+    if thing is None or isinstance(thing, int | float | str):
+        return thing
+    if id(thing) in seen:
+        return "again", seen[id(thing)]
+    seen[id(thing)] = len(seen)
+    if isinstance(thing, dict):
+        return [(contents(key, seen), contents(value, seen)) for key, value in thing.items()]
+    if isinstance(thing, list | tuple | set | frozenset | deque):
+        return [contents(one, seen) for one in thing]
+    if not type(thing).__module__.startswith("sim.kv."):
+        return type(thing).__name__  # sequences, events, the clock
+    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    names = {*slots, *getattr(thing, "__dict__", ())} - {"_found"}  # the last look-up of a request, one at a time
+    return {name: contents(getattr(thing, name), seen) for name in sorted(names) if hasattr(thing, name)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_probe_leaves_no_trace(variant):
+    """Who only asks, as a router does, is forgotten: nothing of the cache has changed, and no run is another."""
+
+    def crowd(stage: Stage, probes: int) -> list[list[int]]:
+        for i in range(9):
+            session = i if i % 2 else None
+            stage.send(8 * (i % 3), tail=5 + i, output=20 + 3 * i, session=session, is_private=i == 4, n_samples=1)
+            stage.run(3)
+            before = contents(stage.kv, {})
+            for k in range(probes):
+                content = ((1, 8 * (k % 4)), (100 + k % 12, 9)) if k % 3 else None
+                stranger = Request(-k, 0, 9 + 8 * (k % 4), 5, 5, content, -k, k % 12)
+                stage.kv.match(stranger, None if k % 2 else k % 5)
+            assert contents(stage.kv, {}) == before
+        stage.close()
+        return stage.recorder.requests.rows().tolist()
+
+    assert crowd(Stage(variant), probes=40) == crowd(Stage(variant), probes=0)
 
 
 class CacheLaws(RuleBasedStateMachine):

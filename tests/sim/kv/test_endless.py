@@ -12,6 +12,7 @@ from sim.kv.pruned import PrunedCache
 from sim.kv.retention import Kept, Window
 from sim.run import run
 from tests.sim.kv.composed import configured
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 MILLION = 1_000_000
@@ -106,7 +107,7 @@ def test_a_dynamic_window_widens_while_memory_is_free_narrows_in_a_crowd_and_wid
     crowd = [asked(i, 2_000_000, 10, 1_500) for i in range(1, 31)]
     house = serve(
         Listed([alone, *crowd]),
-        kv=partial(PrunedCache, 1024, Lru, witnessed, 4),
+        kv=partial(cache_on, PrunedCache, 1024, Lru, witnessed, 4),
         cost=partial(LinearCost, 1_000_000),
         max_len=1 << 20,
     )

@@ -14,6 +14,7 @@ from sim.kv.pruned import PrunedCache
 from sim.kv.replay import read, replay
 from sim.kv.reservation import Maximum
 from sim.kv.retention import Window
+from tests.sim.kv.sites import cache_on
 from tests.sim.kv.test_eviction_orders import oracle_hits, skewed
 from tests.sim.serving import Listed, asked, serve
 
@@ -28,13 +29,13 @@ def test_a_run_hits_what_libcachesim_hits_reference_by_reference(name, seed):
     stream, capacity = skewed(seed, 90), 30
     listed = [asked(i, i * APART_NS, 17, 1, content=((key, 16), (10_000 + i, 1))) for i, key in enumerate(stream)]
     eviction = partial(BlankFirst, order=lambda n_blocks: ORDERS[name](n_blocks - 1))  # that block is not its business
-    run = serve(Listed(listed), kv=partial(PagedCache, (capacity + 1) * 16, eviction, 16))
+    run = serve(Listed(listed), kv=partial(cache_on, PagedCache, (capacity + 1) * 16, eviction, 16))
     assert [row["cached_tokens"] > 0 for row in run.requests()] == oracle_hits(name, capacity, stream)
 
 
 OF_CONVERSATIONS = {  # caches in which every conversation leaves twelve tokens
-    "contiguous": lambda n, order: ContiguousCache(n * 12, FirstFit, Maximum(12), order),
-    "pruned": lambda n, order: PrunedCache(n * 12, order, Window(window=64, sinks=0), 4),
+    "contiguous": lambda n, order: cache_on(ContiguousCache, n * 12, order, FirstFit, Maximum(12)),
+    "pruned": lambda n, order: cache_on(PrunedCache, n * 12, order, Window(window=64, sinks=0), 4),
 }
 
 
@@ -70,7 +71,7 @@ EVICTORS = {"lru": Lru, **{order.__name__: partial(BlankFirst, order=order) for 
 def test_a_run_of_one_request_at_a_time_hits_what_a_replay_without_time_hits(name, capacity_blocks):
     listed = conversations(seed=1)
     trace = read([request._replace(content=request.content[:-1]) for request in listed], 4)
-    run = serve(Listed(listed), kv=partial(PagedCache, capacity_blocks * 4, EVICTORS[name], 4))
+    run = serve(Listed(listed), kv=partial(cache_on, PagedCache, capacity_blocks * 4, EVICTORS[name], 4))
     replayed = replay(trace, EVICTORS[name](capacity_blocks))
     assert sum(row["cached_tokens"] for row in run.requests()) == replayed.hit_tokens > 0
 

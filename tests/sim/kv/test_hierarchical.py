@@ -12,6 +12,7 @@ from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.preemption import Cheaper, Recompute, Swap
 from sim.kv.tiers import Tiers, TierSpec
 from sim.sequence import Sequence
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 COST = LinearCost(1_000_000, per_prompt_ps=50_000, per_host_byte_ps=1_000)
@@ -26,6 +27,7 @@ DRAM = (tier(),)
 
 def house(listed, turns=None, levels=DRAM, capacity=64, scheduler=Chunked, queue=Fcfs, **fields):
     kv = partial(
+        cache_on,
         HierarchicalCache,
         capacity_tokens=capacity,
         eviction=Lru,
@@ -298,10 +300,12 @@ def test_auto_asks_the_link_as_it_is_at_that_moment(each_bytes, found_tokens):
     kv = run.replicas[0].kv
     again = Sequence(TWO[0])
     again.n_preemptions, again.generated_tokens, again.target_tokens = 1, 17, 33
-    assert kv.match(again) == 32, "the state of the second, mirrored: 8 tokens in device memory, 24 below"
+    assert kv.match(again.request, again.preempted_at_tokens) == 32, (
+        "the state of the second, mirrored: 8 tokens in device memory, 24 below"
+    )
     for _ in range(4):
         kv._tiers[0].up.send(each_bytes)
-    assert kv.match(again) == found_tokens
+    assert kv.match(again.request, again.preempted_at_tokens) == found_tokens
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def idle(*ended, is_kept=True):
 )
 def test_a_turn_goes_on_from_the_text_it_shares_with_the_last_one(asked, dropped_tokens, matched):
     conversations = idle(turn(SAID, computed_tokens=100, dropped_tokens=dropped_tokens))
-    assert conversations.find(turn(asked)).match(turn(asked)) == matched
-    assert conversations.find(turn(asked, session_id=8)) is None, "another conversation"
+    assert conversations.find(turn(asked).request).match(turn(asked).request, None) == matched
+    assert conversations.find(turn(asked, session_id=8).request) is None, "another conversation"
 
 
 def test_what_is_taken_up_is_idle_no_more():

@@ -14,6 +14,7 @@ from sim.kv.prefix import BlockTable, PrefixIndex, Run
 from sim.ledger import DecodeLedger
 from sim.request import Request, block_keys, block_ranges
 from sim.sequence import Sequence
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import Listed, serve
 
 EVICTORS: dict[str, Callable[[int], Evictor]] = {
@@ -69,16 +70,6 @@ class Runwise(Blockwise):
         self._divider.divide(unit, rest)
 
 
-class Observed(PagedCache):
-    """A paged cache that notes which blocks it gives up, in order."""
-
-    def _forget(self, unit: Unit) -> None:
-        assert isinstance(unit, Run)
-        assert unit.n_tokens == unit.n_blocks * self.block_tokens
-        self.given_up = [*getattr(self, "given_up", ()), *unit.block_keys()]
-        super()._forget(unit)
-
-
 PIECES = st.lists(st.tuples(st.integers(1, 2), st.integers(1, 24)), min_size=1, max_size=3).map(tuple)
 STEPS = st.lists(
     st.one_of(
@@ -95,7 +86,9 @@ class House:
     """A paged cache and the sequences in it."""
 
     def __init__(self, eviction: Callable[[int], Evictor], window_tokens: int | None) -> None:
-        self.kv = Observed(96, eviction, block_tokens=4, window_tokens=window_tokens)
+        self.kv = cache_on(PagedCache, 96, eviction, block_tokens=4, window_tokens=window_tokens)
+        self.kv.pool.on_evict = self.note
+        self.given_up: list[int] = []  # keys of blocks, in order
         self.ledger = DecodeLedger(4)
         self.running: list[Sequence] = []
 
@@ -105,8 +98,8 @@ class House:
             pieces = tuple((identity, min(length, 16)) for identity, length in what)  # type: ignore[attr-defined]
             n_prompt = sum(length for _, length in pieces)
             sequence = Sequence(Request(0, 0, n_prompt, 1, 1, content=pieces))
-            found = self.kv.match(sequence)
-            if not self.kv.extend(sequence, min(n_tokens, n_prompt - found), self.ledger):
+            found = self.kv.match(sequence.request, sequence.preempted_at_tokens)
+            if not self.kv.admit(sequence, min(n_tokens, n_prompt - found), self.ledger):
                 return found, False
             self.running.append(sequence)
             sequence.computed_tokens += min(n_tokens, n_prompt - found)
@@ -124,8 +117,13 @@ class House:
         self.kv.trim(sequence, self.ledger)
         return has_room
 
+    def note(self, unit: Unit) -> None:
+        assert isinstance(unit, Run)
+        assert unit.n_tokens == unit.n_blocks * self.kv.block_tokens
+        self.given_up += unit.block_keys()
+
     def state(self) -> tuple[object, ...]:
-        return self.kv.held_tokens, self.kv.idle_tokens, self.kv.counts(), getattr(self.kv, "given_up", None)
+        return self.kv.held_tokens, self.kv.idle_tokens, self.kv.counts(), tuple(self.given_up)
 
 
 @pytest.mark.parametrize("name", EVICTORS)
@@ -136,8 +134,8 @@ def test_runs_and_single_blocks_are_the_same_cache(
 ) -> None:
     runs = House(lambda n_blocks: Runwise(EVICTORS[name](n_blocks)), window_tokens)
     blocks = House(lambda n_blocks: Blockwise(EVICTORS[name](n_blocks)), window_tokens)
-    assert isinstance(runs.kv._free, Divider)
-    assert not isinstance(blocks.kv._free, Divider)
+    assert isinstance(runs.kv.pool.free_queue, Divider)
+    assert not isinstance(blocks.kv.pool.free_queue, Divider)
 
     for step in steps:
         assert runs.do(step) == blocks.do(step)
@@ -161,7 +159,7 @@ def test_an_order_handles_pieces_of_text_where_blocks_are_found_one_by_one(name:
             content = ((1, 400), *((100 * user + 10 + said, 400) for said in range(turn)), (10_000 + i, 2))
             n_tokens = sum(length for _, length in content)
             listed.append(Request(i, i * 10_000_000, n_tokens, 1, 1, content=content))
-        house = serve(Listed(listed), kv=partial(PagedCache, 3 * 30 * 400, eviction, 4))
+        house = serve(Listed(listed), kv=partial(cache_on, PagedCache, 3 * 30 * 400, eviction, 4))
         units.append(made[0].n_units)
         rows.append([(row["cached_tokens"], row["finish_ns"]) for row in house.requests()])
 
@@ -259,6 +257,6 @@ def test_who_was_preempted_finds_what_has_not_been_taken_of_its_own_text():
     """
     listed = [Request(0, 0, 8, 9, 9), Request(1, 0, 8, 9, 9)]
     for caching, n_computed in ((True, 5), (False, 13)):
-        house = serve(Listed(listed), kv=partial(PagedCache, 24, Lru, 4, caching))
+        house = serve(Listed(listed), kv=partial(cache_on, PagedCache, 24, Lru, 4, caching))
         assert [row["n_preemptions"] for row in sorted(house.requests(), key=lambda row: row["id"])] == [0, 1]
         assert [row["prefill_tokens"] for row in house.iterations() if row["prefill_tokens"]] == [16, n_computed]

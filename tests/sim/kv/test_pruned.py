@@ -9,11 +9,12 @@ from sim.errors import ConfigError
 from sim.kv.eviction import Lru
 from sim.kv.pruned import PrunedCache
 from sim.kv.retention import Share, Window
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
 
 def pruned(retention, capacity=4096, **fields):
-    return lambda: PrunedCache(capacity, Lru, retention, kv_bytes_per_token=100.0, **fields)
+    return lambda: cache_on(PrunedCache, capacity, Lru, retention, kv_bytes_per_token=100.0, **fields)
 
 
 def test_a_million_tokens_take_the_memory_of_a_window_and_no_more_events():
@@ -76,7 +77,7 @@ def test_each_token_is_quantised_once(turns, n_quantised):
 
 def test_what_would_get_no_fewer_bits_is_not_quantised():
     """8 bits with scales and zero points are 9, and a model's fp8 KV has 8."""
-    house = serve(Listed([asked(0, 0, 1_000, 500)]), kv=pruned(Share(1.0, bits=8), element_bits=8.0))
+    house = serve(Listed([asked(0, 0, 1_000, 500)]), kv=pruned(Share(1.0, bits=8), kv_dtype="fp8"))
     counts = house.replicas[0].kv.counts()
     assert (counts["bits_per_element"], counts["moved_tokens"], counts["compactions"]) == (8.0, 0, 0)
 

@@ -8,14 +8,15 @@ from sim.kv.paged import PagedCache
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.sequence import Sequence
+from tests.sim.kv.sites import cache_on
 
 
 def admitted(reserves_prompt: bool, prompt_tokens: int) -> bool:
     """Whether a first piece of 8 tokens is taken in where 6 of 10 blocks of 4 tokens are free."""
-    cache, ledger = PagedCache(40, Lru, block_tokens=4, reserves_prompt=reserves_prompt), DecodeLedger(4)
-    assert cache.extend(Sequence(Request(0, 0, 16, 1, 1)), 16, ledger)
+    cache, ledger = cache_on(PagedCache, 40, Lru, block_tokens=4, reserves_prompt=reserves_prompt), DecodeLedger(4)
+    assert cache.admit(Sequence(Request(0, 0, 16, 1, 1)), 16, ledger)
     late = Sequence(Request(1, 0, prompt_tokens, 1, 1))
-    taken = cache.extend(late, 8, ledger)
+    taken = cache.admit(late, 8, ledger)
     assert cache.held_tokens == (16 + 8 if taken else 16)
     return taken
 
@@ -27,11 +28,11 @@ def test_a_prompt_without_room_waits_although_its_first_piece_has_some():
 
 
 def test_a_prompt_whose_head_is_cached_asks_for_the_rest_alone():
-    cache, ledger = PagedCache(40, Lru, block_tokens=4, reserves_prompt=True), DecodeLedger(4)
+    cache, ledger = cache_on(PagedCache, 40, Lru, block_tokens=4, reserves_prompt=True), DecodeLedger(4)
     first = Sequence(Request(0, 0, 20, 1, 1, content=((7, 20),)))
-    assert cache.extend(first, 20, ledger)
-    assert cache.extend(Sequence(Request(1, 0, 40, 1, 1, content=((7, 20), (8, 20)))), 4, ledger), "20 tokens are there"
-    assert not cache.extend(Sequence(Request(2, 0, 40, 1, 1)), 4, ledger)
+    assert cache.admit(first, 20, ledger)
+    assert cache.admit(Sequence(Request(1, 0, 40, 1, 1, content=((7, 20), (8, 20)))), 4, ledger), "20 tokens are there"
+    assert not cache.admit(Sequence(Request(2, 0, 40, 1, 1)), 4, ledger)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

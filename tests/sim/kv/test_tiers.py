@@ -13,6 +13,7 @@ from sim.kv.preemption import Cheaper, Recompute, Swap
 from sim.kv.tiers import Tier, Tiers, TierSpec, after
 from sim.record import Recorder
 from sim.request import block_ranges
+from tests.sim.kv.sites import cache_on
 from tests.sim.kv.test_prefix import Blockwise, Runwise
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
@@ -79,6 +80,7 @@ def house(levels, preemption, overlap=True, write="through", n_requests=24):
         asked(i, 50 * i, 12, 24, content=((i % 7, 8), (100 + i, 4)), output_id=-50 - i) for i in range(n_requests)
     ]
     kv = partial(
+        cache_on,
         HierarchicalCache,
         capacity_tokens=96,
         eviction=Lru,

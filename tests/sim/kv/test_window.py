@@ -8,13 +8,14 @@ from sim.batching import Chunked
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.request import Request
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import House, Listed, asked, serve
 
 SIZE, WINDOW = 16, 64
 
 
 def windowed(n_blocks: int) -> partial:
-    return partial(PagedCache, n_blocks * SIZE, Lru, SIZE, window_tokens=WINDOW)
+    return partial(cache_on, PagedCache, n_blocks * SIZE, Lru, SIZE, window_tokens=WINDOW)
 
 
 def prefixed(number: int, at_ns: int, output: int = 200) -> Request:

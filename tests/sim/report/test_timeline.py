@@ -18,6 +18,7 @@ from sim.report.load_figures import over_time
 from sim.report.pauses import pauses
 from sim.report.timeline import timelines
 from sim.request import Request
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, serve
 from tests.sim.tiny_run import table, tiny_run
 
@@ -132,7 +133,7 @@ def test_the_queue_adds_up_to_all_waiting_however_the_rows_are_cut(max_steps):
     """Twenty requests and memory for a few of them, so that some are preempted: by the rows, and by the bins."""
     house = {
         "scenario": Listed([Request(i, 10_000 * i, 12, 30, 30) for i in range(20)]),
-        "kv": partial(PagedCache, 96, Lru, 4),
+        "kv": partial(cache_on, PagedCache, 96, Lru, 4),
         "cost": lambda: LinearCost(10_000_000),
         "max_steps": max_steps,
     }

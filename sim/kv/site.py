@@ -1,0 +1,73 @@
+"""Where a cache stands: what a run gives each of its caches, and no setting of theirs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sim.kv.capacity import KVCapacity
+from sim.kv.eviction import Evictor
+from sim.kv.preemption import Preemption
+from sim.kv.tiers import Tiers
+from sim.record import Recorder
+from sim.spec import HardwareSpec, ModelSpec
+from sim.step import CostModel
+
+if TYPE_CHECKING:
+    import simpy
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The first argument of every cache's constructor.
+
+    Parameters
+    ----------
+    env, recorder
+        For what takes time: transfers from and to memory below.
+    cost : CostModel
+        What computing tokens again takes, where that is asked.
+    replica : int
+        Whose cache it is.
+    model, hardware : ModelSpec, HardwareSpec
+    capacity : KVCapacity
+        KV slots, and what a token's KV takes of them.
+    eviction : callable
+        Makes the evictor of so many blocks, all free.
+    below : Tiers or None
+        Memory below the device.
+    preemption : Preemption
+        What preempted sequences do about KV below.
+    max_batched_tokens : int
+        Tokens that an iteration computes at most, for estimates [tokens].
+    """
+
+    env: "simpy.Environment"
+    cost: CostModel
+    recorder: Recorder
+    replica: int
+    model: ModelSpec
+    hardware: HardwareSpec
+    capacity: KVCapacity
+    eviction: Callable[[int], Evictor]
+    below: Tiers | None
+    preemption: Preemption
+    max_batched_tokens: int
+
+    @property
+    def capacity_tokens(self) -> int:
+        """KV slots at the model's full width [tokens]."""
+        return self.capacity.n_tokens
+
+    @property
+    def bytes_per_token(self) -> float:
+        """KV of a token at full width, on each accelerator [B]."""
+        return self.capacity.bytes_per_token
+
+    @property
+    def element_bits(self) -> float:
+        """Width of an element of the KV: 16, or 8 for models served with fp8 KV [bits]."""
+        return 8.0 * self.model.kv_bytes
+
+    def part(self, capacity_tokens: int) -> "Site":
+        """The same with so many of the slots."""
+        return replace(self, capacity=replace(self.capacity, n_blocks=capacity_tokens, block_tokens=1))
