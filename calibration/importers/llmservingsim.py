@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from calibration.measurements import Measurements, frame
+from calibration.plausible import plausible
 from sim.config import conf_dir
 from sim.cost.dense import CALLS, SEQUENCE_CALLS
 from sim.errors import ProfileError
@@ -114,32 +115,34 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
     if tensor_parallel > 1 and (path / "hardware.yaml").is_file():
         parts.append(_collectives(path / "hardware.yaml", tensor_parallel))
     rows = pd.concat(parts, ignore_index=True)
-    return Measurements(
-        device=about["gpu"],
-        source="LLMServingSim",
-        convention=(
-            "sum of kernel times of a module in eager vLLM, mean of "
-            f"{about.get('measurement_iterations', 'several')} calls after one; launches and gaps not included; "
-            "attention includes the append of new keys and values"
-        ),
-        provenance={
-            "vllm": about.get("vllm_version", "unknown"),
-            "cuda": about.get("cuda_version", "unknown"),
-            "date": str(about.get("profiled_at", "unknown")),
-            "license": LICENSE,
-        },
-        subject={
-            "model": about["model"],
-            "tensor_parallel": tensor_parallel,
-            **heads,
-            "d_model": d_model,
-            "d_ff": d_ff,
-            "vocab": vocab,
-            "dtype": "bf16",
-            "kv_dtype": "bf16",
-        },
-        notes=tuple(notes),
-        rows=rows,
+    return plausible(
+        Measurements(
+            device=about["gpu"],
+            source="LLMServingSim",
+            convention=(
+                "sum of kernel times of a module in eager vLLM, mean of "
+                f"{about.get('measurement_iterations', 'several')} calls after one; launches and gaps not included; "
+                "attention includes the append of new keys and values"
+            ),
+            provenance={
+                "vllm": about.get("vllm_version", "unknown"),
+                "cuda": about.get("cuda_version", "unknown"),
+                "date": str(about.get("profiled_at", "unknown")),
+                "license": LICENSE,
+            },
+            subject={
+                "model": about["model"],
+                "tensor_parallel": tensor_parallel,
+                **heads,
+                "d_model": d_model,
+                "d_ff": d_ff,
+                "vocab": vocab,
+                "dtype": "bf16",
+                "kv_dtype": "bf16",
+            },
+            notes=tuple(notes),
+            rows=rows,
+        )
     )
 
 
