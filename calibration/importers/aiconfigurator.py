@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from calibration.cold import brought_to_memory
 from calibration.measurements import Measurements, frame
-from calibration.plausible import plausible
+from calibration.plausible import data_sheet, plausible
 from sim.errors import ProfileError
 
 MS = 1e-3
@@ -81,21 +82,20 @@ def import_aiconfigurator(
     devices = sorted({name for table in tables.values() if "device" in table for name in table["device"].unique()})
     if len(devices) != 1:
         raise ProfileError(f"{path}: the tables must be of one device, got {', '.join(devices) or 'none'}")
-    parts = []
+    sheet = data_sheet(devices[0])
+    decodes = pd.concat([_attention(tables["generation"], dtype) for dtype in dtypes], ignore_index=True)
+    decodes, warm = brought_to_memory(decodes, sheet.architecture if sheet else "")
+    parts = [decodes]
     for dtype in dtypes:
-        parts += [
-            _attention(tables["context"], dtype),
-            _attention(tables["generation"], dtype),
-            _gemm(tables["gemm"], dtype),
-        ]
+        parts += [_attention(tables["context"], dtype), _gemm(tables["gemm"], dtype)]
     parts += [_all_reduce(tables["graph_all_reduce"], tables["nccl"])]
     return plausible(
         Measurements(
             device=devices[0],
             source="aiconfigurator",
             convention=(
-                "mean of CUDA-graph replays without an L2 flush, so that small shapes are warm-cache times; "
-                "decode attention includes the write of the new keys and values"
+                "mean of CUDA-graph replays without an L2 flush, decode attention corrected for that; it includes the "
+                "write of the new keys and values"
             ),
             provenance={
                 "vllm": ".".join(map(str, files["gemm"].version)),
@@ -107,6 +107,7 @@ def import_aiconfigurator(
                 "prompts were measured without cached context",
                 "norms, activations, embedding and sampler were not measured: they take the bandwidth and the floor of "
                 "the matrix products",
+                warm,
                 *notes,
             ),
             rows=pd.concat([part for part in parts if len(part)], ignore_index=True),

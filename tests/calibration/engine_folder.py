@@ -41,7 +41,7 @@ def write_table(path: Path, header: str, rows: Iterable[tuple]) -> None:
 
 
 def attention_us(chunk: int, context: float, n: int, cached: int) -> float:
-    """One layer: a floor, pairs of the chunk, entries read by the decoding sequences, as fast as such a device may be."""
+    """One layer: a floor, pairs of the chunk, entries read by decoding sequences, at rates the device may reach."""
     return 8.0 + 5e-5 * chunk * (context + chunk / 2.0) + 3e-3 * n * (cached + 1)
 
 
