@@ -3,6 +3,7 @@
     meta.json         the engine's arguments, and where newer recorders wrote them its resolved configuration
     requests.jsonl    per request: lengths, when it arrived, was queued, scheduled, got its first and its last token
     timeseries.csv    once a second: tokens, running, waiting (optional)
+    prompt_blocks.jsonl  per request: which text its prompt is, block by block (optional; else nothing is shared)
     workload.csv      what the client meant to send (optional; the engine's own times are what is used)
     profile/          kernel times of the same device (optional)
 
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from calibration.engine_settings import EngineSettings, engine_settings
+from calibration.prompt_blocks import Text, read_prompt_blocks, shared_tokens
 from sim.errors import TraceError
 from sim.record import Ints
 from sim.request import Request
@@ -49,6 +51,7 @@ class EngineRun:
     last_token_ns: Ints
     prompt_tokens: Ints
     output_tokens: Ints
+    prompts: tuple[Text | None, ...]  # what text each prompt is; None where it is not known
     timeseries: Mapping[str, list[float]]  # column -> values; empty without the file
     notes: tuple[str, ...]
 
@@ -63,16 +66,16 @@ class EngineRun:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The recorded requests as a `Scenario`: an open stream, nothing shared, since their text is not known."""
+    """The recorded requests as a `Scenario`: an open stream, sharing what their prompts were recorded to share."""
 
     run: EngineRun
 
     def requests(self, seed: int) -> Iterator[Request]:  # noqa: ARG002 nothing is drawn
         """Requests in order of arrival."""
         run = self.run
-        columns = (run.arrival_ns.tolist(), run.prompt_tokens.tolist(), run.output_tokens.tolist())
-        for i, (arrival_ns, prompt, output) in enumerate(zip(*columns, strict=True)):
-            yield Request(i, arrival_ns, prompt, output, output)
+        columns = (run.arrival_ns.tolist(), run.prompt_tokens.tolist(), run.output_tokens.tolist(), run.prompts)
+        for i, (arrival_ns, prompt, output, text) in enumerate(zip(*columns, strict=True)):
+            yield Request(i, arrival_ns, prompt, output, output, text)
 
 
 def read_engine_run(path: Path) -> EngineRun:
@@ -91,8 +94,7 @@ def read_engine_run(path: Path) -> EngineRun:
     settings = engine_settings(meta, path / "meta.json")
     rows, n_incomplete = _requests(path / "requests.jsonl")
     notes = [*settings.assumed]
-    if settings.has_prefix_caching:
-        notes.append("prefix caching was on, but no text was recorded: nothing is shared between requests")
+    prompts = _prompts(path / "prompt_blocks.jsonl", rows, settings.has_prefix_caching, notes)
     if n_incomplete:
         notes.append(f"{n_incomplete} requests have no times (they failed, or were cut off) and are left out")
     said = meta.get("num_requests")
@@ -134,9 +136,25 @@ def read_engine_run(path: Path) -> EngineRun:
         last,
         lengths["input_toks"],
         lengths["output_toks"],
+        tuple(prompts[i] for i in order),
         _timeseries(path / "timeseries.csv", notes),
         tuple(notes),
     )
+
+
+def _prompts(path: Path, rows: list[dict[str, Any]], is_shared: bool, notes: list[str]) -> list[Text | None]:
+    """What text each prompt is, where that was recorded; told in the notes where the engine looked for it."""
+    prompts: list[Text | None] = read_prompt_blocks(path, rows) if path.is_file() else [None for _ in rows]
+    known = sum(text is not None for text in prompts)
+    if is_shared and not known:
+        notes.append("prefix caching was on, but no text was recorded: nothing is shared between requests")
+    elif is_shared:
+        total = sum(row["input_toks"] for row in rows)
+        notes.append(
+            f"{shared_tokens(prompts):,} of {total:,} prompt tokens begin another prompt too ({path.name}"
+            f"{'' if known == len(rows) else f', which names {known} of {len(rows)} requests'})"
+        )
+    return prompts
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Fit matrix products: a surface over all shapes, and kept curves for the shapes of the models we ship."""
+"""Fit matrix products, and all-reduces.
+
+Products measured on a whole grid of shapes are kept as they are (`sim.cost.grid`). Of those measured here and there, a
+surface tells the others, and the shapes of the models we ship keep curves of their own.
+"""
 
 from collections.abc import Collection
 from contextlib import suppress
@@ -13,18 +17,22 @@ from calibration.split import held_out
 from calibration.surfaces import Plan, condensed, fit_residual, fit_roofline, roofline_json, standard_error
 from sim.config import make
 from sim.cost.dense import Curve, gemm_seconds
+from sim.cost.grid import MatrixGrid, grid_of, unpacked
 from sim.cost.surface import surface_from
 from sim.cost.work import gemm_work
 from sim.errors import ConfigError
 from sim.spec import ModelSpec
 
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 Form = dict[str, Any]
 
 AXES = ("m", "n", "k")
 KINDS = ("flops", "bytes")
 RANKS = (1, 2, 4, 8)
 ELEMENT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp32": 4.0}
+LEAST_GRID_FRAC = 0.9  # of all combinations of the axes, from which on measurements are a grid
+FIRST_STEP_TOKENS = 17  # below, every token count was measured; above, those on both sides of a step
 
 
 def shipped_shapes(conf: Path) -> set[tuple[int, int]]:
@@ -61,6 +69,75 @@ def isotonic(values: Array) -> Array:
 
 
 def fit_gemm(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points: int, compare: bool) -> Form:
+    """Products of one number format: their grid where they were measured on one, else a surface and curves."""
+    counts = [rows[axis].nunique() for axis in AXES]
+    if min(counts) > 2 and len(rows) >= LEAST_GRID_FRAC * float(np.prod(counts)):
+        return fit_grid(rows, shapes)
+    return fit_surface(rows, shapes, seed, n_points, compare)
+
+
+def fit_grid(rows: Any, shapes: Collection[tuple[int, int]]) -> Form:
+    """The grid, and how far off shapes and token counts are that it is made to forget, one at a time.
+
+    A shape forgotten is told twice, from those beside it in width and in depth, and the mean of the two is judged; a
+    token count from the next ones below and above. Only counts within a stretch are forgotten: where m and m + 1 were
+    measured there may be a step between them, which neither side tells of the other.
+    """
+    element_bytes = ELEMENT_BYTES[rows["dtype"].iloc[0]]
+    m, n, k = (rows[axis].to_numpy(dtype=np.float64) for axis in AXES)
+    seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
+    work = gemm_work(m, n, k, element_bytes)
+    line = fit_roofline({kind: work[kind] for kind in KINDS}, seconds, KINDS)
+    grid = unpacked(grid_of(m, n, k, seconds).packed())  # as it is served
+    (i, j), told = forgotten(grid)
+    found = grid.seconds[:, i, j].T
+    is_shipped = np.array([shape in shapes for shape in zip(grid.n[i], grid.k[j], strict=True)], dtype=np.bool_)
+    return {
+        "roofline": roofline_json(line),
+        "grid": grid.packed(),
+        "standard_error": standard_error(told.ravel(), found.ravel()),
+        "range": {axis: [float(x.min()), float(x.max())] for axis, x in zip(AXES, (m, n, k), strict=True)},
+        "error": {
+            "held_out": score(told.ravel(), found.ravel()),
+            "held_out_shapes_of_shipped_models": score(told[is_shipped].ravel(), found[is_shipped].ravel()),
+            "held_out_tokens_of_shipped_models": score(*forgotten_counts(grid, shapes)),
+            "neighbouring_token_counts_differ_by": neighbours(rows),
+        },
+    }
+
+
+def forgotten(grid: MatrixGrid) -> tuple[tuple[Indices, Indices], Array]:
+    """Every shape inside the grid as its neighbours tell it: places of its n and k, and times [s], (n_shapes, n_m)."""
+    inner, told = [], []
+    for i, n in list(enumerate(grid.n))[1:-1]:
+        beside = grid.without(i=i)
+        for j, k in list(enumerate(grid.k))[1:-1]:
+            if not np.isnan(grid.seconds[:, i, j]).any():
+                inner.append((i, j))
+                told.append(0.5 * (beside.along(n, k) + grid.without(j=j).along(n, k)))
+    places: Indices = np.array(inner).T
+    return (places[0], places[1]), np.array(told)
+
+
+def forgotten_counts(grid: MatrixGrid, shapes: Collection[tuple[int, int]]) -> tuple[Array, Array]:
+    """Token counts inside a stretch, of shipped shapes, as those below and above tell them and as measured [s]."""
+    inner = [
+        at
+        for at in range(1, len(grid.m) - 1)
+        if grid.m[at] < FIRST_STEP_TOKENS - 1 or not {grid.m[at] - 1.0, grid.m[at] + 1.0} & set(grid.m)
+    ]
+    told, found = [], []
+    for n, k in sorted(shapes):
+        if n in grid.n and k in grid.k:
+            curve = grid.along(n, k)
+            for at in inner:
+                share = (grid.m[at] - grid.m[at - 1]) / (grid.m[at + 1] - grid.m[at - 1])
+                told.append((1.0 - share) * curve[at - 1] + share * curve[at + 1])
+                found.append(curve[at])
+    return np.array(told), np.array(found)
+
+
+def fit_surface(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points: int, compare: bool) -> Form:
     """Surface and curves of one number format.
 
     Whole (n, k) shapes are held out for the surface, never one of ``shapes``: theirs are the curves. Scored without

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from calibration.attention import (
     HEADS,
+    as_served_for,
     attention_without,
     decode_slopes,
     heads_of,
@@ -22,7 +23,7 @@ from calibration.attention import (
     without,
     work_of,
 )
-from calibration.gemms import ELEMENT_BYTES
+from calibration.gemms import ELEMENT_BYTES, forgotten
 from calibration.layers import fit_curve
 from calibration.measurements import KV_BYTES, Measurements, formats
 from calibration.score import score
@@ -31,6 +32,7 @@ from calibration.surfaces import condensed
 from calibration.unequal import UNEQUAL, blinded, kept_out, served_batches
 from sim.cost.attention import SERVED, SKEW_AXES, factor_table, tabulate
 from sim.cost.dense import CALLS, curve_from, gemm_seconds
+from sim.cost.grid import unpacked
 from sim.cost.surface import surface_from
 from sim.cost.table import Space
 from sim.cost.work import gemm_work
@@ -103,6 +105,9 @@ def _gemms(name: str, form: Mapping[str, Any], rows: Any, seed: int) -> Iterator
     m, n, k = (rows[axis].to_numpy(dtype=np.float64) for axis in ("m", "n", "k"))
     seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
     work = gemm_work(m, n, k, element_bytes)
+    if "grid" in form:
+        yield _grid(name, form, rows, element_bytes)
+        return
     curves = form["curves"]["seconds"]
     keys = [f"{a}x{b}" for a, b in zip(rows["n"], rows["k"], strict=True)]
     is_kept = np.array([key in curves for key in keys], dtype=np.bool_)
@@ -123,8 +128,24 @@ def _gemms(name: str, form: Mapping[str, Any], rows: Any, seed: int) -> Iterator
         )
 
 
+def _grid(name: str, form: Mapping[str, Any], rows: Any, element_bytes: float) -> Proof:
+    """Every shape inside the grid as the others tell it; those at its edge as they are kept."""
+    m, n, k = (rows[axis].to_numpy(dtype=np.float64) for axis in ("m", "n", "k"))
+    grid = unpacked(form["grid"])
+    at = tuple(np.searchsorted(axis, x) for axis, x in ((grid.m, m), (grid.n, n), (grid.k, k)))
+    told = grid.seconds.copy()
+    inner, seconds = forgotten(grid)
+    told[:, inner[0], inner[1]] = seconds.T
+    is_inner = np.zeros(told.shape[1:], dtype=np.bool_)
+    is_inner[inner] = True
+    work = gemm_work(m, n, k, element_bytes)
+    measured: Array = rows["seconds"].to_numpy(dtype=np.float64)
+    return Proof(name, measured, told[at], is_inner[at[1:]], work["flops"], work["bytes"])
+
+
 def _decode_skew(operations: Mapping[str, Any], rows: Any, seed: int) -> Proof:
-    """As served: the table of equal contexts, and the skew on top."""
+    """As served: the table of equal contexts, and the skew on top; of contexts as in traffic."""
+    rows = as_served_for(rows)
     shape = shape_of(rows, ("decode_seqs", "decode_mean_tokens", "decode_longest_tokens"))
     n, mean, longest = shape.values()
     table = tabulate("decode_attention", operations["decode_attention"], heads_of(rows, KV_BYTES["bf16"]), 0.0)

@@ -16,7 +16,7 @@ from typing import Any
 from sim.errors import ProfileError
 
 SCHEMA = 1
-MAX_BYTES = 200_000  # of a profile file: it is read at every start, and committed
+MAX_BYTES = 400_000  # of a profile file: it is read at every start, and committed
 _KEYS = ("schema", "device", "source", "convention", "units", "provenance", "subject", "operations", "sha256")
 
 

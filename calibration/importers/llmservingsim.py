@@ -13,6 +13,8 @@ How to read the bundle (found in its numbers, and in the profiler's source):
   pairs). They are divided here.
 * Kernel time only: an eager engine's launches and gaps are not in it. The attention module was timed, so the append of
   new keys and values is inside. ``kv_decode`` counts cached tokens; a decoding sequence reads one more.
+* ``skew_profile: enabled: false`` says that unequal contexts are not to be charged; ``skew.csv`` may lie there all the
+  same, left from another run.
 * Newer bundles differ: ``attention.csv`` names its layer and how many tokens a decoding sequence computes (above one
   are drafts, left out here), and in place of ``kv_prefill`` has ``prefill_key``, the context plus half the chunk
   (profiler/core/writer.py); the sweep of unequal contexts may have been skipped; ``hardware.yaml``, beside
@@ -27,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from calibration.measurements import Measurements, frame
+from calibration.plausible import plausible
 from sim.config import conf_dir, make
 from sim.cost.dense import CALLS, SEQUENCE_CALLS
 from sim.errors import ProfileError
@@ -103,7 +106,9 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
         f"tp{tensor_parallel}/ holds one of {tensor_parallel} tensor-parallel ranks; the halved hf_overrides of "
         "meta.yaml are those of the last degree profiled"
     ]
-    if (folder / "skew.csv").is_file():
+    if not _is_on(about, "skew_profile"):
+        notes.append("skew_profile is not enabled in meta.yaml: unequal contexts cost nothing, whatever skew.csv holds")
+    elif (folder / "skew.csv").is_file():
         parts.append(_skewed(_table(folder / "skew.csv", SKEW), grid, path, heads))
         notes.append("times of skew.csv are sums over the iterations, and were divided by their number")
     else:
@@ -115,33 +120,41 @@ def import_llmservingsim(path: Path, tensor_parallel: int = 1) -> Measurements:
     if tensor_parallel > 1 and (path / "hardware.yaml").is_file():
         parts.append(_collectives(path / "hardware.yaml", tensor_parallel))
     rows = pd.concat(parts, ignore_index=True)
-    return Measurements(
-        device=about["gpu"],
-        source="LLMServingSim",
-        convention=(
-            "sum of kernel times of a module in eager vLLM, mean of "
-            f"{about.get('measurement_iterations', 'several')} calls after one; launches and gaps not included; "
-            "attention includes the append of new keys and values"
-        ),
-        provenance={
-            "vllm": about.get("vllm_version", "unknown"),
-            "cuda": about.get("cuda_version", "unknown"),
-            "date": str(about.get("profiled_at", "unknown")),
-            "license": LICENSE,
-        },
-        subject={
-            "model": about["model"],
-            "tensor_parallel": tensor_parallel,
-            **heads,
-            "d_model": model.d_model,
-            **model.stack[0].feed_forward.axes(),
-            "vocab": model.vocab,
-            "dtype": "bf16",
-            "kv_dtype": "bf16",
-        },
-        notes=tuple(notes),
-        rows=rows,
+    return plausible(
+        Measurements(
+            device=about["gpu"],
+            source="LLMServingSim",
+            convention=(
+                "sum of kernel times of a module in eager vLLM, mean of "
+                f"{about.get('measurement_iterations', 'several')} calls after one; launches and gaps not included; "
+                "attention includes the append of new keys and values"
+            ),
+            provenance={
+                "vllm": about.get("vllm_version", "unknown"),
+                "cuda": about.get("cuda_version", "unknown"),
+                "date": str(about.get("profiled_at", "unknown")),
+                "license": LICENSE,
+            },
+            subject={
+                "model": about["model"],
+                "tensor_parallel": tensor_parallel,
+                **heads,
+                "d_model": model.d_model,
+                **model.stack[0].feed_forward.axes(),
+                "vocab": model.vocab,
+                "dtype": "bf16",
+                "kv_dtype": "bf16",
+            },
+            notes=tuple(notes),
+            rows=rows,
+        )
     )
+
+
+def _is_on(about: dict[str, Any], name: str) -> bool:
+    """Whether a part of the profiler ran, as ``meta.yaml`` says; older ones say nothing, and ran it."""
+    section = about.get(name)
+    return not isinstance(section, dict) or section.get("enabled") is not False
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class MixedAttention:
         self._least_context = mixed["range"]["decode_mean_tokens"][0]
         self._floor_s = self._prefill(self._least_new, 0.0)
         skew = operations.get("decode_skew", {"decode_seqs": [1], "seconds_per_token": [0.0]})  # not always measured
-        self._skew_seqs, self._skew_s = np.array(skew["decode_seqs"]), np.array(skew["seconds_per_token"])
+        self._skew_seqs, self._skew_s = np.log2(skew["decode_seqs"]), np.array(skew["seconds_per_token"])
         self._factor = factor_table(operations["mixed_skew"], Space) if "mixed_skew" in operations else None
         # Where whole numbers of tokens and sequences lie in the tables is looked up, not computed.
         if mixed["residual"]["shifts"][2:] != [0.0, 0.0]:
@@ -165,8 +165,7 @@ class MixedAttention:
         """What unequal contexts add [s] per token of ``n_seqs`` * longest - total; 0 for a single sequence."""
         if n_seqs < 2:
             return 0.0
-        i = min(int(np.searchsorted(self._skew_seqs, n_seqs)), len(self._skew_seqs) - 1)
-        return float(self._skew_s[i] * self._skew_seqs[i] / n_seqs)
+        return float(np.interp(log2(n_seqs), self._skew_seqs, self._skew_s))
 
     def chunks_s(self, chunks: Chunks) -> float:
         """Of prompt chunks [s]."""

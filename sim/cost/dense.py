@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sim.cost.grid import unpacked
 from sim.cost.roofline import (
     ELEMENTWISE_KERNELS,
     LOGIT_BYTES,
@@ -16,7 +17,7 @@ from sim.cost.roofline import (
     n_all_reduces,
     n_elementwise,
 )
-from sim.cost.surface import SoftRoofline, Surface, monotone, surface_from
+from sim.cost.surface import SoftRoofline, Surface, error_from, monotone, roofline_from, surface_from
 from sim.cost.work import gemm_work
 from sim.errors import ProfileError
 from sim.spec import ACTIVATION_BYTES, ModelSpec
@@ -139,9 +140,10 @@ class LayerCurves:
 class ShapedGemms:
     """A model put together from matrix products of its shapes, all-reduces, and element-wise kernels.
 
-    Shapes whose curves over tokens the profile keeps are served by them, others by the fitted surface; columns beyond
-    the widest matrix measured are cut into equal pieces. Element-wise kernels and the sampler, which such profiles do
-    not time, take the bandwidth and the floor of the matrix products.
+    Shapes that were measured are served by their own times, others by those around them (`sim.cost.grid`) or, where no
+    grid was measured, by a fitted surface; columns beyond the widest matrix measured are cut into equal pieces.
+    Element-wise kernels and the sampler, which such profiles do not time, take the bandwidth and the floor of the
+    matrix products.
     """
 
     def __init__(
@@ -164,8 +166,7 @@ class ShapedGemms:
             self._layers.append((layers.n_layers, token_bytes / ELEMENTWISE_KERNELS, curves))
         head_columns = -(-model.vocab // tensor_parallel)
         self._head = gemm_curve(operations["gemm"], head_columns, model.d_model, 2.0, z.get("gemm", 0.0))
-        line = surface_from(operations["gemm"]).roofline
-        assert line is not None, "the surface of matrix products has a roofline"
+        line = roofline_from(operations["gemm"])
         self._elementwise = SoftRoofline({"bytes": line.rates["bytes"]}, line.floor_s, line.p)
         self._all_reduce = all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
         self._model = model
@@ -193,17 +194,18 @@ class ShapedGemms:
 
 
 def gemm_curve(form: Mapping[str, Any], n: int, k: int, element_bytes: float, z: float) -> Curve:
-    """Time of (m, k) x (k, n) over m: the kept curve of this shape, or the surface along it, made monotone."""
-    surface = surface_from(form)
-    kept = form["curves"]["seconds"].get(f"{n}x{k}")
-    if kept is not None:
+    """Time of (m, k) x (k, n) over m: of a measured grid, or this shape's kept curve, or the surface along it."""
+    if "grid" in form:
+        grid = unpacked(form["grid"])
+        knots, seconds = grid.m, grid.along(n, k)
+    elif (kept := form["curves"]["seconds"].get(f"{n}x{k}")) is not None:
         knots, seconds = np.array(form["curves"]["m"], dtype=np.float64), np.array(kept)
     else:
         low, high = form["range"]["m"]
         knots = np.unique(np.round(np.geomspace(low, high, 61)))
         n_pieces = -(-n // int(form["range"]["n"][1]))
-        seconds = n_pieces * monotone(gemm_seconds(surface, knots, n / n_pieces, float(k), element_bytes))
-    seconds = seconds * np.exp(z * surface.error(seconds))
+        seconds = n_pieces * monotone(gemm_seconds(surface_from(form), knots, n / n_pieces, float(k), element_bytes))
+    seconds = seconds * np.exp(z * error_from(form)(seconds))
     return Curve(knots.tolist(), seconds.tolist())
 
 

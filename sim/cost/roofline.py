@@ -34,7 +34,7 @@ class Efficiency:
 
     Source of the defaults: least absolute error in log time over NVIDIA's aiconfigurator tables of an H200 with vLLM
     0.24, GEMMs of at least 2,048 x 4,096, FlashAttention-3 with 32 and 64 heads; elementwise kernels from
-    LLMServingSim's times on an RTX PRO 6000; all-reduce from vLLM's own kernel and NCCL on 2, 4 and 8 H200, and over
+    LLMServingSim's times on an RTX PRO 6000; all-reduce from vLLM's own on 2, 4 and 8 H200, and over
     PCIe from NCCL on two RTX PRO 6000 (LLMServingSim, profiler/perf/RTXPRO6000/hardware.yaml: 12.7 us for 4 KiB, 587 us
     for 20 MiB; a floor and a bandwidth give all its sizes within 10 %). That other devices reach the same shares is an
     assumption.
@@ -55,8 +55,8 @@ class Efficiency:
     fp8_decode_floor_s: float = 13.5e-6
     elementwise_bandwidth_frac: float = 0.84
     elementwise_floor_s: float = 2.7e-6
-    all_reduce_bandwidth_frac: float = 0.40
-    all_reduce_floor_s: float = 4.5e-6
+    all_reduce_bandwidth_frac: float = 0.69
+    all_reduce_floor_s: float = 4.7e-6
     pcie_all_reduce_bandwidth_frac: float = 0.73
     pcie_all_reduce_floor_s: float = 12.7e-6
 

@@ -126,7 +126,7 @@ def surface_from(form: Mapping[str, Any]) -> Surface:
         If a key is missing or the arrays do not fit together.
     """
     try:
-        line, learnt, error = form["roofline"], form["residual"], form["standard_error"]
+        line, learnt = form["roofline"], form["residual"]
         residual = Residual(
             axes=tuple(learnt["axes"]),
             shifts=tuple(learnt["shifts"]),
@@ -134,13 +134,25 @@ def surface_from(form: Mapping[str, Any]) -> Surface:
             points=np.array(learnt["points"], dtype=np.float64).reshape(-1, len(learnt["axes"])),
             weights=np.array(learnt["weights"], dtype=np.float64),
         )
-        roofline = None if line is None else SoftRoofline(dict(line["rates"]), line["floor_s"], line["p"])
-        spread = StandardError(tuple(error["knots_s"]), tuple(error["log_sd"]))
+        roofline = None if line is None else roofline_from(form)
+        spread = error_from(form)
     except (KeyError, TypeError, ValueError) as problem:
         raise ProfileError(f"a fitted operation lacks or garbles {problem}; run step=fit again") from None
     if len(residual.points) != len(residual.weights):
         raise ProfileError(f"{len(residual.points)} inducing points but {len(residual.weights)} weights; run step=fit")
     return Surface(roofline, residual, spread)
+
+
+def roofline_from(form: Mapping[str, Any]) -> SoftRoofline:
+    """The roofline of an operation of a profile."""
+    line = form["roofline"]
+    return SoftRoofline(dict(line["rates"]), line["floor_s"], line["p"])
+
+
+def error_from(form: Mapping[str, Any]) -> StandardError:
+    """How far an operation of a profile may be off."""
+    error = form["standard_error"]
+    return StandardError(tuple(error["knots_s"]), tuple(error["log_sd"]))
 
 
 def monotone(values: Array) -> Array:

@@ -19,7 +19,8 @@ class DeviceSpec:
     link_bytes_per_s: float  # between accelerators, one direction
     host_link_bytes_per_s: float  # to host memory, one direction
     host_link_latency_s: float
-    interconnect: str = "nvlink"
+    interconnect: str = "nvlink"  # or pcie, which is the host's as much as the card's
+    architecture: str = ""  # as sm_90: devices of one share kernels, and the shares of the data sheet these reach
     source: str = ""
 
     def __post_init__(self) -> None:

@@ -41,8 +41,8 @@ def write_table(path: Path, header: str, rows: Iterable[tuple]) -> None:
 
 
 def attention_us(chunk: int, context: float, n: int, cached: int) -> float:
-    """One layer: a floor, pairs of the chunk, entries read by the decoding sequences."""
-    return 8.0 + 2e-5 * chunk * (context + chunk / 2.0) + 4e-3 * n * (cached + 1)
+    """One layer: a floor, pairs of the chunk, entries read by decoding sequences, at rates the device may reach."""
+    return 8.0 + 5e-5 * chunk * (context + chunk / 2.0) + 3e-3 * n * (cached + 1)
 
 
 def write_bundle(folder: Path, model: str, degree: int, *, is_new: bool, layers: tuple[str, ...]) -> None:
@@ -63,10 +63,13 @@ def write_bundle(folder: Path, model: str, degree: int, *, is_new: bool, layers:
         names = "layer,prefill_chunk,prefill_key,n_decode,kv_decode,decode_q_len,time_us"
     write_table(folder / f"tp{degree}" / "attention.csv", names, rows)
     tokens = (*range(1, 17), *range(32, 65, 16), *range(128, 2049, 64))
-    dense = [(layer, count, 20.0 + i + 0.1 * count) for i, layer in enumerate(layers) for count in tokens]
+    slopes = [0.9 if layer == "gate_up_proj" else 0.1 for layer in layers]
+    dense = [(layer, count, 20.0 + i + slopes[i] * count) for i, layer in enumerate(layers) for count in tokens]
     write_table(folder / f"tp{degree}" / "dense.csv", "layer,tokens,time_us", dense)
     counts = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    heads = [(layer, count, 50.0 + count) for layer in ("lm_head", "sampler") for count in counts]
+    heads = [
+        (layer, count, base + count) for layer, base in (("lm_head", 700.0), ("sampler", 50.0)) for count in counts
+    ]
     write_table(folder / f"tp{degree}" / "per_sequence.csv", "layer,sequences,time_us", heads)
 
 

@@ -261,10 +261,10 @@ def test_kernel_times_of_another_device_are_not_a_shipped_profiles_though_they_b
     recorded = read_engine_run(short_of_memory)
     known = kernels_of(recorded, tmp_path, lambda _: None)
     folder = spoil(
-        short_of_memory, tmp_path, "profile/meta.yaml", lambda t: t.replace(known.device, "NVIDIA GeForce RTX 4090")
+        short_of_memory, tmp_path, "profile/meta.yaml", lambda t: t.replace(known.device, "NVIDIA A100-SXM4-80GB")
     )
     recorded = read_engine_run(folder)
-    assert kernels_of(recorded, tmp_path, lambda _: None).device == "NVIDIA GeForce RTX 4090"
+    assert kernels_of(recorded, tmp_path, lambda _: None).device == "NVIDIA A100-SXM4-80GB"
 
 
 @pytest.mark.parametrize(

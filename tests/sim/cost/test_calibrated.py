@@ -63,10 +63,17 @@ def test_a_prompts_attention_never_falls_with_its_tokens_or_context(rtx):
     assert by_context == sorted(by_context)
 
 
-def test_dense_parts_never_fall_with_tokens(operations):
-    times = [operations.dense_s(n) for n in range(1, 2_049)]
+def test_layers_measured_whole_never_fall_with_tokens(rtx):
+    times = [rtx.dense_s(n) for n in range(1, 2_049)]
     assert min(times) > 0.0
     assert all(b >= a * (1 - 1e-9) for a, b in pairwise(times))
+
+
+def test_matrices_measured_on_a_grid_keep_steps_down_too_but_rise_in_the_long_run(h200):
+    times = [h200.dense_s(n) for n in range(1, 2_049)]
+    assert min(times) > 0.0
+    assert any(b < a for a, b in pairwise(times))
+    assert times[15] < times[255] < times[1_023] < times[2_047]
 
 
 def test_a_run_of_decode_iterations_is_the_series_of_single_ones():
