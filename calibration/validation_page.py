@@ -207,5 +207,4 @@ def generated(predicted: Predicted, n_seconds: int) -> npt.NDArray[np.float64]:
     """Tokens that came out in each second."""
     from sim.metrics.load import load
 
-    tokens = load(predicted.result).output_tokens_in_second.astype(np.float64)
-    return np.pad(tokens, (0, max(0, n_seconds - len(tokens))))[:n_seconds]
+    return load(predicted.result).output_tokens_in_second.first(n_seconds).astype(np.float64)

@@ -165,6 +165,16 @@ class Result:
     counts: tuple[Mapping[str, int | float], ...]
     provenance: Mapping[str, Any]
 
+    @property
+    def start_ns(self) -> int:
+        """Arrival of the first request that was served, where every axis and every share of time begins; 0 if none."""
+        return int(self.requests.column("arrival_ns").min()) if len(self.requests) else 0
+
+    @property
+    def duration_ns(self) -> int:
+        """From there to the last request's finish."""
+        return self.end_ns - self.start_ns
+
 
 def durations_ps(n_steps: Ints, first_ps: Ints, growth_ps: Ints) -> Ints:
     """How long runs of iterations last: a first one, and each longer by the same than the one before.

@@ -6,6 +6,7 @@ import numpy as np
 
 from sim.metrics.gaps import chunks_by_replica
 from sim.metrics.queue import queue
+from sim.metrics.seconds import Seconds
 from sim.metrics.slots import Floats, slots
 from sim.record import Ints, Result, durations_ps
 from sim.units import NS_PER_S, PS_PER_NS, PS_PER_S
@@ -34,7 +35,7 @@ class Load:
     peak_held_tokens: int
     peak_used_tokens: int  # held and idle together
     peak_waiting_seqs: int
-    output_tokens_in_second: Ints  # of all replicas, by second since the first arrival, shape (n_seconds,)
+    output_tokens_in_second: Seconds  # of all replicas, by second since the first arrival
 
     @property
     def mean_decode_seqs(self) -> float:
@@ -49,9 +50,9 @@ def load(result: Result) -> Load:
     weighted = dict.fromkeys((*SLOTS, *STILL), 0.0)
     peak = dict.fromkeys(("held_tokens", "used_tokens"), 0)
     busy_ps = 0.0
-    origin_ns = int(result.requests.column("arrival_ns").min(initial=result.end_ns))
-    n_seconds = (result.end_ns - origin_ns) // NS_PER_S + 1
-    per_second = np.bincount((prefill_output_ns(result) - origin_ns) // NS_PER_S, minlength=n_seconds)
+    origin_ns = result.start_ns
+    per_second = Seconds()
+    per_second.add((prefill_output_ns(result) - origin_ns) // NS_PER_S)
     for _, rows in chunks_by_replica(result.iterations, 1):
         column = dict(zip(names, rows, strict=True))
         n, decoding = column["n_steps"], column["decode_seqs"]
@@ -107,7 +108,7 @@ def prefill_output_ns(result: Result) -> Ints:
     return np.concatenate([first_ns, next_ns[next_ns >= 0]])
 
 
-def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> None:
+def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Seconds) -> None:
     """Add each decode iteration's tokens to the second in which it ends."""
     runs = np.flatnonzero(column["decode_seqs"])
     n, first, growth, decoding = (column[name][runs] for name in ("n_steps", "first_ps", "growth_ps", "decode_seqs"))
@@ -115,7 +116,7 @@ def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> N
     start_ps = start_ns * PS_PER_NS + column["carry_ps"][runs]  # of that second: 64 bits hold 106 days in picoseconds
     first_second = start_second + (start_ps + first) // PS_PER_S
     last_second = start_second + (start_ps + durations_ps(n, first, growth)) // PS_PER_S
-    _scatter(per_second, last_second, n * decoding)
+    per_second.add(last_second, n * decoding)
 
     # Runs that reach over full seconds: move what had ended before each of them one second back.
     crossings = last_second - first_second
@@ -127,26 +128,16 @@ def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Ints) -> N
         elapsed_ps = start_ps[run] + durations_ps(k, first[run], growth[run])
         has_ended = elapsed_ps < (second - start_second[run]) * PS_PER_S
         before, most = np.where(has_ended, k, before), np.where(has_ended, most, k - 1)
-    _scatter(per_second, second - 1, before * decoding[run])
-    _scatter(per_second, second, -before * decoding[run])
+    per_second.add(second - 1, before * decoding[run])
+    per_second.add(second, -before * decoding[run])
 
 
-def _scatter(totals: Ints, index: Ints, values: Ints) -> None:
-    """Add values at indices, repeated ones included."""
-    if len(index):
-        base = int(index.min())
-        sums = np.bincount(index - base, weights=values)  # float64 holds whole numbers below 2**53 exactly
-        totals[base : base + len(sums)] += sums.astype(np.int64)
+def most_in_flight(result: Result) -> int:
+    """Most requests in flight at any one time; one that ends as another arrives is not in flight beside it.
 
-
-def requests_in_second(result: Result) -> Ints:
-    """Requests in flight at any time of each second since the first arrival, as vLLM counts concurrency."""
-    requests = result.requests
-    if not len(requests):
-        return np.zeros(1, dtype=np.int64)
-    arrival_ns, finish_ns = requests.column("arrival_ns"), requests.column("finish_ns")
-    begin = (arrival_ns - arrival_ns.min()) // NS_PER_S
-    end = (finish_ns - arrival_ns.min()) // NS_PER_S
-    size = int(end.max()) + 2
-    inside: Ints = np.cumsum(np.bincount(begin, minlength=size) - np.bincount(end + 1, minlength=size))
-    return inside
+    vLLM up to 0.28 counts those that touch the same second instead (vllm/benchmarks/serve.py), and so finds three where
+    short answers follow one another three times a second.
+    """
+    arrivals_ns, finishes_ns = (np.sort(result.requests.column(name)) for name in ("arrival_ns", "finish_ns"))
+    in_flight = np.arange(1, len(arrivals_ns) + 1) - np.searchsorted(finishes_ns, arrivals_ns, side="right")
+    return int(in_flight.max(initial=0))

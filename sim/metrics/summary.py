@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.metrics.gaps import token_gaps
 from sim.metrics.latency import Bools, Floats, latencies, meets
-from sim.metrics.load import Load, load, requests_in_second
+from sim.metrics.load import Load, load, most_in_flight
 from sim.metrics.population import Population
 from sim.metrics.slo import LIMITS, Slo
 from sim.record import Result
@@ -54,15 +54,16 @@ def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[
         Keys and units of ``vllm bench serve --save-result`` (vllm/benchmarks/serve.py, ``benchmark``) with
         ``--percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 90,95,99``: latencies in ms, rates per second,
         ``duration`` in s from the first arrival to the last finish; ``failed`` counts refused requests. Our own numbers
-        are under ``kvtwin``. What is undefined (the TPOT of one-token answers) is None.
+        are under ``kvtwin``. Peaks are exact: ``max_concurrent_requests`` at any one time, ``max_output_tokens_per_s``
+        of any whole second since the first arrival, and no less than the mean, which a shorter run or last second may
+        exceed it by. What is undefined (the TPOT of one-token answers) is None.
     """
     measures = measures or measure(result, slo)
     requests = result.requests
     completed, n_input = len(requests), int(requests.column("prompt_tokens").sum())
     n_output, n_good = int(requests.column("output_tokens").sum()), int(measures.is_good.sum())
-    duration_s = 0.0
-    if completed:
-        duration_s = int(requests.column("finish_ns").max() - requests.column("arrival_ns").min()) / NS_PER_S
+    duration_s = result.duration_ns / NS_PER_S
+    output_throughput = _rate(n_output, duration_s)
 
     numbers: dict[str, Any] = {
         "duration": duration_s,
@@ -72,10 +73,10 @@ def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[
         "total_output_tokens": n_output,
         "request_throughput": _rate(completed, duration_s),
         "request_goodput": _rate(n_good, duration_s) if slo.is_set else None,
-        "output_throughput": _rate(n_output, duration_s),
+        "output_throughput": output_throughput,
         "total_token_throughput": _rate(n_input + n_output, duration_s),
-        "max_output_tokens_per_s": float(measures.load.output_tokens_in_second.max()),
-        "max_concurrent_requests": int(requests_in_second(result).max()),
+        "max_output_tokens_per_s": max(output_throughput, float(measures.load.output_tokens_in_second.most())),
+        "max_concurrent_requests": most_in_flight(result),
     }
     for name in LIMITS:
         values = measures.latency_ms[name]
@@ -92,7 +93,7 @@ def to_json(numbers: Mapping[str, Any]) -> str:
 
 def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, Any]) -> dict[str, Any]:
     requests, load = result.requests, measures.load
-    capacity = max(1, result.capacity_tokens)
+    capacity, duration_s = max(1, result.capacity_tokens), numbers["duration"]
     n_input = numbers["total_input_tokens"]
     offered = numbers["completed"] + numbers["failed"]
     counts = total_counts(result)
@@ -104,7 +105,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "n_replicas": result.n_replicas,
         "slo": {name: slo.limits()[name] for name in LIMITS},
         "slo_attainment_frac": int(measures.is_good.sum()) / offered if offered and slo.is_set else None,
-        "classes": _by_class(result, slo, measures, numbers["duration"]) if slo.is_set else {},
+        "classes": _by_class(result, slo, measures, duration_s) if slo.is_set else {},
         "total_token_throughput_per_device": numbers["total_token_throughput"] / max(1, result.n_devices),
         "output_throughput_per_device": numbers["output_throughput"] / max(1, result.n_devices),
         "tokens_per_s_per_user": MS_PER_S / numbers["median_tpot_ms"] if numbers["median_tpot_ms"] else None,
@@ -135,7 +136,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "iterations": load.n_iterations,
         "mean_decode_seqs": load.mean_decode_seqs,
         "peak_waiting_requests": load.peak_waiting_seqs,
-        "busy_frac": load.busy_s * NS_PER_S / (result.end_ns * result.n_replicas) if result.end_ns else 0.0,
+        "busy_frac": load.busy_s / (duration_s * result.n_replicas) if duration_s else 0.0,
         "prefill_tokens_computed": load.prefill_tokens,
         "padding_tokens": load.padding_tokens,
         "transferred_bytes": _by_link(result),

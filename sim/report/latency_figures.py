@@ -177,6 +177,7 @@ def gantt(result: Result) -> Figure | None:
     first = int(np.argmax(waited[size:] - waited[: len(waited) - size]))
     shown = order[first : first + size]
     origin_ns = column["arrival_ns"][shown].min()
+    into_run = duration((origin_ns - result.start_ns) / 1e6)
     phases = (
         ("waiting in the queue", "arrival_ns", "scheduled_ns", "--grey"),
         ("computing the prompt", "scheduled_ns", "first_token_ns", "--blue"),
@@ -204,7 +205,7 @@ def gantt(result: Result) -> Figure | None:
     return Figure(
         "gantt",
         f"{size} requests, one line each",
-        f"Consecutive arrivals from the time of the longest waits, {duration(origin_ns / 1e6)} into the run."
+        f"Consecutive arrivals from the time of the longest waits, {into_run} into the run."
         if len(order) > size
         else "All requests in order of arrival.",
         traces,

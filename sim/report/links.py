@@ -35,7 +35,7 @@ def link_uses(result: Result, edges_ns: Floats) -> list[LinkUse]:
     ----------
     result : Result
     edges_ns : array, shape (n_bins + 1,)
-        Ends of the bins, from 0 on [ns].
+        Ends of the bins, from 0 on, where the first request arrives [ns].
     """
     columns = {name: result.transfers.column(name) for name in result.transfers.columns}
     return [
@@ -45,7 +45,7 @@ def link_uses(result: Result, edges_ns: Floats) -> list[LinkUse]:
 
 
 def _use(name: str, of: dict[str, Ints], edges_ns: Floats, result: Result) -> LinkUse:
-    start, end = of["start_ns"].astype(np.float64), of["end_ns"].astype(np.float64)
+    start, end = ((of[name] - result.start_ns).astype(np.float64) for name in ("start_ns", "end_ns"))
     width_ns = np.diff(edges_ns)
     moved = np.diff(_moved_by(edges_ns, start, end, of["n_bytes"].astype(np.float64)))
     busy_ns = np.zeros(len(width_ns))

@@ -34,7 +34,7 @@ def tiers_section(result: Result, ours: Mapping[str, Any]) -> Section | None:
     if not found:
         return None
     counts = over_classes(ours["counts"])
-    edges_ns = np.linspace(0, max(result.end_ns, 1), N_BINS + 1)
+    edges_ns = np.linspace(0, max(result.duration_ns, 1), N_BINS + 1)
     uses = link_uses(result, edges_ns)
     tables = [_tiers_table(result, counts, found), _links_table(uses)]
     found[COMPUTED] = int(result.requests.column("prompt_tokens").sum()) - sum(found.values())

@@ -74,13 +74,13 @@ class _Sums:
 
 
 def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
-    """Bin a run's facts over its duration.
+    """Bin a run's facts over its duration, from the first arrival on.
 
     While a replica computes nothing its batch is empty; what it keeps for reuse it goes on keeping.
     """
-    end_ns = max(result.end_ns, 1)
-    edges_ns = np.linspace(0, end_ns, n_bins + 1, dtype=np.float64)
-    width_ns = end_ns / n_bins
+    origin_ns, run_ns = result.start_ns, max(result.duration_ns, 1)
+    edges_ns = np.linspace(0, run_ns, n_bins + 1, dtype=np.float64)
+    width_ns = run_ns / n_bins
     names = result.iterations.columns
     sums = {name: _Sums(n_bins) for name in (*COUNTS, *SLOTS)}
     tokens = {"decode": np.zeros(n_bins), "prefill": np.zeros(n_bins)}
@@ -88,7 +88,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
         column = dict(zip(names, rows, strict=True))
         n = column["n_steps"]
         length_ns = durations_ps(n, column["first_ps"], column["growth_ps"]) / PS_PER_NS
-        start_ns = column["start_ns"] + column["carry_ps"] / PS_PER_NS
+        start_ns = column["start_ns"] - origin_ns + column["carry_ps"] / PS_PER_NS
         row, at, spent_ns = _pieces(start_ns, start_ns + length_ns, width_ns, n_bins)
         share = spent_ns / np.maximum(length_ns[row], 1e-9)
         done = np.cumsum(share)
@@ -103,16 +103,16 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
                 sums[name].add(at, spent_ns, begin + change * (done - share), begin + change * done)
 
     idle = pauses(result)
-    pause, at, spent_ns = _pieces(idle.begin_ns, idle.end_ns, width_ns, n_bins)
+    pause, at, spent_ns = _pieces(idle.begin_ns - origin_ns, idle.end_ns - origin_ns, width_ns, n_bins)
     for name in SLOTS:
         sums[name].add(at, spent_ns, idle.tokens[name][pause])
     available_ns = width_ns * result.n_replicas
     levels = {name: of.level(available_ns) for name, of in sums.items()}
     requests = result.requests
-    prefill_output_at = _bin(prefill_output_ns(result), width_ns, n_bins)
-    scheduled_at = _bin(requests.column("scheduled_ns"), width_ns, n_bins)
+    prefill_output_at = _bin(prefill_output_ns(result) - origin_ns, width_ns, n_bins)
+    scheduled_at = _bin(requests.column("scheduled_ns") - origin_ns, width_ns, n_bins)
     width_s = width_ns / NS
-    preempted_at = _bin(result.preemptions.column("preempted_ns"), width_ns, n_bins)
+    preempted_at = _bin(result.preemptions.column("preempted_ns") - origin_ns, width_ns, n_bins)
     is_swap = result.preemptions.column("is_swap")
     return Timelines(
         edges_ns / NS,
@@ -151,7 +151,7 @@ def _waiting(result: Result, width_ns: float, n_bins: int) -> Level:
     sums = _Sums(n_bins)
     for replica in range(result.n_replicas):
         begin_ns, length = queue(result, replica)
-        edges_ns = np.concatenate([[0], begin_ns, [max(result.end_ns, 1)]])
+        edges_ns = np.concatenate([[0], begin_ns - result.start_ns, [max(result.duration_ns, 1)]])
         spell, at, spent_ns = _pieces(edges_ns[:-1], edges_ns[1:], width_ns, n_bins)
         is_some = spent_ns > 0
         sums.add(at[is_some], spent_ns[is_some], np.append(0, length)[spell[is_some]])

@@ -1,7 +1,8 @@
 """A run as a Chrome trace, which https://ui.perfetto.dev and chrome://tracing open.
 
 One process per replica: its iterations as slices, its load as counters, its requests as asynchronous tracks (they
-overlap). Times are microseconds. The file holds the beginning of a run, up to `MAX_EVENTS` events.
+overlap). Times are microseconds since the first arrival. The file holds the beginning of a run, up to `MAX_EVENTS`
+events.
 """
 
 import gzip
@@ -33,12 +34,12 @@ def trace_json(result: Result, max_events: int = MAX_EVENTS) -> bytes:
     events = [
         *_names(result),
         *_iterations(result, until_ns),
-        *_pauses(idle, until_ns),
-        *_waiting(queues, until_ns),
+        *_pauses(idle, result.start_ns, until_ns),
+        *_waiting(queues, result.start_ns, until_ns),
         *_requests(result, until_ns),
     ]
-    shown_s = min(until_ns, result.end_ns) / NS_PER_S
-    about = {"seed": result.seed, "shown_s": shown_s, "of_s": result.end_ns / NS_PER_S}
+    shown_s = (min(until_ns, result.end_ns) - result.start_ns) / NS_PER_S
+    about = {"seed": result.seed, "shown_s": shown_s, "of_s": result.duration_ns / NS_PER_S}
     head = json.dumps({"displayTimeUnit": "ms", "otherData": about}, sort_keys=True)[:-1]
     text = head + ', "traceEvents": [\n' + ",\n".join(events) + "\n]}\n"
     return gzip.compress(text.encode(), compresslevel=1, mtime=0)
@@ -70,11 +71,11 @@ def _iterations(result: Result, until_ns: int) -> Iterator[str]:
     table = result.iterations
     rows = table.rows()[: int(np.searchsorted(_ascending(table.column("start_ns")), until_ns))]
     column = {name: rows[:, i].tolist() for i, name in enumerate(table.columns) if name in SHOWN}
-    ends_ns = row_ends_ns(table)[: len(rows)].tolist()
+    ends_ns, origin_ns = row_ends_ns(table)[: len(rows)].tolist(), result.start_ns
     for end_ns, replica, start_ns, n, prompt, decoding, context, held, idle in zip(
         ends_ns, *(column[name] for name in SHOWN), strict=True
     ):
-        ts = _ts(start_ns)
+        ts = _ts(start_ns - origin_ns)
         kind = "prefill" if not decoding else "mixed" if prompt else "decode"
         yield (
             f'{{"ph":"X","pid":{replica},"tid":0,"ts":{ts},"dur":{(end_ns - start_ns) / NS_PER_US:.3f},"name":"{kind}",'
@@ -84,12 +85,12 @@ def _iterations(result: Result, until_ns: int) -> Iterator[str]:
         yield from _counters(replica, ts, held, idle, decoding)
 
 
-def _pauses(idle: Pauses, until_ns: int) -> Iterator[str]:
+def _pauses(idle: Pauses, origin_ns: int, until_ns: int) -> Iterator[str]:
     """Counters keep their last value until the next one, so a replica that stops says what is left."""
     columns = idle.replica, idle.begin_ns, idle.tokens["held_tokens"], idle.tokens["idle_tokens"]
     rows = np.stack([column.astype(np.int64) for column in columns], axis=1)
     for replica, at_ns, held, kept in rows[idle.begin_ns < until_ns].tolist():
-        yield from _counters(replica, _ts(at_ns), held, kept, 0)
+        yield from _counters(replica, _ts(at_ns - origin_ns), held, kept, 0)
 
 
 def _counters(replica: int, ts: str, held: int, idle: int, decoding: int) -> Iterator[str]:
@@ -98,10 +99,10 @@ def _counters(replica: int, ts: str, held: int, idle: int, decoding: int) -> Ite
     yield f'{{{common},"name":"requests","args":{{"decoding":{decoding}}}}}'
 
 
-def _waiting(queues: Sequence[Queue], until_ns: int) -> Iterator[str]:
+def _waiting(queues: Sequence[Queue], origin_ns: int, until_ns: int) -> Iterator[str]:
     for replica, (begin_ns, length) in enumerate(queues):
         for at_ns, n in zip(begin_ns[begin_ns < until_ns].tolist(), length.tolist(), strict=False):
-            yield f'{{"ph":"C","pid":{replica},"ts":{_ts(at_ns)},"name":"queue","args":{{"waiting":{n}}}}}'
+            yield f'{{"ph":"C","pid":{replica},"ts":{_ts(at_ns - origin_ns)},"name":"queue","args":{{"waiting":{n}}}}}'
 
 
 def _ascending(start_ns: Any) -> Any:
@@ -111,15 +112,15 @@ def _ascending(start_ns: Any) -> Any:
 
 def _requests(result: Result, until_ns: int) -> Iterator[str]:
     table = result.requests
-    rows = table.rows()[table.column("finish_ns") < until_ns]
+    rows, origin_ns = table.rows()[table.column("finish_ns") < until_ns], result.start_ns
     for row in rows.tolist():
         f = dict(zip(table.columns, row, strict=True))
         common = f'"cat":"request","id":{f["id"]},"pid":{f["replica"]},"tid":1'
         tokens = f'"args":{{"prompt tokens":{f["prompt_tokens"]},"output tokens":{f["output_tokens"]}}}'
         marks = ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns")
         for phase, begin, end in zip(("queued", "prefill", "decode"), marks, marks[1:], strict=False):
-            yield f'{{"ph":"b",{common},"ts":{_ts(f[begin])},"name":"{phase}",{tokens}}}'
-            yield f'{{"ph":"e",{common},"ts":{_ts(f[end])},"name":"{phase}"}}'
+            yield f'{{"ph":"b",{common},"ts":{_ts(f[begin] - origin_ns)},"name":"{phase}",{tokens}}}'
+            yield f'{{"ph":"e",{common},"ts":{_ts(f[end] - origin_ns)},"name":"{phase}"}}'
 
 
 def _ts(at_ns: int) -> str:

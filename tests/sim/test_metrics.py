@@ -1,6 +1,7 @@
 """Metrics against the same numbers computed from every single token."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,13 @@ from sim import simulate
 from sim.errors import ConfigError, InvariantError
 from sim.metrics import Slo, measure, summary, to_json
 from sim.metrics.gaps import token_gaps
-from sim.metrics.load import load, requests_in_second
+from sim.metrics.load import load, most_in_flight
 from sim.metrics.population import Population, Series
+from sim.metrics.seconds import Seconds
 from sim.metrics.summary import total_counts
-from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, REQUEST_COLUMNS, Result, Table
-from tests.sim.tiny_run import table, tiny_run
+from sim.record import ITERATION_COLUMNS, PREEMPTION_COLUMNS, REQUEST_COLUMNS, Result
+from sim.report.timeline import timelines
+from tests.sim.tiny_run import later, table, tiny_run
 
 SLO = Slo(ttft_ms=40, tpot_ms=6, classes={"code": {"ttft_ms": 20, "e2el_ms": 150}})
 VLLM_KEYS = {
@@ -117,31 +120,22 @@ def test_gaps_from_iterations_are_the_gaps_between_all_tokens(options, chunk_row
 LATE_NS = 200 * 24 * 3600 * 10**9  # 200 days: 64 bits hold 106 of them in picoseconds
 
 
-def later(facts: Table) -> Table:
-    """The same facts, 200 days later."""
-    rows = facts.rows().copy()
-    for i, name in enumerate(facts.columns):
-        if name.endswith("_ns"):
-            rows[:, i] += LATE_NS * (rows[:, i] >= 0)
-    return table(facts.columns, [dict(zip(facts.columns, row, strict=True)) for row in rows.tolist()])
-
-
 @pytest.mark.parametrize("preempts", [0.0, 0.6])
 def test_gaps_are_the_same_after_more_than_100_days(preempts):
     run = tiny_run(n_requests=20, rate_per_s=200.0, preempts=preempts).result
-    late = replace(run, iterations=later(run.iterations), preemptions=later(run.preemptions))
+    late = later(run, LATE_NS)
     assert token_gaps(late).mean_std() == token_gaps(run).mean_std()
     assert token_gaps(late).size == token_gaps(run).size
 
 
 def test_a_second_after_more_than_100_days_has_its_tokens():
     run = tiny_run(n_requests=1).result
-    seconds = load(run).output_tokens_in_second
+    n_tokens = load(run).output_tokens_in_second.total()
     first = {name: run.requests.column(name)[0] - LATE_NS * (name == "arrival_ns") for name in run.requests.columns}
     early = replace(run, requests=table(run.requests.columns, [first]))
     found = load(early).output_tokens_in_second
-    assert found.sum() == seconds.sum()
-    assert np.flatnonzero(found)[0] * 10**9 >= LATE_NS
+    assert found.total() == n_tokens > 0
+    assert not found.first(LATE_NS // 10**9).any()
 
 
 @pytest.mark.parametrize("batching", ["chunked", "continuous"])
@@ -265,20 +259,61 @@ def test_tokens_of_each_second_are_those_that_came_in_it(options):
     run = tiny_run(**options)
     origin_ps = 1000 * int(run.result.requests.column("arrival_ns").min())
     times = np.concatenate([np.array(t) for t in run.tokens_ps.values()])
+    expected = np.bincount((times - origin_ps) // 10**12)
     found = load(run.result).output_tokens_in_second
-    assert found.tolist() == np.bincount((times - origin_ps) // 10**12, minlength=len(found)).tolist()
+    assert found.first(len(expected)).tolist() == expected.tolist()
+    assert (found.most(), found.total()) == (expected.max(), expected.sum())
 
 
-def test_concurrency_counts_requests_touching_each_second():
-    run = tiny_run(seed=2, rate_per_s=4.0, n_requests=30)
-    rows = run.result.requests
-    origin = rows.column("arrival_ns").min()
-    seconds = [
-        (int(a - origin) // 10**9, int(f - origin) // 10**9)
-        for a, f in zip(rows.column("arrival_ns"), rows.column("finish_ns"), strict=True)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60_000), st.integers(0, 99)), max_size=40), st.integers(1, 40))
+def test_seconds_far_apart_keep_their_numbers(rows, n_at_once):
+    kept = Seconds()
+    for i in range(0, len(rows), n_at_once):
+        kept.add(*np.array(rows[i : i + n_at_once], dtype=np.int64).T)
+    expected = np.zeros(60_001, dtype=np.int64)
+    for second, value in rows:
+        expected[second] += value
+    assert kept.first(60_001).tolist() == expected.tolist()
+    assert (kept.most(), kept.total()) == (expected.max(), expected.sum())
+
+
+def test_memory_does_not_grow_with_the_time_between_two_requests():
+    """Now, and beside 0 in Unix time: a number for every second between them would take 14 GB."""
+    requests = [
+        {"arrival_ns": at, "scheduled_ns": at, "first_token_ns": at + 9, "finish_ns": at + 9, "output_tokens": 1}
+        | {"prompt_tokens": 5, "n_samples": 1}
+        for at in (0, 1_764_331_200 * 10**9)
     ]
-    found = requests_in_second(run.result)
-    assert found.tolist() == [sum(a <= s <= f for a, f in seconds) for s in range(len(found))]
+    iterations = [{"start_ns": row["arrival_ns"], "n_steps": 1, "first_ps": 9_000} for row in requests]
+    facts = {"requests": table(REQUEST_COLUMNS, requests), "iterations": table(ITERATION_COLUMNS, iterations)}
+    result = replace(tiny_run().result, **facts, end_ns=requests[1]["finish_ns"])
+    tracemalloc.start()
+    numbers = summary(result, SLO)
+    timelines(result)
+    most_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert numbers["completed"] == 2
+    assert most_bytes < 10e6
+
+
+def test_concurrency_is_that_of_any_one_time():
+    run = tiny_run(seed=2, rate_per_s=4.0, n_requests=30).result
+    arrival, finish = (run.requests.column(name) for name in ("arrival_ns", "finish_ns"))
+    assert most_in_flight(run) == max(((arrival <= at) & (finish > at)).sum() for at in arrival) > 1
+
+
+def test_answers_that_follow_one_another_within_a_second_are_never_in_flight_together():
+    """Three of 6 ms, 300 ms apart, and one that arrives when the third ends."""
+    rows = [{"arrival_ns": at * 10**6, "finish_ns": (at + 6) * 10**6} for at in (0, 300, 600, 606)]
+    assert most_in_flight(replace(tiny_run().result, requests=table(REQUEST_COLUMNS, rows))) == 1
+
+
+def test_a_peak_is_never_below_the_mean():
+    """A run of a few milliseconds: its tokens a second are more than all its tokens."""
+    numbers = summary(tiny_run(seed=1, n_requests=1, max_output=3).result, SLO)
+    assert numbers["duration"] < 1
+    assert numbers["max_output_tokens_per_s"] == numbers["output_throughput"] > numbers["total_output_tokens"]
 
 
 def test_load_averages_over_engine_time():

@@ -306,7 +306,7 @@ def test_gaps_are_those_of_all_answers_however_often_each_is_preempted(batching)
     assert len(result.preemptions) > 20
     assert len(result.requests) == 60
     assert token_gaps(result).size == (result.requests.column("output_tokens") - 3).sum()
-    assert load(result).output_tokens_in_second.sum() == result.requests.column("output_tokens").sum()
+    assert load(result).output_tokens_in_second.total() == result.requests.column("output_tokens").sum()
 
 
 def test_sharing_saves_what_the_closed_form_says():

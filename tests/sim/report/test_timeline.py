@@ -22,6 +22,9 @@ from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, serve
 from tests.sim.tiny_run import table, tiny_run
 
+FROM_0 = replace(tiny_run().result, requests=table(REQUEST_COLUMNS, [{}]))
+"""A run whose first request arrives at 0."""
+
 
 def test_averages_are_over_time_and_extremes_are_kept():
     """Four bins of 1 us: 10 slots for 1.5 us, 30 for 0.5 us, then nothing."""
@@ -29,7 +32,7 @@ def test_averages_are_over_time_and_extremes_are_kept():
         {"start_ns": 0, "n_steps": 3, "first_ps": 500_000, "held_tokens": 10, "idle_tokens": 4},
         {"start_ns": 1_500, "n_steps": 1, "first_ps": 500_000, "held_tokens": 30, "idle_tokens": 8},
     ]
-    result = replace(tiny_run().result, iterations=table(ITERATION_COLUMNS, rows), end_ns=4_000)
+    result = replace(FROM_0, iterations=table(ITERATION_COLUMNS, rows), end_ns=4_000)
     found = timelines(result, n_bins=4)
     held, idle = found.levels["held_tokens"], found.levels["idle_tokens"]
     assert held.mean.tolist() == [10, 20, 0, 0]
@@ -78,7 +81,7 @@ def test_memory_grows_along_a_run_of_iterations():
     """Four iterations of 1 us in four bins: ten sequences grow from 100 to 140 slots, of which 125 were reserved."""
     row = {"start_ns": 0, "n_steps": 4, "first_ps": 1_000_000, "decode_seqs": 10, "decode_context_tokens": 110}
     row |= {"held_tokens": 125, "live_tokens": 100, "idle_tokens": 7}
-    result = replace(tiny_run().result, iterations=table(ITERATION_COLUMNS, [row]), end_ns=4_000, capacity_tokens=130)
+    result = replace(FROM_0, iterations=table(ITERATION_COLUMNS, [row]), end_ns=4_000, capacity_tokens=130)
     found = timelines(replace(result, config={}), n_bins=4).levels
     assert found["live_tokens"].mean.tolist() == pytest.approx([105, 115, 125, 135])
     assert found["live_tokens"].low.tolist() == pytest.approx([100, 110, 120, 130])
@@ -93,7 +96,7 @@ def test_memory_grows_along_a_run_of_iterations():
 def test_tokens_are_neither_lost_nor_made_by_binning(seed, n_replicas, n_bins, mixes):
     result = tiny_run(seed, n_replicas=n_replicas, mixes=mixes, preempts=0.0).result
     found = timelines(result, n_bins)
-    width_s = result.end_ns / n_bins / 1e9
+    width_s = result.duration_ns / n_bins / 1e9
     assert found.decoded_per_s.sum() * width_s == pytest.approx(result.requests.column("output_tokens").sum())
     assert found.prefilled_per_s.sum() * width_s == pytest.approx(result.requests.column("prompt_tokens").sum())
     assert found.prompt_tokens.sum() == result.requests.column("prompt_tokens").sum()
@@ -108,7 +111,7 @@ def test_output_of_several_answers_and_after_preemptions_is_charted_to_the_token
     )  # fmt: skip
     assert len(result.preemptions) > 100
     found = timelines(result)
-    n_tokens = found.decoded_per_s.sum() * result.end_ns / 1e9 / len(found.decoded_per_s)
+    n_tokens = found.decoded_per_s.sum() * result.duration_ns / 1e9 / len(found.decoded_per_s)
     assert n_tokens == pytest.approx(result.requests.column("output_tokens").sum(), rel=1e-9)
 
 
@@ -124,7 +127,7 @@ def test_averages_lie_between_the_extremes_and_sum_up_to_the_whole(seed, n_repli
         assert np.all(level.low <= level.mean * (1 + 1e-6))
         assert np.all(level.mean <= level.high * (1 + 1e-6))
         assert level.high.max() == rows[name].max()
-        expected = float((rows[name] * length_ns).sum()) / (result.end_ns * n_replicas)
+        expected = float((rows[name] * length_ns).sum()) / (result.duration_ns * n_replicas)
         assert level.mean.mean() == pytest.approx(expected, rel=1e-6)
 
 
