@@ -88,4 +88,5 @@ def n_resident(device: Device | str, head_dim: int) -> int:
     """Decode programs that a device runs at once; 8 in the interpreter, which runs one, so that pieces are cut."""
     if Device(device).type != "cuda":
         return 8
-    return cuda.get_device_properties(device).multi_processor_count * tiles(RESIDENT, device, head_dim)
+    n_multiprocessors: int = cuda.get_device_properties(device).multi_processor_count
+    return n_multiprocessors * tiles(RESIDENT, device, head_dim)
