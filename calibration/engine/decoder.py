@@ -8,7 +8,7 @@ positions are learnt), so other families have their shapes here, and their cost,
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -38,6 +38,10 @@ LLAMA = {
     "mlp_in": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp_out": ("mlp.down_proj",),
 }
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of queries (n_tokens, n_heads, head_dim) to keys and values of the same tokens, without a cache."""
 
 
 @dataclass(slots=True)
@@ -112,8 +116,15 @@ class Decoder:
         self._angles = cos_sin_table(model.max_len, model.head_dim, device=device)
         self.times: list[tuple[str, float]] | None = None
 
-    def forward(self, batch: Batch, pool: Pool) -> Tensor:
-        """Logits of the wanted tokens, shape (n_wanted, vocab); appends all tokens' keys and values to the pool."""
+    def forward(self, batch: Batch, cache: "Pool | Attend") -> Tensor:
+        """Logits of the wanted tokens, shape (n_wanted, vocab).
+
+        Parameters
+        ----------
+        cache : Pool or callable
+            All tokens' keys and values are appended to a pool, and attention reads them there. Without one, a function
+            of queries, keys and values attends to these tokens alone.
+        """
         model, ops, weights = self.model, self.ops, self._weights
         n_q, n_kv, width = model.n_heads, model.n_kv_heads, model.head_dim
         self._begin()
@@ -134,9 +145,7 @@ class Decoder:
             if not model.n_position_embeddings:
                 ops.rope(q, k, batch.positions, self._angles, check_ids=False)
             self._done("rotary_emb")
-            ops.kv_append(k, v, *pool.written(layer), batch.slots, check_ids=False)
-            self._done("append")
-            x = self._attend(q, pool, layer, batch)
+            x = self._attend(q, k, v, cache, layer, batch).flatten(1)
             x = torch.mm(x, weights[f"{layer}.attention_out"].T)
             self._done("o_proj")
             x = ops.rms_norm(x, weights[f"{layer}.mlp_norm"], residual=residual)
@@ -153,8 +162,12 @@ class Decoder:
         self._done("lm_head")
         return logits
 
-    def _attend(self, q: Tensor, pool: Pool, layer: int, batch: Batch) -> Tensor:
-        k, v = pool.read(layer)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, cache: "Pool | Attend", layer: int, batch: Batch) -> Tensor:
+        if not isinstance(cache, Pool):
+            return cache(q, k, v)
+        self.ops.kv_append(k, v, *cache.written(layer), batch.slots, check_ids=False)
+        self._done("append")
+        k, v = cache.read(layer)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         n = batch.n_prompt_tokens
         common: dict[str, Any] = {"ring_blocks": batch.ring_blocks, "check_ids": False}
@@ -164,7 +177,7 @@ class Decoder:
         if batch.decode is not None:
             self.ops.decode_attention(q[n:], k, v, batch.decode_table, batch.decode, out=out[n:], **common)
             self._done("decode_attention")
-        return out.flatten(1)
+        return out
 
     def _begin(self) -> None:
         if self.times is not None:
