@@ -136,9 +136,7 @@ class Decoder:
         for layer in range(model.n_layers):
             if layer:
                 x = ops.rms_norm(x, weights[f"{layer}.norm"], residual=residual)
-                self._done("layernorm")
-            else:
-                self._begin()
+            self._done("layernorm")
             qkv = torch.mm(x, weights[f"{layer}.qkv"].T).view(len(x), n_q + 2 * n_kv, width)
             self._done("qkv_proj")
             q, k, v = qkv[:, :n_q], qkv[:, n_q : n_q + n_kv], qkv[:, n_q + n_kv :]
