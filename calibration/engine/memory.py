@@ -230,7 +230,10 @@ class Hierarchical(Paged):
         super().__init__(pool, copy)
         rows = pool.rows
         shape = (n_host_blocks, *rows.shape[:2], self.size, *rows.shape[3:])
-        self._host = torch.zeros(shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+        try:
+            self._host = torch.zeros(shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+        except RuntimeError:
+            raise ConfigError(f"tiers: {n_host_blocks} blocks do not fit into this host's memory") from None
         self._host_free = list(range(n_host_blocks))
         self._below: OrderedDict[int, int] = OrderedDict()  # key -> place, least recently used first
 

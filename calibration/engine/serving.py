@@ -91,6 +91,14 @@ class Engine:
         sequence.queued_ns = self.clock()
         self.waiting.append(sequence)
 
+    def abort(self, sequence: Sequence) -> None:
+        """Nobody waits for a sequence any more: forget it, and take back what it holds."""
+        for queue in (self.waiting, self.partial, self.decoding):
+            if sequence in queue:
+                queue.remove(sequence)
+        if sequence.holding is not None:
+            self.memory.release(sequence)
+
     def serve(self, requests: Iterable[Sequence], sleep: Callable[[float], None] = time.sleep) -> list[Sequence]:
         """Serve sequences as their requests arrive, in real time from now on; all of them, answered."""
         todo = deque(sorted(requests, key=lambda sequence: sequence.request.arrival_ns))

@@ -33,6 +33,7 @@ def engine(
     caches: Mapping[str, Row[str]],
     settings: Row[str],
     requests: int,
+    host_gib: float,
     weights: str | None,
     out: str,
     seed: int,
@@ -49,6 +50,8 @@ def engine(
         Name of a cache -> its overrides.
     requests : int
         Served with each cache, twice: the two differ by what the machine does beside.
+    host_gib : float
+        Host memory below the device, for a cache that has it.
     weights : str, optional
         Folder of safetensors; random weights without.
     out : str
@@ -73,6 +76,8 @@ def engine(
         raise ConfigError(f"requests must be >= 1, got {requests}")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     begun_s, folder = time.monotonic(), Path(out)
+    if not host_gib > 0.0:
+        raise ConfigError(f"host_gib must be > 0, got {host_gib}")
     base = compose([*model, *settings, *FOR_ALL])
     spec = make(base["model"], "model")
     decoder = Decoder(spec, device_of(device), spec.kv_dtype, seed, Path(weights) if weights else None)
@@ -94,12 +99,12 @@ def engine(
 
     most = spec.max_len - 1
     at_once = conversations(requests, 1e9, most, seed)
-    rate = LOAD_FRAC * requests / simulated(configuration(common, "paged", caches), at_once, folder)[1]
+    rate = LOAD_FRAC * requests / simulated(configuration(common, "paged", caches, host_gib), at_once, folder)[1]
     traffic = conversations(requests, rate, most, seed)
     say(f"{requests} requests at {rate:.3g}/s, {LOAD_FRAC:.0%} of what the simulation says it can do")
     rows = []
     for name in caches:
-        config = configuration(common, name, caches)
+        config = configuration(common, name, caches, host_gib)
         told = [served(config, decoder, traffic, folder / name / str(n)) for n in (1, 2)]
         rows.append((name, told, simulated(config, traffic, folder)[0]))
         say(line(*rows[-1]), soft_wrap=True)
@@ -107,11 +112,13 @@ def engine(
     say(f"{time.monotonic() - begun_s:.0f} s in all; recorded runs for step=validate in {folder}")
 
 
-def configuration(common: Row[str], name: str, caches: Mapping[str, Row[str]]) -> dict[str, Any]:
+def configuration(common: Row[str], name: str, caches: Mapping[str, Row[str]], host_gib: float) -> dict[str, Any]:
     """Of the simulator and of the engine alike."""
     from sim.config import compose
 
-    return compose([*common, f"cache={name}", *caches.get(name, ())])
+    config = compose([*common, f"cache={name}", *caches.get(name, ())])
+    config["tiers"]["levels"][0]["capacity_gib"] = host_gib
+    return config
 
 
 def device_name(folder: Path) -> str:

@@ -22,8 +22,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def caches():
-    step = compose(["calibration/step=engine"], "calibration")
-    return step["caches"] | {"hierarchical": step["caches"]["hierarchical"]}
+    return compose(["calibration/step=engine"], "calibration")["caches"]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def closed(tmp_path_factory, caches):
     folder = tmp_path_factory.mktemp("engine")
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        engine("cpu", TINY, caches, SETTINGS, 12, None, str(folder), 0)
+        engine("cpu", TINY, caches, SETTINGS, 12, 0.01, None, str(folder), 0)
     return folder, said.getvalue()
 
 
@@ -82,7 +81,7 @@ def test_errors_are_against_the_mean_of_both_runs_and_noise_is_between_them():
     told = [Told(1.0, 0.1, 2.0), Told(1.2, 0.1, 2.0)]
     simulated = Told(1.1, 0.11, 1.9)
     assert line("x", told, simulated) == "x: TTFT +0.0%, TPOT +10.0%, E2EL -5.0%"
-    cells = [list(column.cells)[0] for column in table([("x", told, simulated)]).columns]
+    cells = [next(iter(column.cells)) for column in table([("x", told, simulated)]).columns]
     assert cells[1:5] == ["1,100.00", "1,100.00", "+0.0%", "+20.0%"]
     assert len(cells) == 1 + 4 * len(METRICS)
 
