@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from kernels.correctness import checks
+from kernels.exhibits import EXHIBITS, Stage
 from kernels.operations import operations
-from kernels.results import CHECK_COLUMNS, REHEARSAL, SPEED_COLUMNS, write_results
+from kernels.results import CHECK_COLUMNS, REHEARSAL, SPEED_COLUMNS, markdown, write_results
 from kernels.rows import Rows
 from kernels.speed import Speed, jobs
 from kernels.timing import DeviceLostError, is_lost
@@ -163,9 +164,24 @@ def tabulate(ops: Any, device: torch.device, rows: Rows, deadline_s: float, watc
         rows.add(kernel="skipped", case=f"{n_left} timings, out of time")
 
 
+def show(exhibit: str, device: torch.device) -> int:
+    """Print an exhibit, a row as soon as it is known."""
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # steady times, whatever else the machine does
+    print(f"# {(EXHIBITS[exhibit].__doc__ or '').strip()}\n")
+    print("; ".join(f"{k} {v}" for k, v in machine(device).items()) + "\n")
+    for i, row in enumerate(EXHIBITS[exhibit](Stage(device))):
+        lines = markdown(row, [row]).splitlines()
+        print("\n".join(lines if i == 0 else lines[2:]), flush=True)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run; 0 if every check passed, 1 if any failed or was skipped, 2 if there is no such device."""
     parser = argparse.ArgumentParser(prog="python -m kernels", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "exhibit", nargs="?", choices=list(EXHIBITS), help="show what attention costs, and nothing else"
+    )
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to rehearse with the references")
     parser.add_argument("--out", type=Path, default=Path("outputs/kernels"), help="folder for the rows as they come")
     parser.add_argument("--budget-s", type=float, default=440.0, help="start nothing after this many seconds [s]")
@@ -181,6 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("kernels: no CUDA device here; `--device cpu` rehearses with the references", file=sys.stderr)
         return 2
+    if options.exhibit:
+        return show(options.exhibit, device)
     ops = operations(device)
     if options.warm:
         index, number = options.warm
