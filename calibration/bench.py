@@ -1,10 +1,12 @@
 """Time all points of a machine: two passes in different random order, what is done kept on disk, failures recorded."""
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import date
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +14,14 @@ import numpy as np
 
 from calibration.measurements import Measurements, frame
 from calibration.points import Point
+from kernels.watch import Watch
 from sim.errors import ProfileError
 
 N_PASSES = 2
 SENTINEL = -1  # in place of the pass
 SENTINEL_S = 60.0  # a known point is timed again this often
 MOST_FATAL = 2  # points of an operation that took the device: no other of it is tried
+ENDED = "the process was ended in it"
 DRIFT_FRAC = 0.03  # more than this between sentinels is reported
 
 
@@ -35,6 +39,10 @@ class Bench(Protocol):
 
     def points(self) -> list[Point]:
         """What there is to time, the sentinel first."""
+        ...
+
+    def comes_first(self, at: Point) -> bool:
+        """Whether a profile needs the point: all of them are timed once before any of the others."""
         ...
 
     def seconds(self, at: Point) -> float:
@@ -55,8 +63,9 @@ def time_points(
 ) -> int:
     """Time every point twice, or as often as the minutes allow; go on where a run in the same folder was cut off.
 
-    A line a timing goes to ``timings.jsonl`` at once. A point that fails is recorded there, and the rest goes on.
-    Returns how many timings the folder now has.
+    A line a timing goes to ``timings.jsonl`` at once. A point that fails is recorded there, and the rest goes on; so is
+    one in which the process before this one was ended, and after a point that hung no more of its kind than one are
+    tried. Returns how many timings the folder now has.
 
     Raises
     ------
@@ -69,6 +78,11 @@ def time_points(
     log = folder / "timings.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     about, rows = read_timings(log) if log.is_file() else ({}, [])
+    watch = Watch(folder / "timings.begun")
+    left = watch.left()
+    if left is not None:
+        n_pass, key = json.loads(left[0])
+        rows.append({"pass": n_pass, "key": key, "error": left[1] or ENDED, "fatal": bool(left[1])})
     if about and about["device"] != bench.device:
         raise ProfileError(
             f"{log}: timings of {about['device']!r}, this machine is {bench.device!r}; take another out="
@@ -79,6 +93,7 @@ def time_points(
     hopeless = {kind for kind, n in kinds.items() if n >= MOST_FATAL}
     rng = np.random.default_rng(seed)
     order = [(n_pass, points[i]) for n_pass in range(N_PASSES) for i in rng.permutation(len(points))]
+    order.sort(key=lambda one: (one[0], not bench.comes_first(one[1])))
     todo = [
         (n_pass, at)
         for n_pass, at in order
@@ -86,11 +101,18 @@ def time_points(
     ]
     stop = clock() + 60.0 * minutes
     next_sentinel = -np.inf
-    with log.open("a", encoding="utf-8") as file:
+    with log.open("ab", buffering=0) as file:
+        file.truncate(whole_bytes(log))  # a line that was cut off would join the next one
 
         def write(row: dict[str, Any]) -> None:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            content = (json.dumps(row) + "\n").encode()
+            if file.write(content) < len(content):
+                raise OSError(ENOSPC, os.strerror(ENOSPC), str(log))
+
+        def time_at(n_pass: int, at: Point) -> None:
+            with watch.over(json.dumps([n_pass, at.key])):
+                row = {"pass": n_pass, "key": at.key, **timed(bench, at)}
+            write(row)
             if row.get("fatal"):
                 raise LostError(f"{row['key']}: {row['error']}; the same command goes on after it")
 
@@ -106,13 +128,15 @@ def time_points(
                     "n_points": len(points),
                 }
             )
+        if left is not None:
+            write(rows[-1])
         for n_pass, at in progress(todo):
             if clock() >= stop:
                 break
             if clock() >= next_sentinel and points[0].key not in fatal:
-                write({"pass": SENTINEL, "key": points[0].key, **timed(bench, points[0])})
+                time_at(SENTINEL, points[0])
                 next_sentinel = clock() + SENTINEL_S
-            write({"pass": n_pass, "key": at.key, **timed(bench, at)})
+            time_at(n_pass, at)
             done.add((n_pass, at.key))
     return len(done)
 
@@ -142,10 +166,7 @@ def read_timings(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     if not log.is_file():
         raise ProfileError(f"{log}: missing; run step=measure first")
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        log.write_text("".join(lines), encoding="utf-8")
+    lines = log.read_bytes()[: whole_bytes(log)].decode().splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -155,6 +176,11 @@ def read_timings(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if rows and "device" not in rows[0]:
         raise ProfileError(f"{log}: line 1 names no device; remove the file to measure anew")
     return (rows[0], rows[1:]) if rows else ({}, [])
+
+
+def whole_bytes(log: Path) -> int:
+    """Bytes of a log up to the end of its last whole line."""
+    return log.read_bytes().rfind(b"\n") + 1
 
 
 def gather(folder: Path) -> Measurements:

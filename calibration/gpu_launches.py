@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from calibration.points import Point
+from calibration.points import Point, point
 from calibration.points_gpu import BLOCK_TOKENS, read_batch
 from kernels.decode_plan import plan_decode
 from kernels.prefill_plan import plan_prefill
-from kernels.timing import COLD_BYTES, N_VARIANTS
+from kernels.timing import COLD_BYTES, N_VARIANTS, captured
 from sim.step import Chunk
 
 BF16 = torch.bfloat16
@@ -25,13 +25,15 @@ SLOWEST_LINK_BYTES_PER_S, SHORTEST_DECODE_S = 10e9, 5e-4  # work beside a transf
 class Launched(NamedTuple):
     """A launch, how many variants of its data there are, and whether a CUDA graph can hold it.
 
-    ``beside`` is launched before it on another stream, and is to last longer.
+    ``beside`` is launched before it on another stream, and is to last longer. Of a host call, what is timed is how long
+    the host is busy with it.
     """
 
     run: Callable[[int], Any]
     n_variants: int
     is_capturable: bool = True
     beside: Callable[[], Any] | None = None
+    is_host_call: bool = False
 
 
 class Launches:
@@ -40,7 +42,7 @@ class Launches:
     def __init__(self, ops: Any, device: torch.device) -> None:
         self._ops, self._device = ops, device
         self._pool_bytes = 2 * COLD_BYTES if device.type == "cuda" else 0
-        self._pools: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._pools: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def of(self, at: Point) -> Launched:
         """The launch of a point."""
@@ -76,6 +78,8 @@ class Launches:
     def mixed_launches(self, at: Point) -> Launched:
         """Chunks, then decoding sequences: two launches, as an iteration makes them."""
         chunks, decoding = read_batch(at["detail"])
+        widest = max(blocks_of([sum(chunk) for chunk in chunks]), blocks_of(decoding))
+        self._pool(at["n_kv_heads"], at["head_dim"], widest * BLOCK_TOKENS)  # one pool holds either
         prompts, decodes = self._prefill(at, chunks), self._decode(at, decoding)
 
         def run(i: int) -> None:
@@ -142,24 +146,65 @@ class Launches:
         decodes = self.decode_attention(at)
         n_launches = 8 + int(at["bytes"] / SLOWEST_LINK_BYTES_PER_S / SHORTEST_DECODE_S)
 
-        def decode() -> None:
-            for i in range(n_launches):
-                decodes.run(i % decodes.n_variants)
-
-        return self.transfer(at)._replace(beside=decode)
+        return self.transfer(at)._replace(beside=self._at_once(decodes, n_launches))
 
     def decode_beside_transfer(self, at: Point) -> Launched:
         """Decoding sequences while copies between pinned memory and the device run, or none."""
-        decodes = self.decode_attention(at)
+        decodes = self._at_once(self.decode_attention(at), 1)
         if at["detail"] == "none":
-            return Launched(decodes.run, 1, False)
+            return Launched(lambda _: decodes(), 1, False)
         copies = self.transfer(at)
 
         def copy() -> None:
             for _ in range(8):  # of a quarter of a gigabyte: tens of milliseconds, against one or two
                 copies.run(0)
 
-        return Launched(decodes.run, 1, False, copy)
+        return Launched(lambda _: decodes(), 1, False, copy)
+
+    def host_call(self, at: Point) -> Launched:
+        """Launches of a few sequences, arguments checked: what they cost the host."""
+        shape: dict[str, Any] = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 64}
+        batch = point("", **shape, new_tokens=8)
+        small = self._random(16, 16)
+        match at["detail"]:
+            case "decode_attention":
+                run = self._decode(batch, [64] * 8).run
+            case "prefill_attention":
+                run = self._prefill(batch, [Chunk(64, 0)]).run
+            case "kv_append":
+                run = self.append(batch).run
+            case "mm":
+
+                def run(_: int) -> Any:
+                    return torch.mm(small, small)
+
+            case _:
+
+                def run(_: int) -> Any:
+                    return small.add_(1.0)
+
+        return Launched(run, 1, False, is_host_call=True)
+
+    def graph_launch(self, at: Point) -> Launched:
+        """A CUDA graph of the smallest kernels: what one replay costs the host, or takes the device."""
+        small = self._random(1)
+        replay = self._at_once(Launched(lambda _: small.add_(1.0), 1), at["n"])
+        return Launched(lambda _: replay(), 1, False, is_host_call=at["detail"] == "host")
+
+    def _at_once(self, launched: Launched, n_launches: int) -> Callable[[], Any]:
+        """So many launches in one call that costs the host next to nothing: a CUDA graph, where there is one."""
+
+        def launch(i: int) -> None:
+            launched.run(i % launched.n_variants)
+
+        def one_by_one() -> None:
+            for i in range(n_launches):
+                launch(i)
+
+        if self._device.type != "cuda":
+            return one_by_one
+        replay: Callable[[], Any] = captured(launch, n_launches).replay
+        return replay
 
     def block_transfer(self, at: Point) -> Launched:
         """Scattered pieces to or from pinned memory: a copy each, one kernel over the link, or gathered and copied.
@@ -235,8 +280,9 @@ class Launches:
         """Keys and values of at least ``least_tokens``, (n_blocks, block_tokens, heads, head_dim)."""
         block_bytes = 2 * BLOCK_TOKENS * n_kv_heads * head_dim * 2
         n_blocks = max(-(-self._pool_bytes // block_bytes), -(-least_tokens // BLOCK_TOKENS))
-        key = (n_blocks, n_kv_heads, head_dim)
-        if key not in self._pools:
+        key = (n_kv_heads, head_dim)
+        if key not in self._pools or len(self._pools[key][0]) < n_blocks:
+            self._pools.pop(key, None)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what a point that failed still held when its memory was given back
                 free = torch.cuda.mem_get_info()[0] - RESERVE_BYTES
@@ -259,6 +305,17 @@ class Launches:
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, device=self._device)
+
+
+def blocks_of(lens: list[int]) -> int:
+    """Blocks of a batch whose block table is as wide as its longest sequence needs it.
+
+    Examples
+    --------
+    >>> blocks_of([100, 17])
+    14
+    """
+    return len(lens) * -(-max(lens, default=0) // BLOCK_TOKENS)
 
 
 def span_of(text: str) -> dict[str, Any]:

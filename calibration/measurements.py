@@ -153,12 +153,12 @@ def read_measurements(folder: Path) -> Measurements:
 def replace(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
     try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise

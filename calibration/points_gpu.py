@@ -26,6 +26,17 @@ MATRICES = (
 TINY_MATRICES = ((64, 64), (192, 64), (64, 192), (128, 128), (256, 64), (64, 256))
 
 
+BETWEEN = (20, 40, 50, 72, 100, 160)  # batches that fill the last round of programs badly: a staircase, not a curve
+BETWEEN_TOKENS = (1024, 4096)
+SERVED_FROM = {
+    # operations that a profile's times stand on (sim.cost); the others say what is not simulated, or are shown
+    "decode_attention", "batched_prefill_attention", "cached_prefill_attention", "ragged_decode_attention",
+    "varlen_prefill_attention", "mixed_launches", "gemm", "append", "block_copy", "transfer",
+}  # fmt: skip
+LAUNCHED = ("decode_attention", "prefill_attention", "kv_append", "mm", "smallest")  # what a host call is timed of
+GRAPH_LAUNCHES = (1, 20, 200)
+
+
 class Grid(NamedTuple):
     """Sizes of a grid."""
 
@@ -43,6 +54,7 @@ class Grid(NamedTuple):
     n_ragged: int  # per head shape: decode batches of unequal contexts,
     n_varlen: int  # prompt chunks of unequal lengths,
     n_mixed: int  # and both side by side
+    between: tuple[tuple[int, int], ...]  # further decode batches and their contexts
 
 
 GPU = Grid(
@@ -60,6 +72,7 @@ GPU = Grid(
     n_ragged=60,
     n_varlen=40,
     n_mixed=40,
+    between=tuple(product(BETWEEN, BETWEEN_TOKENS)),
 )
 TINY = Grid(  # rehearses on a CPU, in seconds
     heads=({"n_heads": 4, "n_kv_heads": 2, "head_dim": 64},),
@@ -76,6 +89,7 @@ TINY = Grid(  # rehearses on a CPU, in seconds
     n_ragged=12,
     n_varlen=12,
     n_mixed=12,
+    between=((3, 32), (5, 32)),
 )
 
 
@@ -87,7 +101,7 @@ def gpu_points(grid: Grid = GPU) -> list[Point]:
     for heads in grid.heads:
         points += [
             decode(n, tokens, **heads)
-            for n, tokens in product(grid.batches, grid.contexts)
+            for n, tokens in (*product(grid.batches, grid.contexts), *grid.between)
             if n * tokens * heads["n_kv_heads"] <= grid.most_kv_heads_tokens
         ]
         points += [
@@ -116,6 +130,8 @@ def gpu_points(grid: Grid = GPU) -> list[Point]:
         point("transfer", detail=f"{way} {memory}", n=1, bytes=size)
         for way, memory, size in product(("h2d", "d2h", "both"), ("pinned", "pageable"), grid.transfer_bytes)
     ]
+    points += [point("host_call", detail=name) for name in LAUNCHED]
+    points += [point("graph_launch", detail=side, n=n) for side, n in product(("host", "device"), GRAPH_LAUNCHES)]
     points += beside(grid, first)
     points += [
         point("block_transfer", detail=f"{way} {how}", n=n, m=joined, bytes=block_bytes * joined * n, **first)

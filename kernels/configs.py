@@ -5,10 +5,12 @@ ahead of time. The sm_90 shapes follow from the compiler's register and shared-m
 run on a GPU has chosen between them yet. A run that does is named beside the entry it changes.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import cuda
 from torch import device as Device
+
+T = TypeVar("T")
 
 
 class Tiles(NamedTuple):
@@ -47,6 +49,19 @@ QUANT_DECODE: dict[tuple[str, int], Tiles] = {  # unpacking costs registers, so 
     for arch in ("sm_90", "sm_80", "sm_89")
     for head_dim in (64, 128, 256)
 }
+RESIDENT: dict[tuple[str, int], int] = {
+    ("sm_90", 64): 4,
+    ("sm_90", 128): 3,
+    ("sm_90", 256): 1,
+    ("sm_80", 64): 3,
+    ("sm_80", 128): 2,
+    ("sm_80", 256): 2,
+    ("sm_89", 64): 2,
+    ("sm_89", 128): 2,
+    ("sm_89", 256): 2,
+}
+"""Programs of the decode kernel that a multiprocessor holds at once: what its registers and shared memory allow, by the
+compiler's report. The test suite works it out again ahead of time."""
 FALLBACK = "sm_89"  # the least shared memory per program of the three, so its shapes fit newer devices too
 
 
@@ -63,7 +78,15 @@ def padded(head_dim: int) -> int:
     return 1 << (head_dim - 1).bit_length()
 
 
-def tiles(table: dict[tuple[str, int], Tiles], device: Device | str, head_dim: int) -> Tiles:
+def tiles(table: dict[tuple[str, int], T], device: Device | str, head_dim: int) -> T:
     """Entry of one of the tables above for a device; unknown architectures get the smallest shapes."""
     key = (architecture(device), padded(head_dim))
     return table.get(key) or table[FALLBACK, key[1]]
+
+
+def n_resident(device: Device | str, head_dim: int) -> int:
+    """Decode programs that a device runs at once; 8 in the interpreter, which runs one, so that pieces are cut."""
+    if Device(device).type != "cuda":
+        return 8
+    n_multiprocessors: int = cuda.get_device_properties(device).multi_processor_count
+    return n_multiprocessors * tiles(RESIDENT, device, head_dim)

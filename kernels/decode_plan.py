@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import need, need_heads, need_span
-from kernels.configs import DECODE, Tiles, tiles
+from kernels.configs import DECODE, Tiles, n_resident, tiles
 
 Ints = npt.NDArray[np.int64]
 IDLE = (-1, 0, 0, -1)  # a piece with nothing to do, where a fixed grid has more programs than pieces
@@ -136,7 +136,8 @@ def plan_decode(
     window, n_sinks : int
         The query attends to the last ``window`` keys, itself included, and to the first ``n_sinks`` [tokens].
     n_programs : int, optional
-        Programs that run at once, to spread the pieces over; twice the number of multiprocessors unless told.
+        Programs that run at once, to spread the pieces over; as many as
+        the device holds (`kernels.configs.n_resident`) unless told.
     is_fixed_grid : bool
         Pad to the most pieces any lengths can need, so that a CUDA graph can be captured and ``refill`` used.
     config : Tiles, optional
@@ -152,9 +153,7 @@ def plan_decode(
     need(len(kv_lens) >= 1, "kv_lens must name at least one sequence, got none")
     need(min(kv_lens) >= 0, f"kv_lens must be >= 0 [tokens], got {min(kv_lens)}")
     config = config or tiles(DECODE, device, head_dim)
-    if n_programs is None:
-        on_cuda = torch.device(device).type == "cuda"
-        n_programs = 2 * torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 8
+    n_programs = n_resident(device, head_dim) if n_programs is None else n_programs
     need(n_programs >= 1, f"n_programs must be >= 1, got {n_programs}")
 
     work, part_starts = cut(kv_lens, window, n_sinks, config.block_n, n_programs // n_kv_heads)

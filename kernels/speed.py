@@ -16,6 +16,13 @@ from kernels.prefill_plan import plan_prefill
 from kernels.timing import COLD_BYTES, N_VARIANTS, measure_us
 
 BF16 = torch.bfloat16
+PREFILL_MUST = 0.38  # of a large matrix product: 300 of the 770 to 798 TFLOP/s that H200 machines reach
+LARGE_DECODE_MUST = 0.74  # of a copy in device memory, from 1 GB of keys and values on: 3.2 of 4.3 TB/s
+DECODE_MUST = 0.47  # from 100 MB on: 2.0 of 4.3 TB/s
+APPEND_MUST, COPY_MUST = 0.60, 0.75
+FLOOR_MUST_US = 16.0
+"""Bars: published kernels on an H200 reach more (FlashAttention 3 as in vLLM 0.24: 606 TFLOP/s and 4.0 TB/s). As shares
+of what the same run measures at best they hold for an H100 too, whose memory is slower."""
 
 
 class Speed(NamedTuple):
@@ -26,17 +33,20 @@ class Speed(NamedTuple):
     time_us: float
     rate: float
     unit: str  # TFLOP/s or TB/s
-    must: float | None  # the least it should reach, in `unit`, or in us for the floor
+    must: float | None  # the least share of the measured ceiling it should reach; of the floor, the most time [us]
     convention: str
-    rivals: dict[str, float]  # torch's attention backends on the same inputs [us]
+    rivals: Callable[[], dict[str, float]] | None = None  # times torch's attention backends on the same inputs [us]
     remark: str = ""
 
-    def verdict(self) -> str:
-        """Whether the bar was met; empty where there is none or the run was a rehearsal."""
+    def verdict(self, of_ceiling_frac: float | None) -> str:
+        """Whether the bar was met; empty where there is none, or nothing it could be told by, or in a rehearsal."""
         if self.must is None or self.convention == "rehearsal":
             return ""
-        is_met = self.time_us <= self.must if self.case.startswith("floor") else self.rate >= self.must
-        return "met" if is_met else "missed"
+        if self.case.startswith("floor"):
+            return "met" if self.time_us <= self.must else "missed"
+        if of_ceiling_frac is None:
+            return ""
+        return "met" if of_ceiling_frac >= self.must else "missed"
 
 
 def copy_ceiling(device: torch.device, n_bytes: int) -> Speed:
@@ -44,14 +54,14 @@ def copy_ceiling(device: torch.device, n_bytes: int) -> Speed:
     source = torch.randint(0, 100, (n_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     time_us, how = measure_us(lambda _: target.copy_(source), device)
-    return Speed("ceiling", f"copy {n_bytes >> 20} MiB", time_us, 2 * n_bytes / time_us / 1e6, "TB/s", None, how, {})
+    return Speed("ceiling", f"copy {n_bytes >> 20} MiB", time_us, 2 * n_bytes / time_us / 1e6, "TB/s", None, how)
 
 
 def matmul_ceiling(device: torch.device, n: int) -> Speed:
     """Square bf16 product on random data."""
     a, b = (torch.randn(n, n, device=device, dtype=BF16) for _ in "ab")
     time_us, how = measure_us(lambda _: a @ b, device)
-    return Speed("ceiling", f"bf16 matmul {n}", time_us, 2 * n**3 / time_us / 1e6, "TFLOP/s", None, how, {})
+    return Speed("ceiling", f"bf16 matmul {n}", time_us, 2 * n**3 / time_us / 1e6, "TFLOP/s", None, how)
 
 
 def rivals_us(
@@ -75,8 +85,8 @@ def rivals_us(
         try:
             if error(launch(0), truth) < 2e-2:
                 times[name] = measure_us(launch, device)[0]
-        except RuntimeError as refusal:
-            print(f"  torch {name}: {str(refusal).splitlines()[0][:120]}", flush=True)
+        except Exception as refusal:  # whatever is wrong with a rival, ours has been timed
+            print(f"  torch {name}: {(str(refusal).splitlines() or [''])[0][:120]}", flush=True)
     return times
 
 
@@ -104,16 +114,26 @@ def prefill_speed(
         return answer
 
     time_us, how = measure_us(launch, device)
-    rivals = {}
-    if context == 0 and window is None:
+
+    def rivals() -> dict[str, float]:
         rows = (x[table[0].long()].flatten(0, 1)[:length] for x in (k, v))
         flat = [x.transpose(0, 1)[None].contiguous() for x in (q, *rows)]
-        rivals = rivals_us(flat[0], flat[1], flat[2], out.transpose(0, 1)[None], device, True)
+        return rivals_us(flat[0], flat[1], flat[2], out.transpose(0, 1)[None], device, True)
+
     flops = 4 * head_dim * heads[0] * plan.visible_pairs()
     case = f"{n_new} new, {context} cached, {heads[0]}/{heads[1]} d{head_dim}" + (
         f", window {window}" if window else ""
     )
-    return Speed("prefill_attention", case, time_us, flops / time_us / 1e6, "TFLOP/s", must, how, rivals)
+    return Speed(
+        "prefill_attention",
+        case,
+        time_us,
+        flops / time_us / 1e6,
+        "TFLOP/s",
+        must,
+        how,
+        rivals if context == 0 and window is None else None,
+    )
 
 
 def decode_speed(
@@ -159,12 +179,13 @@ def decode_speed(
         return answer
 
     time_us, how = measure_us(launch, device)
-    rivals = {}
-    if has_rivals and len(set(kv_lens)) == 1:
+
+    def rivals() -> dict[str, float]:
         launch(0)
         rows = (x[tables[0].long()].flatten(1, 2)[:, : kv_lens[0]] for x in (k, v))
         flat = [q[:, :, None], *(x.transpose(1, 2).contiguous() for x in rows)]
-        rivals = rivals_us(flat[0], flat[1], flat[2], out[:, :, None], device, False)
+        return rivals_us(flat[0], flat[1], flat[2], out[:, :, None], device, False)
+
     n_bytes = plan.visible_tokens() * token_bytes
     lens = f"{len(kv_lens)} x {kv_lens[0]}" if len(set(kv_lens)) == 1 else f"{len(kv_lens)} ragged"
     case = f"{label}{lens}, {heads[0]}/{heads[1]} d{head_dim}, {n_bytes / 1e6:.1f} MB"
@@ -172,7 +193,9 @@ def decode_speed(
         case += f", window {window}"
     kernel = "decode_attention" if bits == 16 else f"quant_decode_attention {bits} bits"
     remark = f"{len(plan.work)} pieces" if plan.is_split else "not split"
-    return Speed(kernel, case, time_us, n_bytes / time_us / 1e6, "TB/s", must, how, rivals, remark)
+    return Speed(
+        kernel, case, time_us, n_bytes / time_us / 1e6, "TB/s", must, how, rivals if has_rivals else None, remark
+    )
 
 
 def append_speed(ops: Any, device: torch.device, n_tokens: int, must: float | None) -> Speed:
@@ -187,7 +210,7 @@ def append_speed(ops: Any, device: torch.device, n_tokens: int, must: float | No
 
     time_us, how = measure_us(launch, device)
     n_bytes = 2 * 2 * n_tokens * 8 * 128 * 2
-    return Speed("kv_append", f"{n_tokens} tokens, 8 x 128", time_us, n_bytes / time_us / 1e6, "TB/s", must, how, {})
+    return Speed("kv_append", f"{n_tokens} tokens, 8 x 128", time_us, n_bytes / time_us / 1e6, "TB/s", must, how)
 
 
 def copy_speed(
@@ -203,7 +226,7 @@ def copy_speed(
     time_us, how = measure_us(lambda _: ops.kv_copy(source, target, from_rows, to_rows, check_ids=False), device)
     n_bytes = (1 if host else 2) * n_blocks * row_tokens * 8 * 128 * 2
     case = f"{n_blocks} rows of {row_tokens} tokens" + (f", {host} in pinned memory" if host else "")
-    return Speed("kv_copy", case, time_us, n_bytes / time_us / 1e6, "TB/s", must, how, {})
+    return Speed("kv_copy", case, time_us, n_bytes / time_us / 1e6, "TB/s", must, how)
 
 
 def quantise_speed(ops: Any, device: torch.device, n_tokens: int, bits: int) -> Speed:
@@ -214,9 +237,7 @@ def quantise_speed(ops: Any, device: torch.device, n_tokens: int, bits: int) -> 
     rows = k[:-1].flatten(0, 1)[:n_tokens]
     time_us, how = measure_us(lambda _: ops.kv_quantise(rows, codes, params, slots, bits=bits, check_ids=False), device)
     n_bytes = n_tokens * 8 * (128 * (2 + bits / 8) + 4)
-    return Speed(
-        f"kv_quantise {bits} bits", f"{n_tokens} tokens", time_us, n_bytes / time_us / 1e6, "TB/s", None, how, {}
-    )
+    return Speed(f"kv_quantise {bits} bits", f"{n_tokens} tokens", time_us, n_bytes / time_us / 1e6, "TB/s", None, how)
 
 
 def norms_speed(ops: Any, device: torch.device, n_tokens: int) -> Speed:
@@ -225,7 +246,7 @@ def norms_speed(ops: Any, device: torch.device, n_tokens: int) -> Speed:
     lens = torch.tensor([n_tokens], dtype=torch.int32, device=device)
     time_us, how = measure_us(lambda _: ops.key_norms(k, table, lens, check_ids=False), device)
     n_bytes = n_tokens * 8 * 128 * 2
-    return Speed("key_norms", f"{n_tokens} tokens", time_us, n_bytes / time_us / 1e6, "TB/s", None, how, {})
+    return Speed("key_norms", f"{n_tokens} tokens", time_us, n_bytes / time_us / 1e6, "TB/s", None, how)
 
 
 def elementwise_speed(ops: Any, device: torch.device, kernel: str, n_tokens: int) -> Speed:
@@ -247,7 +268,7 @@ def elementwise_speed(ops: Any, device: torch.device, kernel: str, n_tokens: int
         out = torch.empty(n_tokens, 14336, device=device, dtype=BF16)
         n_bytes = gate_up.nbytes + out.nbytes
         time_us, how = measure_us(lambda _: ops.silu_mul(gate_up, out=out), device)
-    return Speed(kernel, f"{n_tokens} tokens", time_us, n_bytes / time_us / 1e6, "TB/s", None, how, {})
+    return Speed(kernel, f"{n_tokens} tokens", time_us, n_bytes / time_us / 1e6, "TB/s", None, how)
 
 
 def dense_speed(device: torch.device, name: str, n_tokens: int, n_out: int, n_in: int) -> Speed:
@@ -257,25 +278,29 @@ def dense_speed(device: torch.device, name: str, n_tokens: int, n_out: int, n_in
     time_us, how = measure_us(lambda _: dense(x, weight), device)
     flops = 2 * n_tokens * n_out * n_in
     return Speed(
-        f"dense {name}", f"{n_tokens} x {n_out} x {n_in}", time_us, flops / time_us / 1e6, "TFLOP/s", None, how, {}
+        f"dense {name}", f"{n_tokens} x {n_out} x {n_in}", time_us, flops / time_us / 1e6, "TFLOP/s", None, how
     )
 
 
 def jobs(ops: Any, device: torch.device, *, is_tiny: bool) -> Iterator[Callable[[], Speed]]:
-    """Every timing, the most telling first. The bars are those of an H200 (published kernels reach them)."""
+    """Every timing, the most telling first."""
     few = (8, 2) if is_tiny else (32, 8)
     n = 64 if is_tiny else 1  # sizes are divided by this
     yield partial(copy_ceiling, device, (1 << 30) // n**2)
     yield partial(matmul_ceiling, device, 8192 // n)
-    for length, must in ((8192, 300.0), (16384, 300.0), (4096, None), (1024, None)):
+    for length, must in ((8192, PREFILL_MUST), (16384, PREFILL_MUST), (4096, None), (1024, None)):
         yield partial(prefill_speed, ops, device, length // n, 0, few, 128, must)
-    yield partial(decode_speed, ops, device, [8192 // n] * (128 // n), few, 128, 3.2, has_rivals=True)
-    yield partial(decode_speed, ops, device, [4096 // n] * (64 // min(n, 16)), few, 128, 3.2, has_rivals=True)
-    yield partial(decode_speed, ops, device, [1024 // n] * (72 // min(n, 16)), few, 128, 2.0, has_rivals=True)
-    yield partial(decode_speed, ops, device, [1024 // n] * (32 // min(n, 16)), few, 128, 2.0, has_rivals=True)
-    yield partial(decode_speed, ops, device, [16], few, 128, 16.0, label="floor, ", has_rivals=True)
-    yield partial(append_speed, ops, device, 8192 // n, 0.60)
-    yield partial(copy_speed, ops, device, 8192 // n, 0.75)
+    yield partial(decode_speed, ops, device, [8192 // n] * (128 // n), few, 128, LARGE_DECODE_MUST, has_rivals=True)
+    yield partial(
+        decode_speed, ops, device, [4096 // n] * (64 // min(n, 16)), few, 128, LARGE_DECODE_MUST, has_rivals=True
+    )
+    yield partial(decode_speed, ops, device, [1024 // n] * (72 // min(n, 16)), few, 128, DECODE_MUST, has_rivals=True)
+    yield partial(decode_speed, ops, device, [1024 // n] * (32 // min(n, 16)), few, 128, DECODE_MUST, has_rivals=True)
+    yield partial(
+        decode_speed, ops, device, [BLOCK_TOKENS + 1], few, 128, FLOOR_MUST_US, label="floor, ", has_rivals=True
+    )
+    yield partial(append_speed, ops, device, 8192 // n, APPEND_MUST)
+    yield partial(copy_speed, ops, device, 8192 // n, COPY_MUST)
     yield partial(decode_speed, ops, device, [1024 // n] * (16 // min(n, 8)), few, 128, None, has_rivals=True)
     yield partial(decode_speed, ops, device, [131072 // n], few, 128, None, has_rivals=True)
     ragged = [131072 // n, *([512 // min(n, 16), 2048 // n, 700 // min(n, 16), 9000 // n] * (16 // min(n, 16)))]

@@ -9,7 +9,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 
 import torch
 
@@ -17,6 +16,10 @@ N_VARIANTS = 20  # launches in a graph, each to be given other data
 N_REPLAYS = 11
 LONG_US = 100.0  # from here on the cost of a launch no longer matters
 COLD_BYTES = 300 << 20  # of memory the variants should spread over: six times the L2 cache of an H200
+
+
+MOST_CLOCK_HZ = 2e9  # of multiprocessors, at most 1.98 GHz on an H100 or H200 (data sheets): a sleep is never shorter
+LEAST_SLEEP_S, LONGEST_QUEUE_S = 5e-5, 2e-2
 
 
 class DeviceLostError(RuntimeError):
@@ -68,20 +71,49 @@ def captured(launch: Launch, n_variants: int) -> torch.cuda.CUDAGraph:
 
 
 def replays_us(graph: torch.cuda.CUDAGraph, n_replays: int) -> float:
-    """Time of a graph, median of several replays one behind the other [us]."""
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(n_replays + 1)]
-    graph.replay()  # slower, not counted, and busy until the host is ahead: none after it waits for its own launch
-    events[0].record()
-    for event in events[1:]:
+    """Time of a graph, median of several replays, each with a cold cache [us].
+
+    What all its launches read may fit into the L2 cache, and would be found there by the next replay: between two, the
+    cache is written over. That takes the device long enough for the host to be ahead, so no replay waits for it.
+    """
+    flush = torch.empty(COLD_BYTES, dtype=torch.int8, device="cuda")
+    times = []
+    for _ in range(n_replays + 1):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+        flush.zero_()
+        start.record()
         graph.replay()
-        event.record()
-    events[-1].synchronize()
-    return float(statistics.median(start.elapsed_time(end) for start, end in pairwise(events))) * 1e3
+        end.record()
+        times.append((start, end))
+    times[-1][1].synchronize()
+    return float(statistics.median(start.elapsed_time(end) for start, end in times[1:])) * 1e3  # the first is slower
 
 
 def graph_us(launch: Launch, n_variants: int = N_VARIANTS) -> float:
-    """Time of one launch inside a CUDA graph of ``n_variants`` [us]."""
-    return replays_us(captured(launch, n_variants), N_REPLAYS) / n_variants
+    """Time of one launch inside a CUDA graph of `N_VARIANTS`, the same data again where there are fewer [us]."""
+    return replays_us(captured(lambda i: launch(i % n_variants), N_VARIANTS), N_REPLAYS) / N_VARIANTS
+
+
+def behind_sleep(host_s: float) -> None:
+    """Keep the device busy for about twice as long as the host will need to put work behind this.
+
+    Work that cannot be captured is timed on the device only if the device never waits for the host in it.
+    """
+    torch.cuda._sleep(int((2.0 * host_s + LEAST_SLEEP_S) * MOST_CLOCK_HZ))
+
+
+def launch_host_us(launch: Launch, n_launches: int = N_VARIANTS) -> float:
+    """What the host is busy with for one launch, arguments checked, the device never waited for [us]."""
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(int(LONGEST_QUEUE_S * MOST_CLOCK_HZ))
+        start = time.perf_counter()
+        for i in range(n_launches):
+            launch(i)
+        times.append((time.perf_counter() - start) / n_launches)
+    torch.cuda.synchronize()
+    return float(statistics.median(times)) * 1e6
 
 
 def long_us(launch: Launch) -> float:

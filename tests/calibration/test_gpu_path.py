@@ -44,6 +44,8 @@ class FormulaBench(GpuBench):
                 columns["bytes"] if at.operation == "transfer_beside_decode" else columns["decode_total_tokens"] * entry
             )
             return slower * (FLOOR_S + alone / BANDWIDTH)
+        if at.operation in ("host_call", "graph_launch"):
+            return FLOOR_S
         if at.operation in ("append", "block_copy", "transfer"):
             return FLOOR_S + columns["bytes"] / BANDWIDTH
         if at.operation == "block_transfer":

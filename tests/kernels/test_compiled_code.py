@@ -67,3 +67,24 @@ def test_moving_kernels_use_wide_loads(variants):
     moving = ("append", "copy", "rms_norm", "silu_mul", "rope", "norms", "quantise", "reduce")
     assert {v["kernel"] for v in variants} >= set(moving)
     assert [v for v in variants if v["kernel"] in moving and not v["wide_loads"]] == []
+
+
+SM_BYTES = {90: 233472, 80: 167936, 89: 102400}  # shared memory of a multiprocessor: the same table
+RESERVED_BYTES, SM_REGISTERS, REGISTER_UNIT = 1024, 65536, 8  # of each program; allocated by eights a thread
+
+
+def test_as_many_decode_programs_are_planned_as_a_multiprocessor_holds(variants):
+    from kernels.configs import DECODE, RESIDENT
+
+    assert set(RESIDENT) == set(DECODE)
+    for (arch, width), told in RESIDENT.items():
+        sm, n_threads = int(arch[3:]), 32 * DECODE[arch, width].n_warps
+        of = [v for v in variants if v["sm"] == sm and v["kernel"].startswith("decode") and v["args"][0] == width]
+        held = [
+            min(
+                SM_BYTES[sm] // (v["shared_bytes"] + RESERVED_BYTES),
+                SM_REGISTERS // (-(-v["registers"] // REGISTER_UNIT) * REGISTER_UNIT * n_threads),
+            )
+            for v in of
+        ]
+        assert set(held) == {told}, (arch, width)
