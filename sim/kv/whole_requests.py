@@ -29,17 +29,22 @@ class Requests:
 
     @cached_property
     def needed_next(self) -> list[list[int]]:
-        """By request and block, when the block is needed next; the end of the trace if never."""
+        """By request and block, minus the time when the block is needed next; 0 if never."""
         found: list[list[int]] = []
         time = len(self.references)
-        seen = [time] * self.trace.n_distinct
+        seen = [0] * self.trace.n_distinct
         for blocks in reversed(self.trace.blocks):
             found.append([seen[block] for block in blocks])
             time -= len(blocks)
             for i, block in enumerate(blocks, time):
-                seen[block] = i
+                seen[block] = -i
         found.reverse()
         return found
+
+    @cached_property
+    def needed_again(self) -> list[list[int]]:
+        """The same without those that are never needed again."""
+        return [[time for time in times if time] for times in self.needed_next]
 
 
 class Blocks(Protocol):
@@ -162,16 +167,16 @@ class BeladyBlocks:
 
     def keep(self, request: int, missing: Sequence[int], found: Sequence[int]) -> None:
         """Each is ranked by when it is needed next."""
-        times, blocks = self._requests.needed_next[request], self._requests.trace.blocks[request]
-        if len(missing) + len(found) < len(blocks):
+        n_kept, requests, needed = len(missing) + len(found), self._requests, self._needed
+        if n_kept == len(requests.trace.blocks[request]):
+            times = requests.needed_again[request]
+        else:
             kept = {*missing, *found}
-            times = [time for time, block in zip(times, blocks, strict=True) if block in kept]
-        end, needed = len(self._requests.references), self._needed
+            of_blocks = zip(requests.needed_next[request], requests.trace.blocks[request], strict=True)
+            times = [time for time, block in of_blocks if time and block in kept]
+        self._n_done += n_kept - len(times)
         for time in times:
-            if time == end:
-                self._n_done += 1
-            else:
-                heappush(needed, -time)
+            heappush(needed, time)
 
 
 def replay_requests(requests: Requests, capacity_blocks: int, order: Blocks) -> Hits:
