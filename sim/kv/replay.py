@@ -8,7 +8,9 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Evictor, Unit
@@ -34,16 +36,22 @@ class Trace:
     blocks: list[list[int]] = field(default_factory=list)  # per request: those whose text has an identity
     prompt_tokens: "array[int]" = field(default_factory=lambda: array("q"))
     n_distinct: int = 0
+    n_warmup: int = 0  # first requests: they fill the cache, and nothing of them is counted
+
+    @property
+    def counted_tokens(self) -> "array[int]":
+        """Length of each prompt that counts [tokens]."""
+        return self.prompt_tokens[self.n_warmup :]
 
     @property
     def n_references(self) -> int:
-        """Blocks of all prompts, last incomplete ones included [blocks]."""
-        return sum(-(-n // self.block_tokens) for n in self.prompt_tokens)
+        """Blocks of all prompts that count, last incomplete ones included [blocks]."""
+        return sum(-(-n // self.block_tokens) for n in self.counted_tokens)
 
-    @property
-    def n_full(self) -> int:
-        """Full blocks of all prompts [blocks]."""
-        return sum(n // self.block_tokens for n in self.prompt_tokens)
+    def n_blank(self) -> list[int]:
+        """By request, blocks whose text has no identity: they take room, and nobody finds them."""
+        lengths = zip(self.prompt_tokens, self.blocks, strict=True)
+        return [-(-n_tokens // self.block_tokens) - len(blocks) for n_tokens, blocks in lengths]
 
     def future(self) -> list[int]:
         """Every reference to a block that has an identity, in order: what Belady's bound knows."""
@@ -61,6 +69,38 @@ class Hits:
     hit_full: int  # of these, full blocks
     hit_tokens: int
     resident_blocks: int  # looked up and there, whether their prefix was or not
+    evicted_blocks: int  # given up with their content, to make room
+
+    @classmethod
+    def of(cls, trace: Trace, n_hit: Any, n_resident: Any, n_evicted: int) -> "Hits":
+        """Sums over the requests that count.
+
+        Parameters
+        ----------
+        trace : Trace
+        n_hit, n_resident : list or array of int
+            By request, warm-up included [blocks].
+        n_evicted : int
+            After the warm-up [blocks].
+        """
+        tokens, size = np.asarray(trace.counted_tokens), trace.block_tokens
+        hit = np.asarray(n_hit, dtype=np.int64)[trace.n_warmup :]
+        full = tokens // size
+        return cls(
+            trace.n_references,
+            int(full.sum()),
+            int(tokens.sum()),
+            int(hit.sum()),
+            int(np.minimum(hit, full).sum()),
+            int(np.minimum(hit * size, tokens).sum()),
+            int(sum(n_resident[trace.n_warmup :])),
+            n_evicted,
+        )
+
+    @property
+    def missed_blocks(self) -> int:
+        """Blocks that have to be computed: all after the first that is not there."""
+        return self.n_references - self.hit_blocks
 
     @property
     def block_frac(self) -> float:
@@ -147,24 +187,23 @@ def replay(trace: Trace, evictor: Evictor, touch: Touch = "tail_first") -> Hits:
     """
     size = trace.block_tokens
     resident: list[Unit | None] = [None] * trace.n_distinct
-    hit_blocks = hit_full = hit_tokens = n_resident = 0
-    for blocks, n_tokens in zip(trace.blocks, trace.prompt_tokens, strict=True):
+    all_hit: list[int] = []
+    all_resident: list[int] = []
+    n_evicted = 0
+    for i, (blocks, n_blank) in enumerate(zip(trace.blocks, trace.n_blank(), strict=True)):
+        if i == trace.n_warmup:
+            n_evicted = 0
         units = [resident[block] for block in blocks]
         found = [unit for unit in units if unit is not None]
-        n_hit = len(units) if len(found) == len(units) else units.index(None)
-        hit_blocks += n_hit
-        hit_full += min(n_hit, n_tokens // size)
-        hit_tokens += min(n_hit * size, n_tokens)
-        n_blank = -(-n_tokens // size) - len(blocks)
+        all_hit.append(len(units) if len(found) == len(units) else units.index(None))
         if touch == "tail_first":
-            n_resident += len(found)
-            _hold(blocks, units, found, n_blank, resident, evictor, size)
+            all_resident.append(len(found))
+            n_evicted += _hold(blocks, units, found, n_blank, resident, evictor, size)
         else:
-            n_resident += _pass(blocks, units, resident, evictor, size, touch == "head_first")
-            _pass_blank(n_blank, resident, evictor)
-    return Hits(
-        trace.n_references, trace.n_full, sum(trace.prompt_tokens), hit_blocks, hit_full, hit_tokens, n_resident
-    )
+            n_resident, n_given_up = _pass(blocks, units, resident, evictor, size, touch == "head_first")
+            all_resident.append(n_resident)
+            n_evicted += n_given_up + _pass_blank(n_blank, resident, evictor)
+    return Hits.of(trace, all_hit, all_resident, n_evicted)
 
 
 def _hold(
@@ -175,8 +214,12 @@ def _hold(
     resident: list[Unit | None],
     evictor: Evictor,
     size: int,
-) -> None:
-    """Serve one request as a paged cache does; of one longer than the cache, the end is not kept."""
+) -> int:
+    """Serve one request as a paged cache does, and say how many blocks were given up for it.
+
+    Of one longer than the cache, the end is not kept.
+    """
+    n_evicted = 0
     evictor.claim(found)
     if len(found) < len(units) or n_blank:
         missing = [block for block, unit in zip(blocks, units, strict=True) if unit is None]
@@ -184,6 +227,7 @@ def _hold(
         del missing[room:]
         n_blank = min(n_blank, room - len(missing))
         evicted = evictor.victims(len(missing) + n_blank, missing)
+        n_evicted = len(evicted)
         for unit in evicted:
             resident[unit.key] = None  # type: ignore[index]
         for block in missing:
@@ -198,6 +242,7 @@ def _hold(
             units = [unit for unit in units if unit is not None]
     units.reverse()
     evictor.park(units)  # type: ignore[arg-type]
+    return n_evicted
 
 
 def _pass(
@@ -207,9 +252,9 @@ def _pass(
     evictor: Evictor,
     size: int,
     looks_up_again: bool,
-) -> int:
-    """Touch one request's blocks from its start, and say how many were resident."""
-    n_resident = 0
+) -> tuple[int, int]:
+    """Touch one request's blocks from its start, and say how many were resident, and how many were given up."""
+    n_resident = n_evicted = 0
     for block, before in zip(blocks, units, strict=True):
         unit = resident[block]
         n_resident += (unit if looks_up_again else before) is not None
@@ -218,16 +263,19 @@ def _pass(
         elif before is None or looks_up_again:
             for evicted in evictor.victims(1, (block,)):
                 resident[evicted.key] = None  # type: ignore[index]
+                n_evicted += 1
             unit = resident[block] = Unit(block, size)
         else:
             continue
         evictor.park((unit,))
-    return n_resident
+    return n_resident, n_evicted
 
 
-def _pass_blank(n_blank: int, resident: list[Unit | None], evictor: Evictor) -> None:
-    """Let blocks that nobody shares pass through."""
+def _pass_blank(n_blank: int, resident: list[Unit | None], evictor: Evictor) -> int:
+    """Let blocks that nobody shares pass through, and say how many others were given up."""
     n_blank = min(n_blank, len(evictor))
-    for evicted in evictor.victims(n_blank):
-        resident[evicted.key] = None  # type: ignore[index]
+    evicted = evictor.victims(n_blank)
+    for unit in evicted:
+        resident[unit.key] = None  # type: ignore[index]
     evictor.park_blank(n_blank)
+    return len(evicted)

@@ -20,6 +20,8 @@ ORDERS = {
     "head_first_once": "block by block, all looked up first",
 }
 """`sim.kv.replay.Touch` in words."""
+COLUMNS = ("all blocks", "full blocks", "tokens", "missed [blocks]", "evicted [blocks]")
+"""Shares hit, and counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ class Point:
             "full_frac": self.hits.full_frac,
             "token_frac": self.hits.token_frac,
             "resident_frac": self.hits.resident_frac,
+            "hit_blocks": self.hits.hit_blocks,
+            "missed_blocks": self.hits.missed_blocks,
+            "evicted_blocks": self.hits.evicted_blocks,
         }
 
     def wins(self, points: Sequence["Point"]) -> bool:
@@ -55,28 +60,33 @@ def table(points: Sequence[Point], trace: Trace, ceiling: Hits, touch: str) -> "
 
     shown = Table(
         title=f"{len(trace.blocks):,} prompts, {trace.n_references:,} blocks of {trace.block_tokens} tokens: share hit",
-        caption=f"answers do not count; {touch}: {ORDERS[touch]}\n*: most tokens hit at this capacity",
+        caption=f"{_counted(trace)}; {touch}: {ORDERS[touch]}\n*: most tokens hit at this capacity",
     )
     shown.add_column("policy")
-    for column in ("capacity [blocks]", "all blocks", "full blocks", "tokens", "M accesses/s"):
+    for column in ("capacity [blocks]", *COLUMNS, "M accesses/s"):
         shown.add_column(column, justify="right")
     for point in _by_capacity(points):
         mark = "*" if point.wins(points) else ""
         shown.add_row(
             f"{point.policy}{mark}",
             count(point.capacity_blocks),
-            *_shares(point.hits),
+            *_counts(point.hits),
             f"{point.accesses_per_s / 1e6:.2f}",
         )
     shown.add_section()
-    shown.add_row("unlimited", "", *_shares(ceiling), "")
+    shown.add_row("unlimited", "", *_counts(ceiling), "")
     return shown
 
 
 def page(points: Sequence[Point], trace: Trace, ceiling: Hits, touch: str) -> str:
     """The points as a self-contained HTML page."""
     rows = [
-        (point.policy, count(point.capacity_blocks), *map(Best if point.wins(points) else str, _shares(point.hits)))
+        (
+            point.policy,
+            count(point.capacity_blocks),
+            *map(Best if point.wins(points) else str, _counts(point.hits)[:3]),
+            *_counts(point.hits)[3:],
+        )
         for point in _by_capacity(points)
     ]
     shown = Page(
@@ -88,11 +98,12 @@ def page(points: Sequence[Point], trace: Trace, ceiling: Hits, touch: str) -> st
             Section(
                 "numbers",
                 "In numbers",
-                "Blocks count as hit as long as all before them are. In green and bold: most tokens hit at a capacity.",
+                "Blocks count as hit as long as all before them are; the others are missed. In green and "
+                "bold: most tokens hit at a capacity.",
                 tables=[
                     PageTable(
-                        [*rows, ("unlimited", "", *_shares(ceiling))],
-                        ("policy", "capacity [blocks]", "all blocks", "full blocks", "tokens"),
+                        [*rows, ("unlimited", "", *_counts(ceiling))],
+                        ("policy", "capacity [blocks]", *COLUMNS),
                         style="wide",
                     )
                 ],
@@ -103,7 +114,7 @@ def page(points: Sequence[Point], trace: Trace, ceiling: Hits, touch: str) -> st
             Tile("Blocks asked for", count(trace.n_references), more=f"of {trace.block_tokens} tokens"),
             Tile("Found if nothing is evicted", percent(ceiling.token_frac), more="of prompt tokens"),
         ],
-        footer=f"Made by kvtwin from the traffic alone. Answers do not count. {touch}: {ORDERS[touch]}.",
+        footer=f"Made by kvtwin from the traffic alone; {_counted(trace)}. {touch}: {ORDERS[touch]}.",
     )
     return render(shown)
 
@@ -144,6 +155,13 @@ def _by_capacity(points: Sequence[Point]) -> list[Point]:
     return sorted(points, key=lambda point: point.capacity_blocks)
 
 
-def _shares(hits: Hits) -> tuple[str, str, str]:
-    """Of all blocks, full blocks and tokens."""
-    return f"{hits.block_frac:.4f}", f"{hits.full_frac:.4f}", f"{hits.token_frac:.4f}"
+def _counted(trace: Trace) -> str:
+    """What is left out."""
+    warmup = f", nor the first {trace.n_warmup:,} prompts" if trace.n_warmup else ""
+    return f"answers do not count{warmup}"
+
+
+def _counts(hits: Hits) -> tuple[str, ...]:
+    """`COLUMNS` of a replay."""
+    shares = (f"{hits.block_frac:.4f}", f"{hits.full_frac:.4f}", f"{hits.token_frac:.4f}")
+    return (*shares, count(hits.missed_blocks), count(hits.evicted_blocks))
