@@ -167,7 +167,7 @@ class Predicted:
     result: Result
 
 
-class RankOperations(CalibratedOperations):
+class RankOperations:
     """Operations of one tensor-parallel rank measured alone: what it waits for of the others is added.
 
     All-reduces of hidden states and the gathering of logits, over the interconnect: as measured between such devices
@@ -176,7 +176,10 @@ class RankOperations(CalibratedOperations):
 
     def __init__(self, profile: KernelProfile, model: ModelSpec, hardware: HardwareSpec) -> None:
         degree = hardware.tensor_parallel
-        super().__init__(profile, model, hardware.device, degree)
+        self.alone = alone = CalibratedOperations(profile, model, hardware.device, degree)
+        self.provenance, self.is_fused = alone.provenance, alone.is_fused
+        self.prefill_attention_s, self.fused_attention_s = alone.prefill_attention_s, alone.fused_attention_s
+        self.decode_attention, self.copy_s = alone.decode_attention, alone.copy_s
         self._model, self._has_ranks = model, degree > 1
         self._all_reduce_s: Callable[[float], float] = Roofline(model, hardware.device, degree).all_reduce_s
         if self._has_ranks and "all_reduce" in profile.operations:
@@ -184,9 +187,14 @@ class RankOperations(CalibratedOperations):
             assert measured is not None, "there are ranks"
             self._all_reduce_s = measured
 
+    @property
+    def extrapolated_runs(self) -> int:
+        """Iterations with chunks outside the range the profile was fitted in."""
+        return self.alone.extrapolated_runs
+
     def dense_s(self, n_tokens: int) -> float:
         """All layers on ``n_tokens`` tokens, all-reduces included [s]."""
-        seconds = super().dense_s(n_tokens)
+        seconds = self.alone.dense_s(n_tokens)
         if self._has_ranks:
             n_bytes = n_tokens * self._model.d_model * ACTIVATION_BYTES
             seconds += n_all_reduces(self._model) * self._all_reduce_s(n_bytes)
@@ -194,7 +202,7 @@ class RankOperations(CalibratedOperations):
 
     def sequences_s(self, n_seqs: int) -> float:
         """lm_head, sampler, and between them the logits of all ranks gathered [s]."""
-        seconds = super().sequences_s(n_seqs)
+        seconds = self.alone.sequences_s(n_seqs)
         if self._has_ranks:
             seconds += self._all_reduce_s(gathered_as(n_seqs, self._model))
         return seconds

@@ -3,15 +3,16 @@
 Imports of numpy and SimPy stand in the functions that use them, so that ``--help`` answers at once.
 """
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from sim.check import as_written, check, unknown
-from sim.config import make
+from sim.check import PACKAGES, as_written, find, unknown
+from sim.config import choices_of, conf_dir, make, trusted_packages
 from sim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sim.batching.plan import Scheduler
     from sim.clock import Clock
     from sim.engine import Replica
     from sim.kv.cache import KVCache
@@ -20,36 +21,47 @@ if TYPE_CHECKING:
     from sim.router import Traffic
     from sim.step import CostModel
 
-REQUIRED = {
-    "model", "hardware", "cost", "scenario", "cache", "eviction", "preemption", "batching", "queue", "router", "slo",
-    "task", "seed", "replicas", "trusted_packages",
-}  # fmt: skip
-OPTIONAL = {"tiers", "classify", "experiment", "choices"}
-OF_TASKS = {"policies", "capacity_blocks", "dir"}  # what conf/task/ sets beside them
-MAX_REPLICAS = 4096  # engine instances in one process; each is built from the configuration
+NUMBERS = {"seed": (0, (1 << 63) - 1), "replicas": (1, 4096)}  # each replica is built from the configuration
+OPTIONAL = {"tiers", "classify", "experiment", "choices", "trusted_packages"}
 
 
 def check_run(config: Mapping[str, Any]) -> None:
-    """Refuse top-level keys that do not exist, parts that name no class, and counts below one."""
-    for key, part in config.items():
-        if key not in REQUIRED | OPTIONAL | OF_TASKS:
-            raise ConfigError(unknown(key, sorted(REQUIRED | OPTIONAL | OF_TASKS)))
-        if isinstance(part, Mapping) and "_target_" not in part and key != "choices":
-            raise ConfigError(f"{key}._target_ must be given")
-    for key in sorted(REQUIRED - config.keys()):
+    """Refuse top-level keys that do not exist, whole groups that are no parts, and counts below one.
+
+    Raises
+    ------
+    ConfigError
+    """
+    required = {*contracts(), *NUMBERS, "task"} - OPTIONAL
+    known = required | OPTIONAL
+    for key in config.keys() - known - _of_task(config):
+        raise ConfigError(unknown(key, sorted(known)))
+    for key in sorted(required - config.keys()):
         raise ConfigError(f"{key} must be given, it was taken out of the configuration")
-    for key, least, most in (("seed", 0, (1 << 63) - 1), ("replicas", 1, MAX_REPLICAS)):
+    for key in sorted({*contracts(), "task"} & config.keys()):
+        part = config[key]
+        if not isinstance(part, Mapping) and not (part is None and key in OPTIONAL):
+            raise ConfigError(f"{key} must be one of {', '.join(choices_of(key))}, got {as_written(part)}")
+    for key, (least, most) in NUMBERS.items():
         value = config[key]
         if type(value) is not int or not least <= value <= most:
             raise ConfigError(f"{key} must be a whole number from {least} to {most}, got {as_written(value)}")
-    trusted = config["trusted_packages"]
-    if not isinstance(trusted, list) or not all(isinstance(name, str) for name in trusted):
-        raise ConfigError(f"trusted_packages must be a list of names, got {trusted!r}")
+    if type(config.get("classify", False)) is not bool:
+        raise ConfigError(f"classify must be true or false, got {as_written(config['classify'])}")
+    trusted_packages(config)
+
+
+def _of_task(config: Mapping[str, Any]) -> set[str]:
+    """What the YAML of the run's task sets beside the groups."""
+    import yaml  # type: ignore[import-untyped]
+
+    path = conf_dir() / "task" / f"{config.get('choices', {}).get('task')}.yaml"
+    return set(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else set()
 
 
 @cache
-def contracts() -> dict[str, type]:
-    """What the class that a group names must be able to do."""
+def contracts() -> dict[str, Any]:
+    """What the class that a group names must be able to do; of a cache and an order of eviction, what makes one."""
     from sim.batching.plan import Scheduler
     from sim.batching.queue import Queue
     from sim.kv.cache import KVCache
@@ -63,10 +75,19 @@ def contracts() -> dict[str, type]:
     from sim.step import CostModel
 
     return {
-        "model": ModelSpec, "hardware": HardwareSpec, "cost": CostModel, "scenario": Scenario, "cache": KVCache,
-        "eviction": Evictor, "preemption": Preemption, "tiers": Tiers, "batching": Scheduler, "queue": Queue,
-        "router": Router, "slo": Slo,
-    }  # fmt: skip
+        "model": ModelSpec,
+        "hardware": HardwareSpec,
+        "cost": CostModel,
+        "scenario": Scenario,
+        "cache": Callable[..., KVCache],
+        "eviction": Callable[[int], Evictor],
+        "preemption": Preemption,
+        "tiers": Tiers,
+        "batching": Scheduler,
+        "queue": Queue,
+        "router": Router,
+        "slo": Slo,
+    }
 
 
 class Builder:
@@ -74,7 +95,7 @@ class Builder:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
-        self.trusted = tuple(config["trusted_packages"])
+        self.trusted = trusted_packages(config)
         self.model = self("model")
         self.hardware = self("hardware")
 
@@ -82,29 +103,29 @@ class Builder:
         """The object that a group of the configuration describes."""
         return make(self.config[group], group, self.trusted, contracts()[group], **given)
 
-    @property
-    def max_batched_tokens(self) -> int:
-        """Tokens of the largest iteration, vLLM's default for schedulers without a budget [tokens]."""
-        n_tokens: int = self.config["batching"].get("max_num_batched_tokens", 8192)
-        return n_tokens
+    @cached_property
+    def scheduler(self) -> "Scheduler":
+        """One of the replicas' schedulers, to ask for its budget."""
+        scheduler: Scheduler = self("batching")
+        return scheduler
+
+    @cached_property
+    def cost(self) -> "CostModel":
+        """The iteration times of all replicas."""
+        cost: CostModel = self("cost")
+        return cost
 
     def capacity(self) -> "KVCapacity":
         """KV slots of one replica, derived from the device's memory or given."""
-        from sim.cost.iteration import CAPTURE_SIZES
         from sim.kv.capacity import kv_capacity
 
-        for group in ("batching", "cache", "cost"):
-            check(self.config[group], group, self.trusted)
-        batching = self.config["batching"]
-        most_seqs = batching.get("max_num_seqs") or batching.get("max_batch_size")
-        captured = self.config["cost"].get("capture_sizes", CAPTURE_SIZES)
         return kv_capacity(
             self.model,
             self.hardware,
             block_tokens=self.config["cache"].get("block_tokens", 16),
-            max_batched_tokens=self.max_batched_tokens,
-            max_seqs=most_seqs or 256,
-            n_graphs=len(captured),
+            max_batched_tokens=self.scheduler.most_tokens,
+            max_seqs=self.scheduler.most_seqs,
+            n_graphs=len(getattr(self.cost, "capture_sizes", ())),
         )
 
     def replica(
@@ -148,7 +169,7 @@ class Builder:
             eviction=self("eviction"),
             below=self("tiers") if self.config.get("tiers") else None,
             preemption=self("preemption"),
-            max_batched_tokens=self.max_batched_tokens,
+            max_batched_tokens=self.scheduler.most_tokens,
         )
         cache: KVCache = make(
             self._swapping(),
@@ -165,15 +186,20 @@ class Builder:
         A paged cache that swaps is a hierarchical one that saves only what it preempts, and lets iterations wait for
         the copies both ways: vLLM v0's swap space.
         """
+        from sim.kv.by_class import CacheByClass
+        from sim.kv.hierarchical import HierarchicalCache
+        from sim.kv.paged import PagedCache
+        from sim.kv.preemption import Recompute
+
         node: dict[str, Any] = self.config["cache"]
-        choices = self.config.get("choices", {})
-        kind, chosen = str(node["_target_"]), str(self.config["preemption"]["_target_"])
-        if chosen.endswith(".Recompute"):
+        kind, choices = (
+            find(str(node["_target_"]), "cache._target_", (*PACKAGES, *self.trusted)),
+            self.config.get("choices", {}),
+        )
+        if isinstance(self("preemption"), Recompute) or kind is CacheByClass:  # those of its caches that can, do
             return node
-        name = choices.get("preemption", chosen)
-        if kind == "sim.kv.by_class.CacheByClass":
-            return node  # those of its caches that can, do
-        if kind not in ("sim.kv.paged.PagedCache", "sim.kv.hierarchical.HierarchicalCache"):
+        name = choices.get("preemption", self.config["preemption"]["_target_"])
+        if kind is not PagedCache and kind is not HierarchicalCache:
             raise ConfigError(
                 f"preemption={name} needs blocks that can go down: cache=paged or cache=hierarchical, "
                 f"got cache={choices.get('cache', kind)}"
@@ -182,7 +208,7 @@ class Builder:
             raise ConfigError(
                 f"preemption={name} needs memory below the device: tiers=dram or tiers=dram_nvme, got none"
             )
-        if kind == "sim.kv.hierarchical.HierarchicalCache":
+        if kind is HierarchicalCache:
             return node
         saving = {"write": "preempted", "load": "never", "overlap": False, "prefetch": 0}
         return {**node, "_target_": "sim.kv.hierarchical.HierarchicalCache", **saving}

@@ -5,19 +5,15 @@ Imports of Hydra and rich stand in the functions that use them, so that ``--help
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sim.build import check_run
-from sim.config import RUN_ID, choices_of, compose_run, conf_dir, explain, make, plain
+from sim.config import choices_of, compose, conf_dir, hydra_settings
 from sim.errors import ConfigError, InvariantError, SimError
-from sim.run import frozen_heap
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
+STOPPED = 128 + 2  # what a shell reports of a program that Ctrl-C ended
+HYDRAS = ("--hydra-help", "--version", "--info", "--shell-completion", "-sc")
+"""What Hydra's own command line answers. Nothing of these builds anything that a configuration names."""
 HELP = """\
 kvtwin: which KV cache, which policy, which hardware and how many, for my traffic and my objectives?
 
@@ -31,8 +27,9 @@ Examples
   python -m sim scenario=replay scenario.path=trace.csv      replay a trace
   python -m sim -m scenario=chatbot cache=static,paged       compare: a sweep over all combinations
   python -m sim scenario.rate=3 replicas=2 slo.ttft_ms=500   change any setting
+  python -m sim model=mine.yaml --config-dir=my_conf         files of one's own: a choice, a folder like conf/
   python -m sim scenario=chatbot --cfg job                   show every setting, and simulate nothing
-  python -m sim --hydra-help                                 what else the command line can do
+  python -m sim hydra.run.dir=FOLDER                         where results go (a sweep's: hydra.sweep.dir)
 """
 
 
@@ -46,152 +43,120 @@ def help_text() -> str:
 
 
 def main() -> None:
-    """The command line: Hydra's overrides and multirun; whatever the user got wrong is one line and exit code 2."""
-    if "--help" in sys.argv or "-h" in sys.argv:
-        try:
-            print(help_text(), flush=True)
-        except BrokenPipeError:  # `| head` has seen enough; what is left to flush goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    arguments = sys.argv[1:]
-    failed = False
+    """The command line. Whatever the user got wrong is one line and exit code 2, Ctrl-C one line and 130."""
+    code = 0
     try:
-        if any(map(is_hydras, arguments)):
-            failed = run_sweep(arguments)
-        else:
-            run_once(arguments)
-    except Exception as error:
-        if isinstance(error, InvariantError) or not _is_users(error):
-            raise
-        overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-        print(f"kvtwin: {explain(error, overrides)}", file=sys.stderr)
-        failed = True
-    if failed:
-        sys.exit(2)
+        code = 2 if run_command(sys.argv[1:]) else 0
+    except KeyboardInterrupt:
+        code = STOPPED
+        print("kvtwin: stopped", file=sys.stderr)
+    except BrokenPipeError:  # `| head` has seen enough; what is left to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except InvariantError:
+        raise  # a bug of ours: the traceback is wanted
+    except SimError as error:
+        code = 2
+        print(f"kvtwin: {error}", file=sys.stderr)
+    except OSError as error:
+        code = 2
+        print(f"kvtwin: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+    if code:
+        sys.exit(code)
 
 
-def is_hydras(argument: str) -> bool:
-    """Whether an argument asks for what Hydra's own command line does: sweeps, showing the configuration, plugins."""
-    return argument.startswith(("-", "hydra", "+hydra", "~hydra")) and not argument.startswith("hydra.run.dir=")
+def run_command(arguments: list[str]) -> bool:
+    """Do what the arguments ask for; whether something failed that was said already."""
+    flags, overrides = read_flags(arguments)
+    if "help" in flags:
+        print(help_text(), flush=True)
+        return False
+    if "hydra" in flags:
+        return hydras_own(arguments)
+    if "resolve" in flags and "cfg" not in flags:
+        raise ConfigError("--resolve goes with --cfg job")
+    if "cfg" in flags:
+        show(flags["cfg"], overrides)
+        return False
+    if "sweep" in flags or any(one.lower() == "hydra.mode=multirun" for one in overrides):
+        from sim.sweep import run_sweep
+
+        return run_sweep(overrides)
+    run_once(overrides)
+    return False
+
+
+def read_flags(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options among the arguments, and the settings.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such option.
+    """
+    flags: dict[str, str] = {}
+    overrides, rest = [], list(arguments)
+    while rest:
+        one = rest.pop(0)
+        name, equals, value = one.partition("=")
+        if not one.startswith("-"):
+            overrides.append(one)
+        elif name in ("-h", "--help"):
+            flags["help"] = ""
+        elif name in ("-m", "--multirun"):
+            flags["sweep"] = ""
+        elif name == "--resolve":
+            flags["resolve"] = ""
+        elif name in HYDRAS:
+            flags["hydra"] = name
+        elif name in ("-c", "--cfg", "-cd", "--config-dir"):
+            value = value if equals else rest.pop(0) if rest else ""
+            if name in ("-c", "--cfg"):
+                flags["cfg"] = value
+            elif not Path(value).is_dir():
+                raise ConfigError(f"--config-dir must be a folder like conf/, got {value!r}")
+            else:
+                overrides.append(f"hydra.searchpath=[{str(Path(value).absolute())!r}]")
+        elif name not in ("-r", "--run"):
+            raise ConfigError(f"{name} is not an option; there are -h, -m, --cfg job, --config-dir, --hydra-help")
+    return flags, overrides
 
 
 def run_once(overrides: list[str]) -> None:
-    """One run. Composing it here takes half as long as Hydra's own command line, which does so twice."""
+    """One run."""
     from rich.console import Console
 
+    from sim.run import frozen_heap
+    from sim.task import do_task, output_folder, shown
+
     with frozen_heap():
-        config, out = compose_run(overrides)
+        config = compose(overrides)
+        out = Path(str(hydra_settings(overrides).hydra.run.dir))
         with output_folder(shown(out)) as folder:
             do_task(config, folder, Console())
 
 
-def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> None:
-    """Carry out ``task=``: whatever it names is called with those of the run's parts that it asks for."""
-    import inspect
+def show(which: str, overrides: list[str]) -> None:
+    """Print the configuration: every setting with its value."""
+    import yaml  # type: ignore[import-untyped]
 
-    check_run(config)
-    trusted = tuple(config["trusted_packages"])
-    task = make(config["task"], "task", trusted)
-    takes = inspect.signature(task).parameters
-    offered = {"config": config, "seed": config["seed"], "out": out, "console": console}
-    if "scenario" in takes:
-        offered["scenario"] = make(config["scenario"], "scenario", trusted)
-    task(**{key: value for key, value in offered.items() if key in takes})
+    if which not in ("job", "hydra", "all"):
+        raise ConfigError(f"--cfg must be job, hydra or all, got {which!r}")
+    tree: dict[str, Any] = {}
+    if which != "hydra":
+        tree |= {key: value for key, value in compose(overrides).items() if key != "choices"}
+    if which != "job":
+        from omegaconf import OmegaConf
 
-
-@contextmanager
-def output_folder(out: Path) -> Iterator[Path]:
-    """Made before anything runs, so that a place nobody can write to is found at once; unmade if nothing is written."""
-    with unmade_if_empty(out):
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"hydra.run.dir must be a folder to write to, got {str(out)!r}: {error.strerror}"
-            ) from error
-        if not os.access(out, os.W_OK):
-            raise ConfigError(f"hydra.run.dir must be a folder to write to, got {str(out)!r}: no permission")
-        yield out
+        tree["hydra"] = OmegaConf.to_container(hydra_settings(overrides).hydra)
+    print(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), end="", flush=True)
 
 
-@contextmanager
-def unmade_if_empty(folder: Path) -> Iterator[None]:
-    """Take away a folder, and those above it, that were made meanwhile and hold nothing."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    finally:
-        for path in missing:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-
-
-def shown(path: Path) -> Path:
-    """A path from where one stands, if it is below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def run_sweep(arguments: list[str]) -> bool:
-    """Hydra's own command line; whether a job failed, and none is left half-done."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of being printed with a traceback
+def hydras_own(arguments: list[str]) -> bool:
+    """What Hydra's command line says of itself."""
     import hydra
-    from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("run_id", lambda: RUN_ID, replace=True)
-    jobs: list[bool] = []
-
-    def job(cfg: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-        from rich.console import Console
-
-        hydra_config = HydraConfig.get()
-        out = shown(Path(hydra_config.runtime.output_dir))
-        jobs.append(False)
-        try:
-            do_task(plain(cfg, hydra_config), out, Console())
-            jobs[-1] = True
-        except InvariantError:
-            raise  # a bug of ours: the traceback is wanted
-        except SimError as error:  # not raised: Hydra would add a line of its own, and end a sweep
-            which = f"job {hydra_config.job.num}: " if hydra_config.mode is RunMode.MULTIRUN else ""
-            print(f"kvtwin: {which}{error}", file=sys.stderr)
-            if out.is_dir() and not any(out.iterdir()):
-                out.rmdir()
-
-    version = {} if hydra.__version__ >= "1.4" else {"version_base": "1.3"}
-    is_sweep = bool({"-m", "--multirun"} & set(arguments))
-    with swept_folder(arguments) if is_sweep else nullcontext() as sweep:
-        if is_sweep:  # wherever it stood: Hydra's parser wants all settings in a row
-            sys.argv[1:] = ["-m", *(one for one in arguments if one not in ("-m", "--multirun"))]
-        hydra.main(config_path=str(conf_dir()), config_name="config", **version)(job)()
-        if sweep and not jobs and not any(path.is_dir() for path in sweep.iterdir()):  # nor in processes of their own
-            asked = " ".join(one for one in arguments if not one.startswith("hydra."))
-            raise ConfigError(f"nothing to sweep over in {asked}: give values separated by commas")
-    return not all(jobs)
-
-
-@contextmanager
-def swept_folder(arguments: list[str]) -> Iterator[Path]:
-    """Names the folder of a sweep; one none of whose points left anything is unmade."""
-    given = [argument for argument in arguments if argument.startswith("hydra.sweep.dir=")]
-    if not given:
-        run_dir = compose_run([])[1]
-        given = [f"hydra.sweep.dir={run_dir}-sweep"]
-        arguments.append(given[0])
-    sweep = Path(given[-1].partition("=")[2])
-    with unmade_if_empty(sweep):
-        try:
-            yield sweep
-        finally:
-            if sweep.is_dir() and {path.name for path in sweep.iterdir()} <= {"multirun.yaml"}:
-                (sweep / "multirun.yaml").unlink(missing_ok=True)
-
-
-def _is_users(error: BaseException) -> bool:
-    """Whether an exception says something about the user's input: ours, Hydra's, or the file system's."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    is_about_choices = isinstance(error, ValueError) and str(error).startswith("Config group override")
-    return is_about_choices or isinstance(error, SimError | HydraException | OmegaConfBaseException | OSError)
+    if any(one.startswith(("hydra", "+", "~", "-cd", "--config")) for one in arguments):
+        raise ConfigError(f"{arguments[0]} takes no settings")
+    sys.argv[1:] = arguments
+    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(lambda _: None)()
+    return False

@@ -91,7 +91,7 @@ class SwapOrRecompute:
         read_bytes_per_s, _ = tier.rates_of(made.hardware.tensor_parallel)
         cache = config["cache"]
         block_tokens = cache["block_tokens"]
-        estimator = Estimator(made("cost"), made.max_batched_tokens)
+        estimator = Estimator(made.cost, made.scheduler.most_tokens)
         n_moved = (self.context_tokens - 1) // block_tokens * block_tokens  # full blocks, all but the last token
         n_bytes = n_moved * results["swap"].kv_bytes_per_token
         compute_s = estimator.computing_ps(0, self.context_tokens, None) / PS_PER_S

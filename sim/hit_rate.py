@@ -126,7 +126,7 @@ def made_by(policy: str, config: Mapping[str, Any], trace: Trace) -> MadeBy:
         node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "eviction" / f"{policy}.yaml"))
     maker = make(node, "eviction", tuple(config.get("trusted_packages", ())), Evictor)
     order = node.get("order")
-    if isinstance(order, Mapping) and "future" in signature(str(order["_target_"]), "eviction.order"):
+    if isinstance(order, Mapping) and "future" in signature(str(order["_target_"]), "eviction.order").parameters:
         maker = partial(maker, order=partial(maker.keywords["order"], future=trace.future()))
     return cast("MadeBy", maker)
 

@@ -59,11 +59,11 @@ class Intervals:
 
 def numbers_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The summary of one run."""
-    from sim.config import make
+    from sim.config import make, trusted_packages
     from sim.metrics import summary
     from sim.run import run
 
-    return summary(run(config), make(config["slo"], "slo", tuple(config["trusted_packages"])))
+    return summary(run(config), make(config["slo"], "slo", trusted_packages(config)))
 
 
 def intervals(best: Mapping[str, Any], draws: list[dict[str, Any]]) -> list[Interval]:

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sim.build import Builder, check_run, contracts
-from sim.check import is_compiled
-from sim.config import compose, make
+from sim.check import is_compiled, unknown
+from sim.config import compose, make, trusted_packages
 from sim.errors import ConfigError, InvariantError
+from sim.override import given
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,8 @@ def simulate(*overrides: str, **choices: Any) -> "Result":
     overrides : str
         As on the command line: ``"cache=static"``, ``"scenario.rate=3"``.
     choices : Any
-        The same for keys that are Python names: ``cache="static", replicas=2, seed=1``.
+        The same as Python values, which never pass through text: ``cache="static", replicas=2, seed=1``,
+        ``**{"scenario.path": Path("my trace.csv"), "scenario.time_range": (0, 10)}``.
 
     Returns
     -------
@@ -44,7 +46,7 @@ def simulate(*overrides: str, **choices: Any) -> "Result":
     ConfigError
         In one line, naming the key, the value and what is allowed.
     """
-    return run(compose([*overrides, *(f"{key}={value}" for key, value in choices.items())]))
+    return run(compose([*overrides, *(given(key, value) for key, value in choices.items())]))
 
 
 def run(
@@ -75,7 +77,7 @@ def run(
     made = Builder(config)
     scenario = scenario or made("scenario")
     capacity = made.capacity()
-    cost = cost or made("cost")
+    cost = cost or made.cost
     env = Clock()
     recorder = Recorder()
     fleet = Fleet(lambda index: made.replica(index, capacity, env, cost, recorder, traffic))
@@ -226,20 +228,69 @@ def progress(recorder: "Recorder", console: "Console | None") -> Iterator[None]:
         thread.join()
 
 
-def run_and_report(*, config: Mapping[str, Any], out: Path, console: "Console") -> None:
-    """Simulate, write the results into ``out``, print one table."""
+def run_and_report(
+    *,
+    config: Mapping[str, Any],
+    out: Path,
+    console: "Console",
+    write: Literal["all", "tables", "summary"] = "all",
+    objective: str | list[str] = "request_goodput",
+) -> float | list[float] | None:
+    """Simulate, write the results into ``out``, print one table.
+
+    Parameters
+    ----------
+    write : {"all", "tables", "summary"}
+        All files; without the page and the timeline, which take most of the disk; the numbers alone.
+    objective : str or list of str
+        Keys of ``summary.json``, dotted: what a sweep that optimises gets.
+
+    Raises
+    ------
+    ConfigError
+        If nothing was served; the results are written all the same.
+    """
     import json
 
     from sim.metrics import measure
-    from sim.report import write
+    from sim.report import write as write_results
     from sim.report.terminal import table_of
 
-    slo = make(config["slo"], "slo", tuple(config["trusted_packages"]), contracts()["slo"])
+    slo = make(config["slo"], "slo", trusted_packages(config), contracts()["slo"])
     result = run(config, console=console)
+    measures = measure(result, slo)
+    write_results(result, slo, out, measures, which=write)
+    numbers = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    if write == "summary":
+        console.print(f"{numbers['completed']:,} served: {out / 'summary.json'}", soft_wrap=True, highlight=False)
+    else:
+        console.print(table_of(numbers))
+        console.print(f"Report: {out / ('report.html' if write == 'all' else 'summary.json')}", soft_wrap=True)
+    found = [number_of(numbers, key) for key in ([objective] if isinstance(objective, str) else objective)]
     if not len(result.requests):
         reasons = sorted(set(result.refusals.values()))
-        console.print(f"No request was served: {reasons[0] if reasons else 'the scenario has none'}.")
-    measures = measure(result, slo)
-    write(result, slo, out, measures)
-    console.print(table_of(json.loads((out / "summary.json").read_text(encoding="utf-8"))))
-    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+        raise ConfigError(f"no request was served: {reasons[0] if reasons else 'the scenario has none'}")
+    if None in found:
+        return None
+    return found[0] if isinstance(objective, str) else [one for one in found if one is not None]
+
+
+def number_of(numbers: Mapping[str, Any], key: str) -> float | None:
+    """A number of a summary by its dotted key; None where it has none.
+
+    Raises
+    ------
+    ConfigError
+        If the summary has no such key.
+    """
+    node: Any = numbers
+    for name in key.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            known = list(node) if isinstance(node, Mapping) else []
+            raise ConfigError(
+                unknown(f"task.objective={key}", known).replace("is not a setting", "is not in summary.json")
+            )
+        node = node[name]
+    if node is not None and (isinstance(node, bool) or not isinstance(node, int | float)):
+        raise ConfigError(f"task.objective={key} must name a number of summary.json")
+    return None if node is None else float(node)

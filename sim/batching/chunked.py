@@ -40,6 +40,11 @@ class Chunked(Scheduler):
         self.plans_ahead = plans_ahead
 
     @property
+    def most_tokens(self) -> int:
+        """``max_num_batched_tokens``."""
+        return self.max_num_batched_tokens
+
+    @property
     def most_seqs(self) -> int:
         """``max_num_seqs``."""
         return self.max_num_seqs

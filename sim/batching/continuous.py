@@ -30,6 +30,11 @@ class Continuous(Scheduler):
         self.max_num_seqs = max_num_seqs
 
     @property
+    def most_tokens(self) -> int:
+        """``max_num_batched_tokens``."""
+        return self.max_num_batched_tokens
+
+    @property
     def most_seqs(self) -> int:
         """``max_num_seqs``."""
         return self.max_num_seqs

@@ -169,6 +169,11 @@ class Scheduler(ABC):
         """Sequences that may run at once."""
         ...
 
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the largest iteration it plans; where it has no budget, vLLM's for a large device [tokens]."""
+        return 8192
+
     @abstractmethod
     def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
         """The next iteration; the time at which to ask again if nothing arrives before; or None, on arrival."""

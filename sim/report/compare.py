@@ -62,24 +62,24 @@ def shown_columns(points: Sequence[Point]) -> list[Column]:
     return [c for c in COLUMNS if any(c.of(dict(point.numbers)) is not None for point in points)]
 
 
-def compare(folder: str | os.PathLike[str], out_dir: str | os.PathLike[str] | None = None) -> "RenderableType":
-    """Compare all finished runs in a folder: writes ``compare.html`` and ``compare.json``, returns the table.
+def compare(folders: str | os.PathLike[str] | Sequence[Path], out_dir: str | os.PathLike[str]) -> "RenderableType":
+    """Compare finished runs: writes ``compare.html`` and ``compare.json``, returns the table.
 
     Parameters
     ----------
-    folder : path
-        Searched for run folders, at any depth.
-    out_dir : path or None
-        Where to write; None is the folder itself.
+    folders : path or sequence of path
+        One folder, searched for run folders at any depth; or the run folders.
+    out_dir : path
+        Where to write.
 
     Raises
     ------
     ConfigError
         If the folder holds no finished run.
     """
-    points = read_points(folder)
+    points = read_points(folders)
     names = labels(points)
-    out = Path(folder if out_dir is None else out_dir)
+    out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     rows = [
         {

@@ -1,13 +1,11 @@
 """Where swapping preempted sequences beats computing them again: a map over the link's bandwidth and the context."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.errors import ConfigError
 from sim.report.figure import Figure, Json, line, numbers
 from sim.report.files import replacing
 from sim.report.html import Best, Page, Section, Table, render
@@ -94,28 +92,20 @@ def write_crossing(crossing: Crossing, out: Path) -> None:
         path.write_text(json.dumps(asdict(crossing), indent=1) + "\n", encoding="utf-8")
 
 
-def read_crossings(folder: str | os.PathLike[str]) -> list[Crossing]:
-    """All points in a folder and below, by context and bandwidth.
-
-    Raises
-    ------
-    ConfigError
-        If there is none.
-    """
+def read_crossings(folders: Sequence[Path]) -> list[Crossing]:
+    """The points in these folders, by context and bandwidth."""
     found = []
-    for path in Path(folder).rglob(FILE):
-        facts = json.loads(path.read_text(encoding="utf-8"))
+    for folder in folders:
+        facts = json.loads((folder / FILE).read_text(encoding="utf-8"))
         facts |= {key: Way(**facts[key]) for key in ("recompute", "swap", "auto")}
         found.append(Crossing(**facts))
-    if not found:
-        raise ConfigError(f"{os.fspath(folder)} must hold points of experiment=swap_or_recompute ({FILE}), got none")
     return sorted(found, key=lambda point: (point.name, point.context_tokens, point.bytes_per_s))
 
 
-def write_map(folder: Path) -> "RenderableType":
-    """The map of all points in a folder: writes ``swap_or_recompute.html`` there, returns the table."""
-    points = read_crossings(folder)
-    with replacing(folder / "swap_or_recompute.html") as path:
+def write_map(folders: Sequence[Path], out: Path) -> "RenderableType":
+    """The map of the points in some folders: writes ``swap_or_recompute.html`` into ``out``, returns the table."""
+    points = read_crossings(folders)
+    with replacing(out / "swap_or_recompute.html") as path:
         path.write_text(map_page(points), encoding="utf-8")
     return map_table(points)
 

@@ -21,7 +21,9 @@ ROWS_PER_GROUP = 1 << 17
 ROWS_PER_TURN = 1 << 10  # turned into columns at a time: they stay in the cache
 
 
-def write(result: Result, slo: Slo, out_dir: str | os.PathLike[str], measures: Measures | None = None) -> Path:
+def write(
+    result: Result, slo: Slo, out_dir: str | os.PathLike[str], measures: Measures | None = None, which: str = "all"
+) -> Path:
     """Write a run's results into a folder, made if need be.
 
     ===================== ==============================================================================
@@ -32,6 +34,8 @@ def write(result: Result, slo: Slo, out_dir: str | os.PathLike[str], measures: M
     trace.json.gz         a timeline for https://ui.perfetto.dev or chrome://tracing
     manifest.json         configuration, seed, versions and the hashes of the others; written last
     ===================== ==============================================================================
+
+    ``which="tables"`` leaves out report and timeline, ``"summary"`` the tables too.
 
     Every file appears under its name only when complete, and all go again if one cannot be written. The same run gives
     the same bytes, except that the report and the manifest name the versions that made them.
@@ -56,6 +60,8 @@ def write(result: Result, slo: Slo, out_dir: str | os.PathLike[str], measures: M
         "trace.json.gz": lambda path: _bytes(path, trace_json(result)),
         "report.html": lambda path: _text(path, report_page(result, slo, measures, numbers)),
     }
+    kept = {"all": 5, "tables": 3, "summary": 1}[which]
+    writers = dict([*writers.items()][:kept])
     written: list[Path] = []
     try:
         for name, writer in writers.items():

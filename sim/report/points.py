@@ -25,15 +25,18 @@ class Point:
     numbers: Mapping[str, Any]
 
 
-def read_points(folder: str | os.PathLike[str]) -> list[Point]:
-    """All finished runs in a folder and below, in order of their paths.
+def read_points(folders: str | os.PathLike[str] | Sequence[Path]) -> list[Point]:
+    """The finished runs in these folders, or all in one folder and below, in order of their paths.
 
     Raises
     ------
     ConfigError
         If there is none, or one is of another schema.
     """
-    found = sorted(Path(folder).rglob("manifest.json"), key=_order)
+    if isinstance(folders, str | os.PathLike):
+        found = sorted(Path(folders).rglob("manifest.json"), key=_order)
+    else:
+        found = [folder / "manifest.json" for folder in folders]
     points = []
     for path in found:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +47,7 @@ def read_points(folder: str | os.PathLike[str]) -> list[Point]:
         numbers = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
         points.append(Point(path.parent, _settings(manifest["config"]), numbers))
     if not points:
-        raise ConfigError(f"dir must hold finished runs (folders with a manifest.json), got {os.fspath(folder)!r}")
+        raise ConfigError(f"dir must hold finished runs (folders with a manifest.json), got {str(folders)!r}")
     return points
 
 
@@ -64,6 +67,7 @@ def differences(points: Sequence[Point]) -> list[Settings]:
     keys = list(dict.fromkeys(key for point in points for key in point.settings))
     varying = [key for key in keys if len({repr(point.settings.get(key)) for point in points}) > 1]
     classes = [key for key in varying if key.endswith("._target_")]
+    copies = _copies(points, varying)
     told = []
     for point in points:
         mine = {}
@@ -73,7 +77,7 @@ def differences(points: Sequence[Point]) -> list[Settings]:
             ]
             peers = [p for p in points if all(p.settings.get(c) == point.settings.get(c) for c in owners)]
             differs = len({repr(p.settings.get(key)) for p in peers}) > 1
-            if key in point.settings and (not owners or differs) and not _is_copy(key, varying):
+            if key in point.settings and (not owners or differs) and key not in copies:
                 mine[key] = point.settings[key]
         told.append(mine)
     return told
@@ -120,11 +124,17 @@ def shown(key: str, value: Any) -> str:
     return class_words(key.split(".")[0], str(value)) if key.endswith("_target_") else str(value)
 
 
-def _is_copy(key: str, varying: Sequence[str]) -> bool:
-    """Whether another part only repeats this setting, as the cost model repeats the model's and the device's."""
-    return any(key != other and key.endswith("." + other) for other in varying) or key.startswith(
-        "cost.operations.device."
-    )
+def _copies(points: Sequence[Point], varying: Sequence[str]) -> set[str]:
+    """Settings that only repeat another's value at every point, as costs and tiers repeat the model's and the device's.
+
+    Of several that are equal everywhere the cost's comes last, else the one nearest to the top is told.
+    """
+    by_values: dict[str, list[str]] = {}
+    for key in varying:
+        if not key.endswith("._target_"):
+            by_values.setdefault(repr([point.settings.get(key) for point in points]), []).append(key)
+    ranked = (sorted(keys, key=lambda key: (key.startswith("cost."), key.count("."))) for keys in by_values.values())
+    return {key for keys in ranked for key in keys[1:]}
 
 
 def _order(path: Path) -> tuple[Any, ...]:
@@ -133,6 +143,8 @@ def _order(path: Path) -> tuple[Any, ...]:
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(i): item for i, item in enumerate(value)}
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:

@@ -1,10 +1,18 @@
 """Tables of facts."""
 
+import copy
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from joblib import Parallel, delayed
 
+import sim
 from sim.record import ITERATION_COLUMNS, MAX_REASONS, Recorder, Table, iteration_ends_ns
 from tests.sim.serving import asked
 
@@ -73,3 +81,38 @@ def test_classes_are_numbered_as_they_come():
     recorder = Recorder()
     assert [recorder.slo_class(name) for name in ("", "chat", "", "batch")] == [0, 1, 0, 2]
     assert recorder.slo_classes == {"": 0, "chat": 1, "batch": 2}
+
+
+def test_a_result_is_pickled_and_copied_whole():
+    result = sim.simulate("scenario=synthetic", "scenario.n_requests=20", "hardware.kv_blocks=200", seed=3)
+    for other in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result), copy.copy(result)):
+        for one in fields(result):
+            mine, its = getattr(result, one.name), getattr(other, one.name)
+            if isinstance(mine, Table):
+                assert its.columns == mine.columns
+                assert its.rows().tobytes() == mine.rows().tobytes()
+            else:
+                assert its == mine, one.name
+
+
+def test_a_copied_table_grows_without_the_other():
+    table = Table(("a", "b"))
+    table.add(1, 2)
+    other = copy.deepcopy(table)
+    other.add(3, 4)
+    assert table.rows().tolist() == [[1, 2]]
+    assert other.rows().tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("n_rows", [0, 3])
+def test_results_come_back_from_other_processes(n_rows):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        ends = list(pool.map(one_run, [1, 2][: n_rows or 1]))
+    here = [one_run(seed) for seed in [1, 2][: n_rows or 1]]
+    assert [one.requests.rows().tobytes() for one in ends] == [one.requests.rows().tobytes() for one in here]
+    back = Parallel(n_jobs=2)([delayed(one_run)(1), delayed(one_run)(2)])
+    assert [one.seed for one in back] == [1, 2]
+
+
+def one_run(seed):
+    return sim.simulate("scenario=synthetic", "scenario.n_requests=20", seed=seed)

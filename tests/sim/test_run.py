@@ -1,5 +1,6 @@
 """The composition root: what a configuration builds, and what a user sees who gets it wrong."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["tiers.levels.2.capacity_gib=3"], "tiers.levels.2 is not a setting; known here: 0, 1"),
         (["tiers.levels.nvme.capacity_gib=3"], "tiers.levels.nvme is not a setting; known here: 0, 1"),
         (["tiers.levels.0.eviction.foo=3"], "tiers.levels.0.eviction.foo is not a setting; known here: nothing"),
-        (["slo.classes.code.ttft_ms=9"], "slo.classes has keys of its own: put +slo.classes.code.ttft_ms=..."),
+        (["slo.classes.code.ttft=9"], "slo.classes.code.ttft is not an objective"),
         (["seed.x=3"], "seed is a single value, it has no x"),
         (["experiment=swap_or_recompute", "scenario=chatbot"], "does not have; it is made for scenario=benchmark"),
         (["experiment=swap_or_recompute", "~scenario._target_"], "scenario._target_ must be given"),
@@ -65,13 +66,13 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["replicas=100000"], "replicas must be a whole number from 1 to 4096, got 100000"),
         (["task=describe", "task.per_token_s=nan"], "task.per_token_s must be a finite number >= 0 [s], got nan"),
         (["scenario.rati=3", "output=x"], "scenario.rati is not a setting; did you mean scenario.rate?"),
-        (["slo.classes={code:{ttft_ms:9}}"], "slo.classes has keys of its own: put +slo.classes.KEY=..."),
+        (["slo.classes={code:9}"], "slo.classes.code must be values by name, got 9"),
         (["foo"], "'foo' is not of the form key=value"),
         (["=3"], "'=3' is not of the form key=value"),
-        (["scenario.rate=ü"], "is not of the form key=value; unusual characters need quotes"),
-        (["slo.classes=3"], "slo.classes must be values by name (+slo.classes.NAME=...), got 3"),
+        (["scenario.rate=ü"], "scenario.rate must be a number, got 'ü'"),
+        (["slo.classes=3"], "slo.classes must be values by name, got 3"),
         (["hardware.device.peak_flops=3"], "hardware.device.peak_flops must be values by name"),
-        (["hardware.device=3"], "hardware.device must be a part with settings of its own, got a single value"),
+        (["hardware.device=3"], "hardware.device must be a part with a _target_ of its own, got 3"),
         (["cost.capture_sizes=[1,two]"], "cost.capture_sizes.1 must be a whole number, got 'two'"),
         (["tiers.levels=3"], "tiers.levels must be a list, got 3"),
         (["scenario._target_=sim.nope.Thing"], "scenario._target_ names nothing that exists, got 'sim.nope.Thing'"),
@@ -179,7 +180,14 @@ def test_a_sweep_goes_on_after_a_point_that_cannot_be_and_compares_the_others(
     sweep = next(tmp_path.glob("outputs/*/*-sweep"))
     assert code == 2
     assert "job 0: cache.block_tokens must be a power of two" in capfd.readouterr().err
-    assert {path.name for path in sweep.iterdir()} == {"1", "2", "compare.html", "compare.json", "multirun.yaml"}
+    points = json.loads((sweep / "points.json").read_text())
+    assert [point["error"] and point["error"][:36] for point in points] == [
+        "cache.block_tokens must be a power o",
+        None,
+        None,
+    ]
+    files = {"compare.html", "compare.json", "points.json"}
+    assert {path.name for path in sweep.iterdir()} == {*files, *(point["folder"] for point in points[1:])}
 
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

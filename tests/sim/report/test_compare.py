@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sim.config import choices_of, compose
 from sim.errors import ConfigError
 from sim.metrics import Slo
 from sim.report import write
@@ -119,7 +120,7 @@ def test_the_table_marks_the_best_and_is_whole_on_any_console(folder, width):
 
 
 def test_comparing_writes_a_page_and_a_file_beside_the_runs(folder):
-    compare(folder)
+    compare(folder, folder)
     rows = json.loads((folder / "compare.json").read_text())
     assert [row["path"] for row in rows] == [str(i) for i in range(6)]
     numbers = json.loads((folder / "3" / "summary.json").read_text())
@@ -129,7 +130,7 @@ def test_comparing_writes_a_page_and_a_file_beside_the_runs(folder):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: run tests/setup_chromium.sh as root")
 def test_the_comparison_is_drawn_offline_without_errors(folder, tmp_path):
-    compare(folder)
+    compare(folder, folder)
     with Browser(tmp_path / "profile") as browser:
         browser.open(folder / "compare.html", "dark")
         assert browser.n_drawn() == 15
@@ -185,7 +186,7 @@ def test_folders_that_cannot_be_compared_are_refused(tmp_path, version, message)
     if version is not None:
         (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": version}))
     with pytest.raises(ConfigError, match=message):
-        compare(tmp_path)
+        compare(tmp_path, tmp_path)
 
 
 def two(folder, first, second):
@@ -237,3 +238,22 @@ def test_where_prompts_were_found_is_shown_as_soon_as_one_point_has_tiers(tmp_pa
 def test_a_choice_that_comes_with_another_is_told_only_where_it_was_made(tmp_path, second, told):
     points = two(tmp_path, ({}, {"preemption": {"_target_": "a.Recompute"}}), ({}, second))
     assert labels(points)[1] == told
+
+
+def test_a_chosen_device_is_told_by_its_name_alone(tmp_path):
+    for name in ("h200", "a100-80g", "l40s"):
+        numbers = tiny_run(n_requests=30).result
+        write(replace(numbers, config=compose([f"hardware={name}", "cost=roofline"])), SLO, tmp_path / name)
+    assert labels(read_points([tmp_path / name for name in ("h200", "a100-80g", "l40s")])) == [
+        "hardware h200", "hardware a100-80g", "hardware l40s",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("group", ["model", "hardware", "scenario", "cost", "slo", "tiers", "batching", "router"])
+def test_whatever_is_chosen_is_told_by_its_name(tmp_path, group):
+    names = [name for name in choices_of(group) if name != "replay"][:4]
+    for name in names:
+        numbers = tiny_run(n_requests=30).result
+        write(replace(numbers, config=compose([f"{group}={name}"])), SLO, tmp_path / name)
+    told = labels(read_points([tmp_path / name for name in names]))
+    assert all(len(label) <= len(group) + max(map(len, names)) + 1 for label in told), told
