@@ -45,7 +45,9 @@ def shipped_shapes(conf: Path) -> set[tuple[int, int]]:
         for ranks in RANKS:
             with suppress(ConfigError):  # so many ranks cannot share the model's heads
                 for layers in model.rank_stack(ranks):
-                    shapes |= {(outputs, inputs) for _, inputs, outputs in layers.gemms(model.d_model)}
+                    shapes |= {
+                        (gemm.outputs, gemm.inputs) for gemm in layers.gemms(model.d_model) if gemm.n_matrices == 1
+                    }
     return shapes
 
 

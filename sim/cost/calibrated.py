@@ -11,6 +11,7 @@ from sim.cost.dense import Dense, LayerCurves, ShapedGemms
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
 from sim.cost.operations import DecodeCurve
+from sim.cost.roofline import Roofline
 from sim.cost.surface import soft_s
 from sim.errors import ProfileError
 from sim.profile import KernelProfile, find_profile
@@ -105,7 +106,10 @@ class CalibratedOperations:
             self._dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
         else:
             suffix = format_suffix(profile, "gemm", model.weight_dtype, "dtype")
-            self._dense = ShapedGemms(profile.operations, model, tensor_parallel, z, suffix)
+            by_data_sheet = Roofline(model, device, tensor_parallel)
+            self._dense = ShapedGemms(profile.operations, model, tensor_parallel, z, suffix, by_data_sheet.matrix_s)
+            if any(gemm.n_matrices > 1 for layers in model.stack for gemm in layers.gemms(model.d_model)):
+                self.provenance["experts"] = f"data sheet of {device.name} (roofline): the profile timed none"
         self._most_seqs = int(reach["decode_seqs"][1]) if are_heads_inside else 0
         self._most_mean = reach["decode_mean_tokens"][1]
         windows = {float(layers.narrow) for layers in self._attention if layers.narrow is not None}

@@ -20,7 +20,7 @@ from sim.cost.roofline import (
 from sim.cost.surface import SoftRoofline, Surface, error_from, monotone, roofline_from, surface_from
 from sim.cost.work import gemm_work
 from sim.errors import ProfileError
-from sim.spec import ACTIVATION_BYTES, ModelSpec
+from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, Gemm, ModelSpec
 
 CALLS = {
     # of one forward pass, per decoder layer (layer) or once (model). Source: vLLM 0.19, models/llama.py
@@ -143,7 +143,7 @@ class ShapedGemms:
     Shapes that were measured are served by their own times, others by those around them (`sim.cost.grid`) or, where no
     grid was measured, by a fitted surface; columns beyond the widest matrix measured are cut into equal pieces.
     Element-wise kernels and the sampler, which such profiles do not time, take the bandwidth and the floor of the
-    matrix products.
+    matrix products. Experts take ``matrix_s``, of tokens and a `Gemm`: the data sheet, where a profile timed none.
     """
 
     def __init__(
@@ -153,17 +153,24 @@ class ShapedGemms:
         tensor_parallel: int = 1,
         z: Mapping[str, float] | None = None,
         suffix: str = "",
+        matrix_s: Callable[[int, Gemm], float] | None = None,
     ) -> None:
         z = z or {}
+        self._matrix_s = matrix_s or no_experts
         name = f"gemm{suffix}"
-        self._layers: list[tuple[int, float, list[Curve]]] = []  # of a kind: how many, bytes, matrices
+        self._layers: list[
+            tuple[int, float, list[Curve], list[Gemm]]
+        ] = []  # of a kind: how many, bytes, matrices, experts
         for layers in model.rank_stack(tensor_parallel):
-            curves = [
-                gemm_curve(operations[name], outputs, inputs, model.weight_bytes, z.get(name, 0.0))
-                for _, inputs, outputs in layers.gemms(model.d_model)
-            ]
+            curves, experts = [], []
+            for gemm in layers.gemms(model.d_model):
+                if gemm.n_matrices > 1:
+                    experts.append(gemm)
+                    continue
+                key, n_bytes = (name, model.weight_bytes) if gemm.dtype is None else ("gemm", DTYPE_BYTES[gemm.dtype])
+                curves.append(gemm_curve(operations[key], gemm.outputs, gemm.inputs, n_bytes, z.get(key, 0.0)))
             token_bytes = n_elementwise(layers, model.d_model) * ACTIVATION_BYTES
-            self._layers.append((layers.n_layers, token_bytes / ELEMENTWISE_KERNELS, curves))
+            self._layers.append((layers.n_layers, token_bytes / ELEMENTWISE_KERNELS, curves, experts))
         head_columns = -(-model.vocab // tensor_parallel)
         self._head = gemm_curve(operations["gemm"], head_columns, model.d_model, 2.0, z.get("gemm", 0.0))
         line = roofline_from(operations["gemm"])
@@ -177,10 +184,12 @@ class ShapedGemms:
 
     def _dense_s(self, tokens: Array) -> Array:
         total = np.zeros(len(tokens))
-        for n_layers, kernel_bytes, curves in self._layers:
+        for n_layers, kernel_bytes, curves, experts in self._layers:
             layer = ELEMENTWISE_KERNELS * self._elementwise.seconds({"bytes": tokens * kernel_bytes})
             for curve in curves:
                 layer = layer + curve.at(tokens)
+            for gemm in experts:
+                layer = layer + np.array([self._matrix_s(int(n), gemm) for n in tokens])
             total += n_layers * layer
         if self._all_reduce is not None:
             reduced = self._all_reduce.at(tokens * self._model.d_model * ACTIVATION_BYTES)
@@ -191,6 +200,11 @@ class ShapedGemms:
         logits_bytes = seqs * self._model.vocab * LOGIT_BYTES
         seconds = self._head.at(seqs) + SAMPLER_PASSES * self._elementwise.seconds({"bytes": logits_bytes})
         return seconds if self._all_reduce is None else seconds + self._all_reduce.at(gathered_as(seqs, self._model))
+
+
+def no_experts(n_tokens: int, gemm: Gemm) -> float:
+    """What stands for experts' times where the caller gave none."""
+    raise ProfileError(f"the profile timed no experts, {gemm.name} of {n_tokens} tokens was asked for")
 
 
 def gemm_curve(form: Mapping[str, Any], n: int, k: int, element_bytes: float, z: float) -> Curve:

@@ -14,7 +14,18 @@ from typing import Any, NamedTuple
 
 from sim.cost.operations import DecodeCurve
 from sim.errors import ConfigError
-from sim.spec import ACTIVATION_BYTES, Attention, DeviceSpec, Layers, ModelSpec, as_given, positive
+from sim.spec import (
+    ACTIVATION_BYTES,
+    COMPUTED_AS,
+    DTYPE_BYTES,
+    Attention,
+    DeviceSpec,
+    Gemm,
+    Layers,
+    ModelSpec,
+    as_given,
+    positive,
+)
 from sim.step import Chunks
 
 LOGIT_BYTES = 4.0  # logits are fp32
@@ -34,10 +45,11 @@ class Efficiency:
 
     Source of the defaults: least absolute error in log time over NVIDIA's aiconfigurator tables of an H200 with vLLM
     0.24, GEMMs of at least 2,048 x 4,096, FlashAttention-3 with 32 and 64 heads; elementwise kernels from
-    LLMServingSim's times on an RTX PRO 6000; all-reduce from vLLM's own on 2, 4 and 8 H200, and over
-    PCIe from NCCL on two RTX PRO 6000 (LLMServingSim, profiler/perf/RTXPRO6000/hardware.yaml: 12.7 us for 4 KiB, 587 us
-    for 20 MiB; a floor and a bandwidth give all its sizes within 10 %). That other devices reach the same shares is an
-    assumption.
+    LLMServingSim's times on an RTX PRO 6000; experts, as the sum of floor, arithmetic and traffic, from the same H200
+    tables, evenly routed, over at most 8 ranks: Triton's kernels in bf16 and in fp8 by blocks, 4-bit ones in mxfp4;
+    all-reduce from vLLM's own on 2, 4 and 8 H200, and over PCIe from NCCL on two RTX PRO 6000 (LLMServingSim,
+    profiler/perf/RTXPRO6000/hardware.yaml: 12.7 us for 4 KiB, 587 us for 20 MiB; a floor and a bandwidth give all its
+    sizes within 10 %). That other devices reach the same shares is an assumption.
     """
 
     gemm_flops_frac: float = 0.80
@@ -55,6 +67,15 @@ class Efficiency:
     fp8_decode_floor_s: float = 13.5e-6
     elementwise_bandwidth_frac: float = 0.84
     elementwise_floor_s: float = 2.7e-6
+    expert_flops_frac: float = 0.78
+    expert_bandwidth_frac: float = 0.93
+    expert_floor_s: float = 17.2e-6  # of one of an expert's two products
+    fp8_expert_flops_frac: float = 0.36
+    fp8_expert_bandwidth_frac: float = 0.87
+    fp8_expert_floor_s: float = 20.3e-6
+    narrow_expert_flops_frac: float = 0.66  # 4-bit weights, widened to bf16
+    narrow_expert_bandwidth_frac: float = 0.59
+    narrow_expert_floor_s: float = 16.6e-6
     all_reduce_bandwidth_frac: float = 0.69
     all_reduce_floor_s: float = 4.7e-6
     pcie_all_reduce_bandwidth_frac: float = 0.73
@@ -72,11 +93,16 @@ class _AttentionTimes(NamedTuple):
     """What attention of some layers of one kind takes [s]."""
 
     n_layers: int
-    window: int | None  # tokens
+    n_read: int | None  # tokens that a query attends to at most
     per_pair_s: float  # one layer's prefill attention, per (query, key) pair
     per_read_s: float  # one layer's KV, per entry read in prefill
     per_entry_s: float  # one layer's KV, per entry read in decode
     per_append_s: float  # one layer's KV, per token written
+    per_unpack_s: float  # per entry read in prefill, before all pairs
+    per_scan_pair_s: float  # per (query, key) pair to select from, in prefill
+    per_scan_s: float  # per entry to select from, in decode
+    per_token_s: float  # per token, whatever it attends to
+    per_seq_s: float  # a state read and written
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +130,27 @@ class Roofline:
 
     def _attention_times(self, n_layers: int, attention: Attention) -> _AttentionTimes:
         device, efficiency = self.device, self.efficiency
-        entry_bytes = attention.kv_bytes_per_token(self.model.kv_bytes)
+        entry_bytes, work = attention.kv_bytes_per_token(self.model.kv_bytes), attention.work(TILE_ROWS)
         bandwidth, peak = device.bandwidth_bytes_per_s, device.flops_per_s("bf16")
         is_small = attention.head_dim < SMALL_HEAD_DIM
         prefill_frac = efficiency.prefill_small_head_flops_frac if is_small else efficiency.prefill_flops_frac
         is_fp8 = self.model.kv_dtype == "fp8"
         decode_frac = efficiency.fp8_decode_bandwidth_frac if is_fp8 else efficiency.decode_bandwidth_frac
-        per_read_s = entry_bytes / (bandwidth * decode_frac)
+        per_read_s = (entry_bytes - work.scan_bytes) / (bandwidth * decode_frac)
+        multiplied_per_s, elementwise_per_s = peak * prefill_frac, bandwidth * efficiency.elementwise_bandwidth_frac
+        scanned_per_s = device.flops_per_s("fp8") * prefill_frac
         return _AttentionTimes(
             n_layers=n_layers,
-            window=attention.window,
-            per_pair_s=attention.pair_flops() / (peak * prefill_frac),
+            n_read=attention.n_read,
+            per_pair_s=work.pair_flops / multiplied_per_s,
             per_read_s=per_read_s,
-            per_entry_s=max(per_read_s, attention.entry_flops(TILE_ROWS) / (peak * prefill_frac)),
-            per_append_s=entry_bytes / (bandwidth * efficiency.elementwise_bandwidth_frac),
+            per_entry_s=max(per_read_s, work.entry_flops / multiplied_per_s),
+            per_append_s=entry_bytes / elementwise_per_s,
+            per_unpack_s=work.unpack_flops / (peak * efficiency.gemm_flops_frac),
+            per_scan_pair_s=work.scan_flops / scanned_per_s,
+            per_scan_s=max(work.scan_flops / scanned_per_s, work.scan_bytes / (bandwidth * decode_frac)),
+            per_token_s=work.token_flops / multiplied_per_s,
+            per_seq_s=2.0 * attention.state_bytes_per_seq() / elementwise_per_s,
         )
 
     def dense_s(self, n_tokens: int) -> float:
@@ -126,8 +159,8 @@ class Roofline:
         total = 0.0
         for layers in self._stack:
             one = 0.0
-            for _, inputs, outputs in layers.gemms(model.d_model):  # not sum(): since Python 3.12 it rounds better
-                one += self.gemm_s(n_tokens, inputs, outputs, model.weight_dtype)
+            for gemm in layers.gemms(model.d_model):  # not sum(): since Python 3.12 it rounds better than + does
+                one += self.matrix_s(n_tokens, gemm)
             elementwise = (
                 ELEMENTWISE_KERNELS * efficiency.elementwise_floor_s
                 + n_tokens * n_elementwise(layers, model.d_model) * ACTIVATION_BYTES / self._elementwise_bytes_per_s
@@ -148,13 +181,17 @@ class Roofline:
         """Attention of all chunks in one launch per layer, and the append of their KV [s]."""
         total, efficiency = 0.0, self.efficiency
         for kind in self._attention:
-            window = kind.window
-            pairs = entries = new_tokens = 0
+            n_read = kind.n_read
+            pairs = entries = new_tokens = cached = scanned = 0
             for new, context in chunks:
-                pairs += attended_pairs(new, context, window)
-                entries += new + (context if window is None else min(context, window))
+                pairs += attended_pairs(new, context, n_read)
+                entries += new + (context if n_read is None else min(context, n_read))
                 new_tokens += new
+                cached += context
+                scanned += attended_pairs(new, context)
             attention = efficiency.prefill_floor_s + max(pairs * kind.per_pair_s, entries * kind.per_read_s)
+            attention += cached * kind.per_unpack_s + scanned * kind.per_scan_pair_s
+            attention += new_tokens * kind.per_token_s + len(chunks) * kind.per_seq_s
             append = efficiency.elementwise_floor_s + new_tokens * kind.per_append_s
             total += kind.n_layers * (attention + append)
         return total
@@ -162,10 +199,11 @@ class Roofline:
     def decode_attention(self, batch: int) -> DecodeCurve:
         """Attention of ``batch`` sequences with one new token each, straight lines over their total context.
 
-        Of the layers that read all there is, or the widest window; narrower windows end where they are full on average.
+        Of the layers that read all there is, or the widest window; narrower windows, and what sparse attention selects,
+        end where they are full on average.
         """
-        narrow = {kind.window for kind in self._attention if kind.window not in (None, self.model.window)}
-        full = sorted(batch * window for window in narrow if window is not None)
+        narrow = {kind.n_read for kind in self._attention if kind.n_read not in (None, self.model.window)}
+        full = sorted(batch * n_read for n_read in narrow if n_read is not None)
         knots = (0, *full, max(FAR_TOKENS, 2 * full[-1] if full else 0))
         return DecodeCurve(knots=knots, seconds=tuple(self._decode_s(batch, tokens) for tokens in knots))
 
@@ -181,16 +219,50 @@ class Roofline:
     def gemm_s(self, m: int, k: int, n: int, dtype: str) -> float:
         """One (m, k) by (k, n) product [s]."""
         efficiency, device = self.efficiency, self.device
-        if dtype == "fp8" and "fp8" in device.peak_flops:
+        weight_bytes, input_bytes = DTYPE_BYTES[dtype], ACTIVATION_BYTES
+        if self._has_units(dtype):
             shares = efficiency.fp8_gemm_flops_frac, efficiency.fp8_gemm_bandwidth_frac, efficiency.fp8_gemm_floor_s
-            weight_bytes = input_bytes = 1.0
-        else:  # without fp8 units the weights are widened as they are read
+            input_bytes = 1.0
+        else:  # without units for it the weights are widened as they are read
             shares = efficiency.gemm_flops_frac, efficiency.gemm_bandwidth_frac, efficiency.gemm_floor_s
-            weight_bytes, input_bytes = {"fp8": 1.0, "fp32": 4.0}.get(dtype, 2.0), ACTIVATION_BYTES
         flops_frac, bandwidth_frac, floor_s = shares
         arithmetic = 2.0 * m * k * n / (device.flops_per_s(dtype) * flops_frac)
         moved = weight_bytes * k * n + input_bytes * m * k + ACTIVATION_BYTES * m * n
         return floor_s + max(arithmetic, moved / (device.bandwidth_bytes_per_s * bandwidth_frac))
+
+    def matrix_s(self, n_tokens: int, gemm: Gemm) -> float:
+        """A matrix that all tokens are multiplied with, or experts that each token takes some of [s]."""
+        dtype = gemm.dtype or self.model.weight_dtype
+        if gemm.n_matrices == 1:
+            return self.gemm_s(n_tokens, gemm.inputs, gemm.outputs, dtype)
+        efficiency, weight_bytes = self.efficiency, DTYPE_BYTES[dtype]
+        shares = efficiency.expert_flops_frac, efficiency.expert_bandwidth_frac, efficiency.expert_floor_s
+        if self._has_units(dtype):
+            shares = (
+                efficiency.fp8_expert_flops_frac,
+                efficiency.fp8_expert_bandwidth_frac,
+                efficiency.fp8_expert_floor_s,
+            )
+        elif weight_bytes < 1.0:
+            shares = (
+                efficiency.narrow_expert_flops_frac,
+                efficiency.narrow_expert_bandwidth_frac,
+                efficiency.narrow_expert_floor_s,
+            )
+        flops_frac, bandwidth_frac, floor_s = shares
+        n_rows, inputs, outputs = n_tokens * gemm.n_taken, gemm.inputs, gemm.outputs
+        read = gemm.n_touched(n_tokens, self.model.routing_skew) * inputs * outputs * weight_bytes
+        moved = read + n_rows * (inputs + outputs) * ACTIVATION_BYTES
+        arithmetic = 2.0 * n_rows * inputs * outputs / (self.device.flops_per_s(dtype) * flops_frac)
+        return floor_s + arithmetic + moved / (self.device.bandwidth_bytes_per_s * bandwidth_frac)
+
+    def _has_units(self, dtype: str) -> bool:
+        """Whether the device multiplies this narrow format as it is stored."""
+        return (
+            DTYPE_BYTES[dtype] < ACTIVATION_BYTES
+            and COMPUTED_AS.get(dtype, dtype) in self.device.peak_flops
+            and (COMPUTED_AS.get(dtype, dtype) != "bf16")
+        )
 
     def all_reduce_s(self, n_bytes: float) -> float:
         """Sum over all ranks, each holding ``n_bytes``; nothing to do on one rank [s]."""
@@ -207,9 +279,11 @@ class Roofline:
         total = 0.0
         for kind in self._attention:
             tokens = context_tokens
-            if kind.window is not None and kind.window != self.model.window:
-                tokens = min(tokens, batch * kind.window)
-            total += kind.n_layers * (self._decode_floor_s + tokens * kind.per_entry_s + batch * kind.per_append_s)
+            if kind.n_read is not None and kind.n_read != self.model.window:
+                tokens = min(tokens, batch * kind.n_read)
+            total += kind.n_layers * (
+                self._decode_floor_s + tokens * kind.per_entry_s + batch * (kind.per_append_s + kind.per_seq_s)
+            )
         return total
 
     @property
@@ -222,7 +296,7 @@ def n_elementwise(layers: Layers, d_model: int) -> int:
 
     Two norms with the residual (each reads two vectors and writes two), the activation, the rotary embedding in place.
     """
-    return 2 * 4 * d_model + layers.feed_forward.n_inner() + 2 * layers.attention.n_rotated()
+    return 2 * 4 * d_model + layers.feed_forward.n_activated() + 2 * layers.attention.n_rotated()
 
 
 def n_all_reduces(model: ModelSpec) -> int:

@@ -7,7 +7,7 @@ left of the allowed share to the KV cache.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
 from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, HardwareSpec, ModelSpec
@@ -33,6 +33,9 @@ GRAPH_BYTES_PER_LAYER_AND_SIZE = 0.23 * GIB / (32 * 51)
 Source: start-up log of vLLM 0.31 on an A100-80G, Llama-3.1-8B (32 layers, 51 sizes): 0.23 GiB. Others report up to
 three times as much.
 """
+
+
+DEGREES = (1, 2, 4, 8, 16, 32)  # tensor-parallel degrees that a refusal may propose
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ def weights_bytes(model: ModelSpec, tensor_parallel: int = 1) -> float:
     Embeddings, lm_head and norms stay in bf16 when the layers' matrices are fp8, as in published fp8 checkpoints.
     """
     wide = max(model.weight_bytes, DTYPE_BYTES["bf16"])
-    matrices = model.n_matrix_params(tensor_parallel) * model.weight_bytes
-    return matrices + model.n_embedding_params / tensor_parallel * wide + model.n_norm_params * wide
+    others = model.n_embedding_params / tensor_parallel * wide + model.n_other_params * wide
+    return model.matrix_bytes(tensor_parallel) + others
 
 
 def activation_peak_bytes(model: ModelSpec, max_batched_tokens: int, max_seqs: int, tensor_parallel: int = 1) -> float:
@@ -107,27 +110,58 @@ def kv_capacity(
         raise ConfigError(f"cache.block_tokens must be >= 1 [tokens], got {block_tokens}")
     ranks, device = hardware.tensor_parallel, hardware.device
     per_token = model.kv_bytes_per_token(ranks)
+    terms = memory_terms(model, hardware, max_batched_tokens, max_seqs, n_graphs)
+    if hardware.kv_blocks is not None:
+        terms["KV cache"] = hardware.kv_blocks * block_tokens * per_token
+        return KVCapacity(hardware.kv_blocks, block_tokens, per_token, terms, is_given=True)
+    terms["KV cache"] = available = sum(terms.values())
+    n_blocks = int(available // (block_tokens * per_token))
+    if n_blocks < 1:
+        largest = (max_batched_tokens, max_seqs, n_graphs)
+        enough = smallest_degree(model, hardware, block_tokens * per_token, largest)
+        more = "More or larger devices" if enough is None else f"hardware.tensor_parallel={enough}"
+        raise ConfigError(
+            f"model={model.name} ({model.weight_dtype} weights) does not fit hardware={device.name} "
+            f"(tensor_parallel={ranks}): {_arithmetic(terms)}. {more} would do; or take weights in a narrower format, "
+            "or a higher hardware.memory_utilization_frac"
+        )
+    return KVCapacity(n_blocks, block_tokens, per_token, terms)
+
+
+def memory_terms(
+    model: ModelSpec, hardware: HardwareSpec, max_batched_tokens: int, max_seqs: int, n_graphs: int
+) -> dict[str, float]:
+    """What is there and what is taken away before the KV cache, per accelerator [B].
+
+    Layers that keep a state of constant size reserve one for each of ``max_seqs`` sequences, as SGLang's
+    ``max_mamba_cache_size`` does; vLLM takes them from the pool of KV blocks as sequences come.
+    """
+    ranks, memory = hardware.tensor_parallel, hardware.device.memory_bytes
     terms = {
-        "memory": device.memory_bytes,
-        "kept free": -(1.0 - hardware.memory_utilization_frac) * device.memory_bytes,
+        "memory": memory,
+        "kept free": -(1.0 - hardware.memory_utilization_frac) * memory,
         "weights": -weights_bytes(model, ranks),
         "activation peak": -activation_peak_bytes(model, max_batched_tokens, max_seqs, ranks),
         "CUDA graphs": -GRAPH_BYTES_PER_LAYER_AND_SIZE * model.n_layers * n_graphs,
         "context": -CONTEXT_BYTES[min(ranks, 2)],
     }
-    available = sum(terms.values())
-    if hardware.kv_blocks is not None:
-        terms["KV cache"] = hardware.kv_blocks * block_tokens * per_token
-        return KVCapacity(hardware.kv_blocks, block_tokens, per_token, terms, is_given=True)
-    terms["KV cache"] = available
-    n_blocks = int(available // (block_tokens * per_token))
-    if n_blocks < 1:
-        raise ConfigError(
-            f"model={model.name} ({model.weight_dtype} weights) does not fit hardware={device.name} "
-            f"(tensor_parallel={ranks}): {_arithmetic(terms)}. Take more or larger devices, "
-            "fp8 weights, or a higher hardware.memory_utilization_frac"
-        )
-    return KVCapacity(n_blocks, block_tokens, per_token, terms)
+    if state_bytes := model.state_bytes_per_seq(ranks):
+        terms["sequences' states"] = -state_bytes * max_seqs
+    return terms
+
+
+def smallest_degree(
+    model: ModelSpec, hardware: HardwareSpec, least_bytes: float, largest: tuple[int, int, int]
+) -> int | None:
+    """The least tensor-parallel degree that leaves ``least_bytes`` for the KV cache; None if no power of two does."""
+    for ranks in DEGREES:
+        try:
+            terms = memory_terms(model, replace(hardware, tensor_parallel=ranks), *largest)
+        except ConfigError:  # so many ranks cannot share the model's heads
+            continue
+        if sum(terms.values()) >= least_bytes:
+            return ranks
+    return None
 
 
 def _arithmetic(terms: Mapping[str, float]) -> str:

@@ -4,11 +4,15 @@ from sim.spec.dense import Dense
 from sim.spec.gqa import Gqa
 from sim.spec.hardware import DeviceSpec, HardwareSpec
 from sim.spec.kinds import Attention, FeedForward, Gemm
+from sim.spec.linear_attention import LinearAttention
+from sim.spec.mla import Mla
 from sim.spec.model import Layers, ModelSpec
-from sim.spec.values import ACTIVATION_BYTES, DTYPE_BYTES, as_given, known_dtype, positive, whole
+from sim.spec.moe import Moe
+from sim.spec.values import ACTIVATION_BYTES, COMPUTED_AS, DTYPE_BYTES, as_given, known_dtype, positive, whole
 
 __all__ = [
     "ACTIVATION_BYTES",
+    "COMPUTED_AS",
     "DTYPE_BYTES",
     "Attention",
     "Dense",
@@ -18,7 +22,10 @@ __all__ = [
     "Gqa",
     "HardwareSpec",
     "Layers",
+    "LinearAttention",
+    "Mla",
     "ModelSpec",
+    "Moe",
     "as_given",
     "known_dtype",
     "positive",

@@ -28,6 +28,14 @@ class Dense:
         """Up (with the gate beside it) and down."""
         return Gemm("mlp_in", d_model, (2 if self.is_gated else 1) * self.d_ff), Gemm("mlp_out", self.d_ff, d_model)
 
+    def n_other_params(self, d_model: int) -> int:  # noqa: ARG002
+        """None; biases are left out."""
+        return 0
+
     def n_inner(self) -> int:
         """What comes up, gate and all, and what is left of it after the activation."""
         return (3 if self.is_gated else 2) * self.d_ff
+
+    def n_activated(self) -> int:
+        """All of them."""
+        return self.n_inner()

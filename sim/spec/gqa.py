@@ -3,18 +3,29 @@
 from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
-from sim.spec.kinds import Gemm
+from sim.spec.kinds import AttentionWork, Gemm
 from sim.spec.values import whole
 
 
 @dataclass(frozen=True, slots=True)
 class Gqa:
-    """Grouped-query attention, to all tokens or within a sliding window."""
+    """Grouped-query attention, to all tokens or within a sliding window.
+
+    ``has_sinks``: a learnt logit a head that takes attention from all keys (gpt-oss); it holds no KV and costs nothing.
+    ``is_gated``: queries come with a gate of their width on the heads' outputs (Qwen3.5).
+    ``are_keys_values``: no matrix of values, they are made of the keys; both are cached (gemma-4's full layers).
+    """
 
     n_heads: int
     n_kv_heads: int
     head_dim: int
     window: int | None = None  # native sliding window [tokens]
+    has_sinks: bool = False
+    has_bias: bool = False  # on queries, keys and values
+    has_out_bias: bool = False
+    has_qk_norm: bool = False  # over each head
+    is_gated: bool = False
+    are_keys_values: bool = False
 
     def __post_init__(self) -> None:
         whole("model.attention", n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, head_dim=self.head_dim)
@@ -24,6 +35,11 @@ class Gqa:
             )
         if self.window is not None:
             whole("model.attention", window=self.window)
+
+    @property
+    def n_read(self) -> int | None:
+        """The window: what is held is read."""
+        return self.window
 
     def shard(self, tensor_parallel: int) -> "Gqa":
         """Heads and KV heads of one rank; where there are fewer KV heads than ranks, ranks hold copies."""
@@ -43,8 +59,16 @@ class Gqa:
     def gemms(self, d_model: int) -> tuple[Gemm, ...]:
         """Queries, keys and values in one, and what joins the heads' outputs."""
         width = self.n_heads * self.head_dim
-        kv_width = self.n_kv_heads * self.head_dim
-        return Gemm("qkv", d_model, width + 2 * kv_width), Gemm("attention_out", width, d_model)
+        queries = (2 if self.is_gated else 1) * self.n_heads
+        projected = (queries + (1 if self.are_keys_values else 2) * self.n_kv_heads) * self.head_dim
+        return (
+            Gemm("qkv", d_model, projected, has_bias=self.has_bias),
+            Gemm("attention_out", width, d_model, has_bias=self.has_out_bias),
+        )
+
+    def n_other_params(self) -> int:
+        """Norms of queries and keys, sinks."""
+        return (2 * self.head_dim if self.has_qk_norm else 0) + (self.n_heads if self.has_sinks else 0)
 
     def kv_bytes_per_token(self, element_bytes: float) -> float:
         """Keys and values of one token in one layer [B].
@@ -61,15 +85,18 @@ class Gqa:
         """
         return 2.0 * self.n_kv_heads * self.head_dim * element_bytes
 
+    def state_bytes_per_seq(self) -> float:
+        """None: all that is cached grows with the sequence."""
+        return 0.0
+
     def n_rotated(self) -> int:
         """Queries and keys."""
         return (self.n_heads + self.n_kv_heads) * self.head_dim
 
-    def pair_flops(self) -> float:
-        """Query by key, weight by value: two FLOP each."""
-        return 4.0 * self.n_heads * self.head_dim
-
-    def entry_flops(self, tile_rows: int) -> float:
-        """The same of whole tiles, one for each KV head's group of queries."""
+    def work(self, tile_rows: int) -> AttentionWork:
+        """Query by key, weight by value, two FLOP each; decoding, a tile for each KV head's group of queries."""
         n_tiles = -(-self.n_heads // self.n_kv_heads // tile_rows)
-        return 4.0 * self.n_kv_heads * self.head_dim * n_tiles * tile_rows
+        return AttentionWork(
+            pair_flops=4.0 * self.n_heads * self.head_dim,
+            entry_flops=4.0 * self.n_kv_heads * self.head_dim * n_tiles * tile_rows,
+        )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sim.errors import ConfigError
-from sim.spec.values import as_given, positive, whole
+from sim.spec.values import COMPUTED_AS, as_given, positive, whole
 from sim.units import GIB
 
 
@@ -46,7 +46,7 @@ class DeviceSpec:
 
     def flops_per_s(self, dtype: str) -> float:
         """Dense peak at a number format; formats it has no units for run as bf16 [FLOP/s]."""
-        return self.peak_flops.get(dtype, self.peak_flops["bf16"])
+        return self.peak_flops.get(COMPUTED_AS.get(dtype, dtype), self.peak_flops["bf16"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,60 @@ from typing import NamedTuple, Protocol, Self
 
 
 class Gemm(NamedTuple):
-    """A matrix that every token is multiplied with."""
+    """A matrix that every token is multiplied with; or several such, of which each token takes some (experts)."""
 
     name: str
     inputs: int
     outputs: int
+    dtype: str | None = None  # where it differs from the model's ``weight_dtype``
+    n_matrices: int = 1
+    n_taken: int = 1  # by each token
+    has_bias: bool = False
+
+    def n_touched(self, n_tokens: int, skew: float = 0.0) -> float:
+        """Matrices that a step of ``n_tokens`` tokens needs, expected.
+
+        All are equally likely, or the i-th one in proportion to i^-skew, at most once a token.
+
+        Examples
+        --------
+        >>> round(Gemm("experts_in", 4096, 28672, n_matrices=8, n_taken=2).n_touched(4), 2)  # 8 (1 - (1 - 2/8)^4)
+        5.47
+        """
+        n, taken = self.n_matrices, self.n_taken
+        if not skew:
+            return float(n * (1.0 - (1.0 - taken / n) ** n_tokens))
+        shares = [i**-skew for i in range(1, n + 1)]
+        whole = sum(shares)
+        return float(sum(1.0 - (1.0 - min(1.0, taken * share / whole)) ** n_tokens for share in shares))
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of all of them."""
+        return self.n_matrices * (self.inputs + self.has_bias) * self.outputs
+
+    @property
+    def n_active_params(self) -> int:
+        """Those that one token is multiplied with."""
+        return self.n_taken * (self.inputs + self.has_bias) * self.outputs
+
+
+class AttentionWork(NamedTuple):
+    """What one layer's attention computes and, beside the cached keys and values, reads."""
+
+    pair_flops: float = 0.0  # of one (query, key) pair of a prompt, over all heads [FLOP]
+    entry_flops: float = 0.0  # of one cached token that a decoding sequence reads, in whole tiles [FLOP]
+    unpack_flops: float = 0.0  # of one cached token that a prompt's chunk reads, once before all pairs [FLOP]
+    scan_flops: float = 0.0  # of one (query, key) pair to select what is read, over all the context [FLOP]
+    scan_bytes: float = 0.0  # of one cached token to select from [B]
+    token_flops: float = 0.0  # of one token, whatever it attends to [FLOP]
 
 
 class Attention(Protocol):
     """How a token looks back: its matrices, what of it is cached, what reading that costs."""
 
-    window: int | None  # tokens that one attends to, itself included; None: all before it
+    window: int | None  # tokens whose keys and values must be held, the newest included; None: all
+    n_read: int | None  # tokens that a query attends to at most, itself included; None: all before it
     head_dim: int
 
     def shard(self, tensor_parallel: int) -> Self:
@@ -39,23 +82,24 @@ class Attention(Protocol):
         """Matrices of one layer: what a token is multiplied with."""
         ...
 
+    def n_other_params(self) -> int:
+        """Parameters that are in no matrix: norms of queries and keys, sinks."""
+        ...
+
     def kv_bytes_per_token(self, element_bytes: float) -> float:
         """Bytes of KV cache one token occupies in one layer [B]."""
+        ...
+
+    def state_bytes_per_seq(self) -> float:
+        """Bytes of one layer that a sequence occupies whatever its length [B]."""
         ...
 
     def n_rotated(self) -> int:
         """Numbers of a token that the rotary embedding turns in place."""
         ...
 
-    def pair_flops(self) -> float:
-        """Arithmetic of one (query, key) pair of a prompt, over all heads [FLOP]."""
-        ...
-
-    def entry_flops(self, tile_rows: int) -> float:
-        """Arithmetic of one cached token that a decoding sequence reads [FLOP].
-
-        The queries that share a key are one tile of at least ``tile_rows`` rows.
-        """
+    def work(self, tile_rows: int) -> AttentionWork:
+        """Arithmetic of one layer; queries that share a key are tiles of ``tile_rows`` rows when they decode."""
         ...
 
 
@@ -74,6 +118,14 @@ class FeedForward(Protocol):
         """Matrices of one layer: what a token is multiplied with."""
         ...
 
+    def n_other_params(self, d_model: int) -> int:
+        """Parameters that are in no matrix: gates, corrections of scores."""
+        ...
+
     def n_inner(self) -> int:
         """Numbers of a token between the matrices: before and after the activation."""
+        ...
+
+    def n_activated(self) -> int:
+        """Of those, the numbers that a kernel of the activation alone reads or writes."""
         ...

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
 from sim.spec.kinds import Attention, FeedForward, Gemm
-from sim.spec.values import DTYPE_BYTES, known_dtype, whole
+from sim.spec.values import DTYPE_BYTES, as_given, known_dtype, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,14 @@ class ModelSpec:
     n_position_embeddings: int = 0  # learnt absolute positions (gpt2) [rows]
     weight_dtype: str = "bf16"  # of the layers' matrices; embeddings, lm_head and norms are at least bf16
     kv_dtype: str = "bf16"
+    routing_skew: float = 0.0  # of experts: the i-th one is chosen in proportion to i^-skew; 0: all alike
     source: str = ""
 
     def __post_init__(self) -> None:
         whole("model", d_model=self.d_model, vocab=self.vocab, max_len=self.max_len)
         known_dtype("model", weight_dtype=self.weight_dtype, kv_dtype=self.kv_dtype)
+        if not 0.0 <= self.routing_skew < 10.0:
+            raise ConfigError(f"model.routing_skew must be >= 0 and < 10, got {as_given(self.routing_skew)}")
         if not self.stack:
             raise ConfigError("model.stack must name at least one kind of layer, got none")
         object.__setattr__(self, "stack", tuple(self.stack))
@@ -104,12 +107,27 @@ class ModelSpec:
             n_bytes += n_layers * attention.kv_bytes_per_token(self.kv_bytes)
         return n_bytes
 
+    def state_bytes_per_seq(self, tensor_parallel: int = 1) -> float:
+        """What a sequence occupies over all layers whatever its length, on one rank [B]."""
+        n_bytes = 0.0
+        for n_layers, attention in self.rank_attentions(tensor_parallel):
+            n_bytes += n_layers * attention.state_bytes_per_seq()
+        return n_bytes
+
     def n_matrix_params(self, tensor_parallel: int = 1) -> int:
-        """Parameters of all layers' matrices on one rank, those that quantisation shrinks."""
+        """Parameters of all layers' matrices on one rank."""
         return sum(
-            layers.n_layers * sum(inputs * outputs for _, inputs, outputs in layers.gemms(self.d_model))
+            layers.n_layers * sum(gemm.n_params for gemm in layers.gemms(self.d_model))
             for layers in self.rank_stack(tensor_parallel)
         )
+
+    def matrix_bytes(self, tensor_parallel: int = 1) -> float:
+        """All layers' matrices on one rank, each in its number format [B]."""
+        n_bytes = 0.0
+        for layers in self.rank_stack(tensor_parallel):
+            for gemm in layers.gemms(self.d_model):
+                n_bytes += layers.n_layers * gemm.n_params * DTYPE_BYTES[gemm.dtype or self.weight_dtype]
+        return n_bytes
 
     @property
     def n_embedding_params(self) -> int:
@@ -118,14 +136,28 @@ class ModelSpec:
         return (tables + self.n_position_embeddings) * self.d_model
 
     @property
-    def n_norm_params(self) -> int:
-        """Parameters of the norms: two in a layer, one at the end."""
-        return (2 * self.n_layers + 1) * self.d_model
+    def n_other_params(self) -> int:
+        """Parameters of the norms, two in a layer and one at the end, and what else the kinds have in no matrix."""
+        own = sum(
+            layers.n_layers * (layers.attention.n_other_params() + layers.feed_forward.n_other_params(self.d_model))
+            for layers in self.stack
+        )
+        return own + (2 * self.n_layers + 1) * self.d_model
 
     @property
     def n_params(self) -> int:
-        """Parameters: layers' matrices, embeddings, norms.
+        """Parameters: layers' matrices, embeddings, norms, and the biases that kinds know of."""
+        return self.n_matrix_params() + self.n_embedding_params + self.n_other_params
 
-        Biases are left out (below 0.1 % of any model here).
+    @property
+    def n_active_params(self) -> int:
+        """Parameters that one token is multiplied with: all but the experts it does not take, and the embeddings.
+
+        A row of the embeddings is looked up; lm_head is a matrix like any other.
         """
-        return self.n_matrix_params() + self.n_embedding_params + self.n_norm_params
+        unused = sum(
+            layers.n_layers * sum(gemm.n_params - gemm.n_active_params for gemm in layers.gemms(self.d_model))
+            for layers in self.stack
+        )
+        looked_up = self.n_embedding_params - self.vocab * self.d_model
+        return self.n_params - unused - looked_up

@@ -2,7 +2,25 @@
 
 from sim.errors import ConfigError
 
-DTYPE_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0}
+DTYPE_BYTES = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,  # a scale a tensor or a channel
+    "fp8_block": 1.0 + 4.0 / (128 * 128),  # a fp32 scale for each 128 x 128 (DeepSeek-V3, Qwen3-FP8)
+    "int4": 0.5 + 2.0 / 128,  # a bf16 scale for each 128 (GPTQ and AWQ checkpoints)
+    "int4_g32": 0.5 + 2.0 / 32,  # for each 32 (Kimi-K2.5)
+    "mxfp4": 0.5 + 1.0 / 32,  # an 8-bit exponent for each 32 (OCP microscaling formats 1.0)
+    "nvfp4": 0.5 + 1.0 / 16,  # a fp8 scale for each 16 (NVIDIA, TensorRT-LLM's NVFP4)
+}
+"""Bytes of one number, scales included [B]."""
+
+KV_DTYPES = ("fp32", "bf16", "fp16", "fp8")
+COMPUTED_AS = {"fp8_block": "fp8", "int4": "bf16", "int4_g32": "bf16", "mxfp4": "bf16"}
+"""What the tensor cores multiply where weights are stored in another format, widened as they are read.
+
+Source: vLLM's Marlin kernels (weight-only int4 and mxfp4) on devices before Blackwell.
+"""
 ACTIVATION_BYTES = DTYPE_BYTES["bf16"]  # hidden states, queries and outputs are bf16 whatever the weights are
 
 
@@ -26,7 +44,8 @@ def whole(owner: str, **values: int) -> None:
 
 
 def known_dtype(owner: str, **values: str) -> None:
-    """Refuse names of number formats that we do not know, naming ``owner.key``."""
+    """Refuse names of number formats that we do not know, or that nobody caches KV in, naming ``owner.key``."""
     for key, value in values.items():
-        if value not in DTYPE_BYTES:
-            raise ConfigError(f"{owner}.{key} must be one of {', '.join(DTYPE_BYTES)}, got {value!r}")
+        known = KV_DTYPES if key == "kv_dtype" else tuple(DTYPE_BYTES)
+        if value not in known:
+            raise ConfigError(f"{owner}.{key} must be one of {', '.join(known)}, got {value!r}")

@@ -1,5 +1,6 @@
 """KV capacity: vLLM's own start-up figures, and the arithmetic shown to the user."""
 
+import re
 from functools import cache
 
 import pytest
@@ -112,7 +113,26 @@ def test_weights_that_do_not_fit_are_refused_with_the_arithmetic():
         "model=llama-3.1-70b (bf16 weights) does not fit hardware=NVIDIA H100 80GB HBM3 (tensor_parallel=1): "
         "memory 79.20 - kept free 7.92 - weights 131.42 - activation peak "
     )
-    assert "GiB for the KV cache. Take more or larger devices, fp8 weights" in message
+    assert "GiB for the KV cache. hardware.tensor_parallel=2 would do; or take weights in a narrower format" in message
+
+
+def test_a_refusal_names_the_smallest_degree_that_would_do():
+    for overrides in (("model=mixtral-8x22b",), ("model=deepseek-v3",), ("model=gpt-oss-120b", "hardware=l40s")):
+        with pytest.raises(ConfigError) as refused:
+            kv_capacity(*specs(*overrides))
+        degree = int(re.search(r"hardware\.tensor_parallel=(\d+) would do", str(refused.value))[1])
+        assert kv_capacity(*specs(*overrides, f"hardware.tensor_parallel={degree}")).n_blocks >= 1
+        with pytest.raises(ConfigError):
+            kv_capacity(*specs(*overrides, f"hardware.tensor_parallel={degree // 2}"))
+    with pytest.raises(ConfigError, match=r"More or larger devices would do"):
+        kv_capacity(*specs("model=llama-3.1-405b", "hardware=rtx4090"))
+
+
+def test_states_of_constant_size_are_reserved_for_every_sequence():
+    model, hardware = specs("model=qwen3.5-35b-a3b")
+    few, many = (kv_capacity(model, hardware, max_seqs=n) for n in (64, 128))
+    assert many.terms["sequences' states"] == 2 * few.terms["sequences' states"] == -128 * model.state_bytes_per_seq()
+    assert "sequences' states" not in kv_capacity(*specs("model=llama-3.1-8b")).terms
 
 
 def test_llama_70b_fits_two_h200_and_one_in_fp8():

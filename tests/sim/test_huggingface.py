@@ -1,0 +1,144 @@
+"""A model's own config.json: the same as the YAML we ship, or refused with what is missing."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sim.config import conf_dir, make
+from sim.cost import Roofline
+from sim.errors import ConfigError
+from sim.spec import HardwareSpec, ModelSpec
+from sim.spec.huggingface import config_file, model_node
+from sim.step import Chunk
+
+CONFIGS = Path(__file__).parents[2] / "../shared/data/model_configs"
+FOLDERS = sorted(path.parent.name for path in CONFIGS.glob("*/config.json"))
+REFUSED = {
+    "deepseek-ai--DeepSeek-V4-Flash": r"no kind of layer here expresses attention to compressed tokens",
+    "meta-llama--Llama-4-Scout-17B-16E-Instruct": r"no kind of layer here expresses attention within chunks",
+    "nvidia--Nemotron-H-56B-Base-8K": r"no kind of layer here expresses a Mamba-2 state",
+}
+NOT_SHIPPED = {"Qwen--Qwen3-235B-A22B-FP8", "nvidia--Llama-3.1-70B-Instruct-FP8", "nvidia--Qwen3-235B-A22B-NVFP4"}
+
+
+@cache
+def shipped() -> dict[str, ModelSpec]:
+    """By the name of the repository that their source names."""
+    found = {}
+    for path in sorted((conf_dir() / "model").glob("*.yaml")):
+        spec = make(yaml.safe_load(path.read_text(encoding="utf-8")), "model")
+        found[spec.source.partition("huggingface.co/")[2].partition("/blob/")[0].replace("/", "--")] = spec
+    return found
+
+
+def read(folder: str) -> ModelSpec:
+    return make(model_node(config_file(str(CONFIGS / folder))), "model")
+
+
+def written(tmp_path: Path, **fields: object) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    return path
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "vocab_size": 100,
+    "max_position_embeddings": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+}
+
+
+def test_the_files_are_here():
+    if not FOLDERS:
+        pytest.skip(f"no published configurations in {CONFIGS}")
+    assert len(FOLDERS) == 28
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in REFUSED])
+def test_a_published_configuration_is_priced(folder):
+    spec = read(folder)
+    device = make(yaml.safe_load((conf_dir() / "hardware/h200.yaml").read_text(encoding="utf-8")), "hardware").device
+    assert isinstance(HardwareSpec(device, tensor_parallel=2), HardwareSpec)
+    times = Roofline(spec, device, 2)
+    assert times.dense_s(1) > spec.n_active_params * 0.5 / 2 / device.bandwidth_bytes_per_s
+    assert times.dense_s(2_000) > times.dense_s(1)
+    assert times.prefill_attention_s((Chunk(2_000, 100),)) > times.prefill_attention_s((Chunk(20, 100),)) > 0.0
+    assert list(times.decode_attention(8).seconds) == sorted(times.decode_attention(8).seconds)
+    assert spec.kv_bytes_per_token() > 0.0
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in {*REFUSED, *NOT_SHIPPED}])
+def test_it_is_the_model_that_is_shipped(folder):
+    name = folder.replace("Meta-Llama", "Llama")
+    ours = shipped()[name]
+    assert replace(read(folder), name=ours.name, source=ours.source) == ours
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name in REFUSED])
+def test_what_no_kind_expresses_is_refused_by_name(folder):
+    with pytest.raises(ConfigError, match=REFUSED[folder]):
+        read(folder)
+
+
+def test_checkpoints_say_how_they_are_quantised():
+    if not FOLDERS:
+        pytest.skip(f"no published configurations in {CONFIGS}")
+    assert read("Qwen--Qwen3-235B-A22B-FP8").weight_dtype == "fp8_block"
+    assert read("deepseek-ai--DeepSeek-V3").weight_dtype == "fp8_block"
+    experts = {
+        name: read(name).stack[-1].feed_forward.weight_dtype
+        for name in ("openai--gpt-oss-20b", "moonshotai--Kimi-K2.5")
+    }
+    assert experts == {"openai--gpt-oss-20b": "mxfp4", "moonshotai--Kimi-K2.5": "int4_g32"}
+    assert read("moonshotai--Kimi-K2.5").weight_dtype == "bf16"
+
+
+def test_a_file_or_its_folder_is_named(tmp_path):
+    path = written(tmp_path, **LLAMA)
+    assert config_file(str(path)) == config_file(str(tmp_path)) == path
+    assert config_file("llama-3.1-8b") is None
+    node = model_node(path)
+    assert node["name"] == tmp_path.name
+    assert make(node, "model").stack[0].attention.n_kv_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "rwkv"}, r"model_type 'rwkv' is not known, there are .*deepseek_v3.*qwen3_moe"),
+        (
+            {key: value for key, value in LLAMA.items() if key != "intermediate_size"},
+            r"llama needs the field 'intermediate_size'",
+        ),
+        ({**LLAMA, "hidden_size": None}, r"a field of llama is not what it should be"),
+        (
+            {**LLAMA, "quantization_config": {"quant_method": "aqlm"}},
+            r"weights quantised by aqlm in this way are not known",
+        ),
+        ({**LLAMA, "model_type": "qwen3", "use_sliding_window": True}, r"windows from a layer on are not read"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        model_node(written(tmp_path, **fields))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_no_configuration_is_one_line(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(ConfigError, match=r"config\.json: No such file"):
+        model_node(path)
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"not JSON"):
+        model_node(path)
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"must hold an object, got list"):
+        model_node(path)
