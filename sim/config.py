@@ -78,7 +78,8 @@ def compose(
         if i == n_classes:
             _complete(tree, "", trusted)
         if isinstance(one.value, Path):
-            tree[one.key], choices[one.key] = _file(one.key, one.value), one.value.stem
+            node = tree[one.key] = _file(one.key, one.value)
+            choices[one.key] = node["name"] if one.value.suffix == ".json" else one.value.stem
         elif one not in is_trusted:
             _set(tree, one, trusted)
     _complete(tree, "", trusted)
@@ -153,8 +154,8 @@ def _sorted(
             chosen.append(f"~{one.key}")
         else:
             value = as_text(one.text) if one.text is not None and isinstance(one.value, str) else one.value
-            if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-                settings.append(one._replace(key=group, value=Path(value)))
+            if isinstance(value, str) and (path := _own(group, value)):
+                settings.append(one._replace(key=group, value=path))
             else:
                 chosen.append(f"{one.key}={_choice(group, value, has_more_files)}")
     return chosen, settings
@@ -222,10 +223,25 @@ def _base(chosen: tuple[str, ...], config_name: str) -> tuple[dict[str, Any], di
     return tree, choices
 
 
+def _own(group: str, value: str) -> Path | None:
+    """The file of a choice of the user's own: a YAML or, of a model, a ``config.json`` or the folder it is in."""
+    if value.endswith((".yaml", ".yml")):
+        return Path(value)
+    if group != "model" or value in choices_of(group):
+        return None
+    from sim.spec.huggingface import config_file
+
+    return config_file(str(Path(value).expanduser()))
+
+
 def _file(group: str, path: Path) -> Any:
     """A choice of the user's own, from its file."""
     import yaml  # type: ignore[import-untyped]
 
+    if path.suffix == ".json":
+        from sim.spec.huggingface import model_node
+
+        return model_node(path)
     try:
         node = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sim.config import conf_dir, make
+from sim.config import compose, conf_dir, make
 from sim.cost import Roofline
 from sim.errors import ConfigError
 from sim.spec import HardwareSpec, ModelSpec
@@ -142,3 +142,26 @@ def test_a_file_that_is_no_configuration_is_one_line(tmp_path):
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"must hold an object, got list"):
         model_node(path)
+
+
+def test_a_run_takes_it_like_a_name_and_settings_are_set_in_it(tmp_path):
+    folder = tmp_path / "my-model"
+    folder.mkdir()
+    written(folder, **LLAMA)
+    for choice in (folder, folder / "config.json"):
+        config = compose([f"model={choice}", "model.kv_dtype=fp8", "model.stack.0.attention.window=32"])
+        spec = make(config["model"], "model")
+        assert (spec.name, spec.kv_dtype, spec.window, config["choices"]["model"]) == (
+            "my-model",
+            "fp8",
+            32,
+            "my-model",
+        )
+
+
+def test_a_shipped_name_is_taken_before_a_folder_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "gpt2").mkdir()
+    written(tmp_path / "gpt2", **LLAMA)
+    monkeypatch.chdir(tmp_path)
+    assert compose(["model=gpt2"])["model"]["d_model"] == 768
+    assert compose(["model=./gpt2"])["model"]["d_model"] == 64
