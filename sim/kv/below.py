@@ -26,7 +26,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sim.errors import ConfigError
-from sim.kv.cache import Copies
 from sim.kv.eviction import Unit
 from sim.kv.ladder import Ladder
 from sim.kv.pool import PrefixPool
@@ -68,8 +67,6 @@ class Below:
         Fastest first.
     pool : PrefixPool
         The blocks above.
-    copies : Copies
-        Where what the next iteration waits for is noted.
     overlap, write, load, chunk_tokens
         As of `HierarchicalCache`.
     """
@@ -79,7 +76,6 @@ class Below:
         site: Site,
         tiers: Tiers,
         pool: PrefixPool,
-        copies: Copies,
         overlap: bool,
         write: str,
         load: str,
@@ -93,7 +89,7 @@ class Below:
             raise ConfigError(f"cache.chunk_tokens must be >= 1 [tokens], got {chunk_tokens}")
         self.pool = pool
         self.block_tokens = block_tokens = pool.block_tokens
-        self._copies = copies
+        self._copies = site.copies
         self._env = site.env
         self._estimator = Estimator(site.cost, site.max_batched_tokens)
         n_ranks = site.hardware.tensor_parallel  # tiers hold, and links carry, what is on all of them

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sim.errors import ConfigError
 from sim.kv.abilities import Prefetcher, Reusing
-from sim.kv.cache import Copies, KVCache
+from sim.kv.cache import KVCache
 from sim.kv.contiguous import ContiguousCache
 from sim.kv.move import Conversations
 from sim.kv.part import Part, PartCache, PartLedger
@@ -85,9 +85,7 @@ class CacheByClass(KVCache):
         self.block_tokens = 1  # the batch's ledger counts no blocks; those of the parts do
         self.window_tokens = window_tokens
         self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
-        self.copies = Copies()
-        for cache in self._caches:
-            cache.copies = self.copies  # all of them wait in one batch
+        self.copies = site.copies
         self.is_endless = all(cache.is_endless for cache in self._caches)
         self.prefetch_requests = max(getattr(cache, "prefetch_requests", 0) for cache in self._caches)
         self._conversations = Conversations(self._parts)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sim.errors import ConfigError
-from sim.kv.cache import Copies
 from sim.kv.idle import IdleConversations
 from sim.kv.part import PartCache
 from sim.kv.reservation import Reservation
@@ -99,7 +98,7 @@ class ContiguousCache(PartCache):
         self.block_tokens = 1
         self.window_tokens = site.model.window
         self.is_endless = False
-        self.copies = Copies()
+        self.copies = site.copies
         self._rounding_tokens = 0
         self._reservation: Reservation = reservation() if callable(reservation) else reservation
         self._make_allocator = allocator

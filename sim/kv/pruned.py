@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
-from sim.kv.cache import Copies
 from sim.kv.idle import IdleConversations
 from sim.kv.part import PartCache
 from sim.kv.pool import BlockPool
@@ -70,7 +69,7 @@ class PrunedCache(PartCache):
                 f"slots there are (hardware.kv_blocks), got {retention.window_tokens}"
             )
         self.is_endless = retention.most_tokens is not None
-        self.copies = Copies()
+        self.copies = site.copies
         self._retention = retention
         self._kept_bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
         self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
