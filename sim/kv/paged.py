@@ -24,7 +24,7 @@ from collections.abc import Mapping
 
 from sim.errors import ConfigError
 from sim.kv.below import Below
-from sim.kv.part import PartCache
+from sim.kv.partition import PartitionCache
 from sim.kv.pool import Found, PrefixPool
 from sim.kv.prefix import BlockTable
 from sim.kv.site import Site
@@ -34,7 +34,7 @@ from sim.sequence import Sequence
 from sim.spec import as_given
 
 
-class PagedCache(PartCache):
+class PagedCache(PartitionCache):
     """Block tables over one pool of blocks, with prefix reuse.
 
     Parameters
