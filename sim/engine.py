@@ -168,6 +168,7 @@ class Replica(Turning):
         batch.leaving.clear()
         for sequence in [*reversed(batch.partial), *reversed(list(self.ledger))]:
             self.preempt(sequence)
+        self.kv.advance(self.ledger, 0)  # what the iteration under way was to copy from is free too
         queue = batch.waiting if self._look_ahead is None else self._look_ahead.queue
         handed_back = [queue.take() for _ in range(len(queue))]
         handed_back += self._unseen

@@ -26,12 +26,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sim.errors import ConfigError
-from sim.kv.cache import Copies
 from sim.kv.eviction import Unit
-from sim.kv.ladder import Ladder
 from sim.kv.pool import PrefixPool
 from sim.kv.preemption import Cheaper, Estimator, Times
 from sim.kv.site import Site
+from sim.kv.tier_stack import TierStack
 from sim.kv.tiers import Tier, Tiers, after, first
 from sim.ledger import DecodeLedger
 from sim.request import BlockRange, Request, block_ranges, whole_text
@@ -68,8 +67,6 @@ class Below:
         Fastest first.
     pool : PrefixPool
         The blocks above.
-    copies : Copies
-        Where what the next iteration waits for is noted.
     overlap, write, load, chunk_tokens
         As of `HierarchicalCache`.
     """
@@ -79,7 +76,6 @@ class Below:
         site: Site,
         tiers: Tiers,
         pool: PrefixPool,
-        copies: Copies,
         overlap: bool,
         write: str,
         load: str,
@@ -93,7 +89,7 @@ class Below:
             raise ConfigError(f"cache.chunk_tokens must be >= 1 [tokens], got {chunk_tokens}")
         self.pool = pool
         self.block_tokens = block_tokens = pool.block_tokens
-        self._copies = copies
+        self._copies = site.copies
         self._env = site.env
         self._estimator = Estimator(site.cost, site.max_batched_tokens)
         n_ranks = site.hardware.tensor_parallel  # tiers hold, and links carry, what is on all of them
@@ -102,7 +98,7 @@ class Below:
             Tier(spec, block_tokens, block_bytes, site.env, site.recorder, site.replica, i, n_ranks)
             for i, spec in enumerate(tiers.levels)
         ]
-        self._ladder = Ladder(self.tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
+        self._stack = TierStack(self.tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
         self._overlap = overlap
         self._write = write
         self._load_if = load
@@ -126,7 +122,7 @@ class Below:
         """Blocks that continue what is in device memory, per tier; none if they are not to be loaded."""
         n_generated = generated_tokens or 0
         asked = asked_for(request, n_generated, self.block_tokens)
-        found = self._ladder.found(after(asked, n_here, self.block_tokens))
+        found = self._stack.found(after(asked, n_here, self.block_tokens))
         if not sum(found):
             return found
         estimate = partial(self._times, n_here, found, request.prompt_tokens + n_generated)
@@ -199,7 +195,7 @@ class Below:
         self._prefetched.add(sequence)
         text = self._ranges(sequence)
         for level in range(1, len(self.tiers)):
-            coming = self._ladder.bring_nearer(text, level)
+            coming = self._stack.bring_nearer(text, level)
             if coming is not None:
                 self._counts["prefetched_blocks"] += coming[0]
                 self._coming[sequence, level] = coming
@@ -271,7 +267,7 @@ class Below:
         """
         size, estimator, ledger = self.block_tokens, self._estimator, self.ledger
         n_blocks = sum(found)
-        load_ps, save_ps = self._ladder.load_ns(found) * PS_PER_NS, self._ladder.save_ns(n_blocks) * PS_PER_NS
+        load_ps, save_ps = self._stack.load_ns(found) * PS_PER_NS, self._stack.save_ns(n_blocks) * PS_PER_NS
         if self._overlap:
             load_ps = estimator.loading_ps(load_ps, ledger)
         else:
@@ -298,14 +294,14 @@ class Below:
             rest = after(rest, n_blocks, size)
             self.tiers[level].put(blocks)  # used again
             if not self._overlap:
-                self._stall(self._ladder.load_ns([0] * level + [n_blocks] + [0] * (len(found) - level - 1)))
+                self._stall(self._stack.load_ns([0] * level + [n_blocks] + [0] * (len(found) - level - 1)))
             load.n_pending += 1
             arrived = partial(self._arrived, load, level)
             n_coming, done = self._coming.get((sequence, level), (0, None))
             if done is not None and n_coming >= n_blocks:  # prefetched, and on its way to the first tier
                 done.callbacks.append(partial(self._go_on, level, blocks, arrived))
             else:
-                self._ladder.bring_up(level, blocks, arrived)
+                self._stack.bring_up(level, blocks, arrived)
 
     def _arrived(self, load: Load, level: int, is_whole: bool) -> None:
         """What came from one tier is here, or lost; with the last of them the sequence can go on."""
@@ -331,11 +327,11 @@ class Below:
         if self.tiers[level].is_gone:
             arrived(False)
         else:
-            self._ladder.bring_up(0, blocks, arrived)
+            self._stack.bring_up(0, blocks, arrived)
 
     def _save(self, blocks: list[BlockRange], n_sent: int) -> None:
         """Send blocks down of which some were sent before; wait if the memory they are read from is to be used now."""
-        save_ns = self._ladder.save(blocks, n_sent)
+        save_ns = self._stack.save(blocks, n_sent)
         if not (self._overlap and self._write == "through"):
             self._stall(save_ns)
 
@@ -347,7 +343,7 @@ class Below:
         """Blocks evicted since a sequence last joined or left go down."""
         if self._staged:
             staged, self._staged = self._staged, []
-            self._stall(self._ladder.spill(0, staged))
+            self._stall(self._stack.spill(0, staged))
 
     def _stage(self, unit: Unit) -> None:
         """What is evicted is to be written back."""

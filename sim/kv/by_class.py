@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from sim.errors import ConfigError
 from sim.kv.abilities import Prefetcher, Reusing
-from sim.kv.cache import Copies, KVCache
+from sim.kv.cache import KVCache
 from sim.kv.contiguous import ContiguousCache
-from sim.kv.move import Conversations
-from sim.kv.part import Part, PartCache, PartLedger
+from sim.kv.migration import Migrations
+from sim.kv.partition import Partition, PartitionCache, PartitionLedger
 from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
@@ -39,7 +39,7 @@ class ClassShare:
     """
 
     share: float
-    cache: Callable[..., PartCache]
+    cache: Callable[..., PartitionCache]
 
     def __post_init__(self) -> None:
         if not 0.0 < self.share <= 1.0:
@@ -47,7 +47,7 @@ class ClassShare:
 
 
 class CacheByClass(KVCache):
-    """Caches side by side, each for one class of requests (`Request.kind`); `sim.kv.move` says what moves between them.
+    """Caches side by side, each for one class of requests (`Request.kind`); what moves is `sim.kv.migration`'s matter.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class CacheByClass(KVCache):
         total = sum(one.share for one in classes.values())
         if total > 1.0 + 1e-9:
             raise ConfigError(f"cache.classes: the shares must not exceed 1 in all, got {total:g}")
-        self._parts: dict[str, Part] = {}
+        self._partitions: dict[str, Partition] = {}
         for name, one in classes.items():
             try:
                 cache = one.cache(site.part(int(site.capacity_tokens * one.share)))
@@ -74,26 +74,24 @@ class CacheByClass(KVCache):
                     f"cache.classes.{name}: its cache lets sequences slide over {cache.window_tokens} tokens; all "
                     f"classes decode in one batch, whose window is the model's ({window_tokens})"
                 )
-            ledger = PartLedger(cache.block_tokens, window_tokens)
-            self._parts[name] = Part(cache, ledger, kv_bytes_per_token * getattr(cache, "width_frac", 1.0))
-        self._caches = [part.cache for part in self._parts.values()]
+            ledger = PartitionLedger(cache.block_tokens, window_tokens)
+            self._partitions[name] = Partition(cache, ledger, kv_bytes_per_token * getattr(cache, "width_frac", 1.0))
+        self._caches = [part.cache for part in self._partitions.values()]
         self._prefetchers = [cache for cache in self._caches if isinstance(cache, Prefetcher)]
-        self._ledgers = [part.ledger for part in self._parts.values()]
-        self._pairs = [(part.cache, part.ledger) for part in self._parts.values()]
+        self._ledgers = [part.ledger for part in self._partitions.values()]
+        self._pairs = [(part.cache, part.ledger) for part in self._partitions.values()]
         self._by_blocks = [pair for pair in self._pairs if not isinstance(pair[0], ContiguousCache)]  # others ring
         self._reusing = [(cache, ledger) for cache, ledger in self._pairs if isinstance(cache, Reusing)]
         self.block_tokens = 1  # the batch's ledger counts no blocks; those of the parts do
         self.window_tokens = window_tokens
         self.capacity_tokens = sum(cache.capacity_tokens for cache in self._caches)
-        self.copies = Copies()
-        for cache in self._caches:
-            cache.copies = self.copies  # all of them wait in one batch
+        self.copies = site.copies
         self.is_endless = all(cache.is_endless for cache in self._caches)
         self.prefetch_requests = max(getattr(cache, "prefetch_requests", 0) for cache in self._caches)
-        self._conversations = Conversations(self._parts)
-        self._n_requests = dict.fromkeys(self._parts, 0)
+        self._migrations = Migrations(self._partitions)
+        self._n_requests = dict.fromkeys(self._partitions, 0)
         full = kv_bytes_per_token * self.capacity_tokens  # as many slots, had all of them an element's full width
-        narrow = sum(part.bytes_per_token * part.cache.capacity_tokens for part in self._parts.values())
+        narrow = sum(part.bytes_per_token * part.cache.capacity_tokens for part in self._partitions.values())
         self._bits_per_element = element_bits * narrow / full if full else element_bits
 
     # Loops: sum() over a generator takes more than twice as long, and every run of iterations asks for all of these.
@@ -143,20 +141,24 @@ class CacheByClass(KVCache):
 
     def match(self, request: Request, generated_tokens: int | None = None) -> int:
         """Leading tokens of a request that its class's cache has, or that move there."""
-        move = self._conversations.move(request, generated_tokens)
-        return self._parts[request.kind].cache.match(request, generated_tokens) if move is None else move.n_tokens
+        migration = self._migrations.migration(request, generated_tokens)
+        return (
+            self._partitions[request.kind].cache.match(request, generated_tokens)
+            if migration is None
+            else migration.n_tokens
+        )
 
     def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take room in the class's cache; a conversation that comes from another class brings its KV."""
         self._follow(ledger)
         cache, part, _ = self._part(sequence)
-        move = self._conversations.move(sequence.request, sequence.preempted_at_tokens)
-        if move is None:
+        migration = self._migrations.migration(sequence.request, sequence.preempted_at_tokens)
+        if migration is None:
             is_taken = cache.admit(sequence, n_tokens, part)
         else:
-            is_taken = self._conversations.take(sequence, n_tokens, move)
+            is_taken = self._migrations.take(sequence, n_tokens, migration)
         if is_taken:
-            self._conversations.arrive(sequence)
+            self._migrations.arrive(sequence)
             self._n_requests[sequence.request.kind] += not sequence.n_preemptions
             part.planned_tokens[sequence] = sequence.resident_tokens + n_tokens
         return is_taken
@@ -225,10 +227,10 @@ class CacheByClass(KVCache):
     def release(self, sequence: Sequence, now_ns: int) -> None:
         """Take back what a sequence holds; its class's cache keeps its conversation, until the class changes."""
         cache, part, _ = self._part(sequence)
-        self._conversations.abandon(sequence)
-        part.let_go(sequence)
+        self._migrations.abandon(sequence)
+        part.remove(sequence)
         cache.release(sequence, now_ns)
-        self._conversations.leave(sequence)
+        self._migrations.leave(sequence)
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -238,12 +240,12 @@ class CacheByClass(KVCache):
         ConfigError
             If it is of no class that is served here.
         """
-        if request.kind not in self._parts:
+        if request.kind not in self._partitions:
             raise ConfigError(
-                f"cache=by_class serves {', '.join(self._parts)}, got request {request.id} of class {request.kind!r}: "
-                "classify=true tags requests with their class"
+                f"cache=by_class serves {', '.join(self._partitions)}, got request {request.id} of class "
+                f"{request.kind!r}: classify=true tags requests with their class"
             )
-        reason = self._parts[request.kind].cache.refuses(request)
+        reason = self._partitions[request.kind].cache.refuses(request)
         return None if reason is None else f"{request.kind}: {reason}"
 
     def prefetch(self, sequence: Sequence) -> None:
@@ -257,14 +259,14 @@ class CacheByClass(KVCache):
 
         ``bits_per_element`` is the mean of all slots: what is held is taken for as wide as what there is.
         """
-        counts = {**self._conversations.counts, "bits_per_element": self._bits_per_element}
-        for name, part in self._parts.items():
+        counts = {**self._migrations.counts, "bits_per_element": self._bits_per_element}
+        for name, part in self._partitions.items():
             counts[f"{name}_requests"] = self._n_requests[name]
             counts |= {f"{name}_{key}": value for key, value in part.cache.counts().items()}
         return counts
 
-    def _part(self, sequence: Sequence) -> Part:
-        return self._parts[sequence.request.kind]
+    def _part(self, sequence: Sequence) -> Partition:
+        return self._partitions[sequence.request.kind]
 
     def _follow(self, ledger: DecodeLedger) -> None:
         """Let the parts' ledgers know who has joined the batch, and who has left it and not given back its memory."""
@@ -273,8 +275,8 @@ class CacheByClass(KVCache):
         for part in self._ledgers:
             part.batch, part.members = ledger, members
             if part.joining:
-                part.enrol()
+                part.add_joined()
             n_decoding += len(part.offsets)
         if n_decoding != len(members):
             for part in self._ledgers:
-                part.forsake()
+                part.set_aside()

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sim.errors import ConfigError
-from sim.kv.cache import Copies
-from sim.kv.idle import IdleConversations
-from sim.kv.part import PartCache
+from sim.kv.partition import PartitionCache
 from sim.kv.reservation import Reservation
+from sim.kv.sessions import IdleSessions
 from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
@@ -58,7 +57,7 @@ class Extent:
     n_tokens: int
 
 
-class ContiguousCache(PartCache):
+class ContiguousCache(PartitionCache):
     """Extents in one row of token slots.
 
     Parameters
@@ -99,7 +98,7 @@ class ContiguousCache(PartCache):
         self.block_tokens = 1
         self.window_tokens = site.model.window
         self.is_endless = False
-        self.copies = Copies()
+        self.copies = site.copies
         self._rounding_tokens = 0
         self._reservation: Reservation = reservation() if callable(reservation) else reservation
         self._make_allocator = allocator
@@ -108,7 +107,7 @@ class ContiguousCache(PartCache):
         self._max_len = model_max_len if max_len is None else max_len
         self._check_fixed(self._reservation.fixed_tokens, model_max_len)
         self._bytes_per_token = site.bytes_per_token
-        self._idle: IdleConversations[Extent] = IdleConversations(site.eviction, capacity_tokens, session_caching)
+        self._idle: IdleSessions[Extent] = IdleSessions(site.eviction, capacity_tokens, session_caching)
         self._spare: dict[Sequence, list[Extent]] = {}  # of prompts with several answers, for all but the first
         self._largest_of: dict[int, int] = {}  # by number: the longest extents of which so many fit
         self._leaving: list[int] = []  # offsets whose content is being copied

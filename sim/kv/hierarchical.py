@@ -50,7 +50,7 @@ class HierarchicalCache(PagedCache):
         if prefetch < 0:
             raise ConfigError(f"cache.prefetch must be >= 0 [requests], got {prefetch}")
         self.prefetch_requests = prefetch
-        self.below = self.tiers = Below(site, levels, self.pool, self.copies, overlap, write, load, chunk_tokens)
+        self.below = self.tiers = Below(site, levels, self.pool, overlap, write, load, chunk_tokens)
 
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""

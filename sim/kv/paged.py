@@ -24,8 +24,7 @@ from collections.abc import Mapping
 
 from sim.errors import ConfigError
 from sim.kv.below import Below
-from sim.kv.cache import Copies
-from sim.kv.part import PartCache
+from sim.kv.partition import PartitionCache
 from sim.kv.pool import Found, PrefixPool
 from sim.kv.prefix import BlockTable
 from sim.kv.site import Site
@@ -35,7 +34,7 @@ from sim.sequence import Sequence
 from sim.spec import as_given
 
 
-class PagedCache(PartCache):
+class PagedCache(PartitionCache):
     """Block tables over one pool of blocks, with prefix reuse.
 
     Parameters
@@ -70,7 +69,7 @@ class PagedCache(PartCache):
         self.capacity_tokens = self.pool.n_blocks * block_tokens
         self.window_tokens = window_tokens = site.model.window
         self.is_endless = False
-        self.copies = Copies()
+        self.copies = site.copies
         self._window_blocks = None if window_tokens is None else -(-window_tokens // block_tokens)
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.pool.n_blocks)

@@ -92,7 +92,7 @@ class PrefixPool(BlockPool):
         self.n_evicted = 0
         self._found: Found | None = None  # the last look-up, while it stands
         self.on_evict: Callable[[Unit], None] | None = None  # told before what a block holds is forgotten
-        self.n_unpopped = 0  # taken, and still in the free queue
+        self.n_unpopped = 0  # taken, and still in the free queue; below 0: popped, and not taken
         self.n_reserved = 0  # popped for the next decode iteration, and not taken yet
 
     def look_up(self, request: Request, generated_tokens: int | None, window_blocks: int | None) -> Found:
@@ -213,7 +213,10 @@ class PrefixPool(BlockPool):
 
         Policies that remember what they gave up are told for which blocks of a text they give up now.
         """
-        n_blocks, self.n_unpopped = self.n_unpopped, 0
+        n_blocks = self.n_unpopped
+        if n_blocks <= 0:  # the iteration that blocks were reserved for has failed: they serve those who take some now
+            return
+        self.n_unpopped = 0
         self._found = None
         wanted = () if table is None else table.continues_with(n_blocks, self.block_tokens)
         for unit in self.free_queue.victims(n_blocks, wanted):

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
-from sim.kv.cache import Copies
-from sim.kv.idle import IdleConversations
-from sim.kv.part import PartCache
+from sim.kv.partition import PartitionCache
 from sim.kv.pool import BlockPool
 from sim.kv.retention import Kept, Retention
+from sim.kv.sessions import IdleSessions
 from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
@@ -29,10 +28,10 @@ class Blocks:
 
     n_blocks: int = 0
     n_copies: int = 1  # it holds so many times: of a prompt with several answers
-    narrowed_tokens: int = 0  # of its text, those that have been quantised
+    quantised_tokens: int = 0  # of its text, those that have been quantised
 
 
-class PrunedCache(PartCache):
+class PrunedCache(PartitionCache):
     """A pool of blocks, taken on demand, and a retention that gives some back.
 
     Prompt tokens are computed against what is resident; of a piece longer than what is kept, only that is written.
@@ -70,11 +69,11 @@ class PrunedCache(PartCache):
                 f"slots there are (hardware.kv_blocks), got {retention.window_tokens}"
             )
         self.is_endless = retention.most_tokens is not None
-        self.copies = Copies()
+        self.copies = site.copies
         self._retention = retention
         self._kept_bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
         self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
-        self._idle: IdleConversations[Blocks] = IdleConversations(site.eviction, self.pool.n_blocks, session_caching)
+        self._idle: IdleSessions[Blocks] = IdleSessions(site.eviction, self.pool.n_blocks, session_caching)
         self._n_moved_tokens = self._n_compactions = self._n_copied_tokens = 0
         self._n_attended = self._n_seen = 0  # resident and computed tokens of ended sequences
 
@@ -114,7 +113,7 @@ class PrunedCache(PartCache):
             self.pool.n_free -= held.n_blocks
             self.pool.n_cached -= held.n_blocks
             sequence.dropped_tokens = idle.dropped_tokens
-            held.narrowed_tokens = min(held.narrowed_tokens, n_matched)
+            held.quantised_tokens = min(held.quantised_tokens, n_matched)
             if n_copies > 1:
                 self._take(held, (n_copies - 1) * held.n_blocks)
                 held.n_blocks //= n_copies
@@ -171,7 +170,7 @@ class PrunedCache(PartCache):
         held: Blocks = sequence.holding
         held.n_copies = 1
         for other in others:
-            other.holding = Blocks(held.n_blocks, narrowed_tokens=held.narrowed_tokens)
+            other.holding = Blocks(held.n_blocks, quantised_tokens=held.quantised_tokens)
             other.room_tokens = sequence.room_tokens
         n_copied = len(others) * sequence.resident_tokens
         self._n_copied_tokens += n_copied
@@ -200,10 +199,10 @@ class PrunedCache(PartCache):
         if idle is not None:
             self.pool.n_cached -= idle.holding.n_blocks
 
-    def narrow(self, sequence: Sequence, n_tokens: int) -> None:
+    def note_quantised(self, sequence: Sequence, n_tokens: int) -> None:
         """The first tokens of a sequence's text have come from another cache, quantised on their way."""
         held: Blocks = sequence.holding
-        held.narrowed_tokens = n_tokens
+        held.quantised_tokens = n_tokens
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -242,8 +241,8 @@ class PrunedCache(PartCache):
         kept = self._retention.kept(computed_tokens, resident_tokens, room_tokens, held_frac)
         n_moved = kept.n_moved_tokens
         if self.width_frac < 1.0:
-            n_moved += min(resident_tokens, computed_tokens - held.narrowed_tokens)
-            held.narrowed_tokens = computed_tokens
+            n_moved += min(resident_tokens, computed_tokens - held.quantised_tokens)
+            held.quantised_tokens = computed_tokens
         if n_moved:
             self._n_compactions += 1
             self._n_moved_tokens += n_moved

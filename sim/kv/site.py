@@ -1,9 +1,10 @@
 """Where a cache stands: what a run gives each of its caches, and no setting of theirs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from sim.kv.cache import Copies
 from sim.kv.capacity import KVCapacity
 from sim.kv.eviction import Evictor
 from sim.kv.preemption import Preemption
@@ -39,6 +40,8 @@ class Site:
         What preempted sequences do about KV below.
     max_batched_tokens : int
         Tokens that an iteration computes at most, for estimates [tokens].
+    copies : Copies
+        Where caches note what the next iteration waits for: one for all that serve the same batch.
     """
 
     env: "simpy.Environment"
@@ -52,6 +55,7 @@ class Site:
     below: Tiers | None
     preemption: Preemption
     max_batched_tokens: int
+    copies: Copies = field(default_factory=Copies)
 
     @property
     def capacity_tokens(self) -> int:
@@ -69,5 +73,5 @@ class Site:
         return 8.0 * self.model.kv_bytes
 
     def part(self, capacity_tokens: int) -> "Site":
-        """The same with so many of the slots."""
+        """So many of its slots, for a cache beside others."""
         return replace(self, capacity=replace(self.capacity, n_blocks=capacity_tokens, block_tokens=1))

@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.batching import Chunked
+from sim.kv.allocator import FirstFit
+from sim.kv.contiguous import ContiguousCache
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
+from sim.kv.reservation import Growing
 from sim.router import LeastLoaded
 from tests.laws.houses import NS_PS, houses, run, slow_and_thorough
 from tests.sim.kv.sites import cache_on
@@ -118,6 +121,14 @@ def test_a_crash_in_any_house_loses_nobody(house, at_ns):
     fast = run(house, meanwhile={at_ns: partial(crash, 0)})
     keeps_the_ledger(fast, len(house["scenario"].listed))
     assert fast.facts() == run(house, meanwhile={at_ns: partial(crash, 0)}, max_steps=1).facts()
+
+
+def test_an_extent_that_was_being_copied_when_its_replica_failed_is_free():
+    """8 slots are full when the prompt is computed; from 10 to 20 they are copied, and the replica fails at 15."""
+    kv = partial(cache_on, ContiguousCache, 64, Lru, FirstFit, Growing(8))
+    house = serve(Listed([asked(0, 0, 8, 5)]), cost=TEN_NS, kv=kv, meanwhile={15: partial(crash, 0)})
+    assert house.replicas[0].kv.counts()["resizes"] == 1
+    keeps_the_ledger(house, 1)
 
 
 def test_what_was_generated_before_a_crash_is_not_generated_again():

@@ -237,3 +237,15 @@ def test_the_parts_get_what_the_run_knows_of_the_model():
     longest = {"code": ClassShare(1.0, partial(ContiguousCache, allocator=FirstFit, reservation=Growing(8, 2.0)))}
     refused = cache_on(CacheByClass, 1600, Lru, longest, model_max_len=40).refuses(asked(0, 0, 30, 30, kind="code"))
     assert refused == "code: 59 KV slots needed, extents have 40 at most"
+
+
+def test_a_class_whose_copies_do_not_overlap_holds_up_the_whole_batch():
+    """What is written through at 1 byte per ns: two blocks of 4 tokens of 10 B, the iteration after is 80 ns longer."""
+    cost = LinearCost(10_000, per_host_byte_ps=1_000)
+    prompt = asked(0, 0, 8, 3, content=((1, 8),), kind="chat")
+    with_copy, without = (
+        run([prompt], by_class(chat=partial(HierarchicalCache, block_tokens=4, overlap=overlap)), cost=lambda: cost)
+        for overlap in (False, True)
+    )
+    assert without.requests()[0]["finish_ns"] == 3 * 10
+    assert with_copy.requests()[0]["finish_ns"] == 3 * 10 + 80

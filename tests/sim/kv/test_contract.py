@@ -18,7 +18,7 @@ from sim.batching import Chunked, Continuous, Fcfs
 from sim.clock import Clock
 from sim.engine import Replica
 from sim.kv.cache import KVCache
-from sim.kv.idle import shared_tokens
+from sim.kv.sessions import shared_tokens
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import Finished, Request, Segment

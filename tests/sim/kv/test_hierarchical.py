@@ -304,7 +304,7 @@ def test_auto_asks_the_link_as_it_is_at_that_moment(each_bytes, found_tokens):
         "the state of the second, mirrored: 8 tokens in device memory, 24 below"
     )
     for _ in range(4):
-        kv._tiers[0].up.send(each_bytes)
+        kv.tiers.tiers[0].up.send(each_bytes)
     assert kv.match(again.request, again.preempted_at_tokens) == found_tokens
 
 

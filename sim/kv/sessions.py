@@ -15,7 +15,7 @@ H = TypeVar("H")
 """What a cache's sequences hold: an extent, blocks."""
 
 
-class Idle(Generic[H]):
+class IdleSession(Generic[H]):
     """What a conversation has left. No dataclass: mypyc makes none that is generic."""
 
     def __init__(self, sequence: Sequence, holding: H, unit: Unit) -> None:
@@ -38,7 +38,7 @@ class Idle(Generic[H]):
         return min(n_tokens, target_tokens - 1)
 
 
-class IdleConversations(Generic[H]):
+class IdleSessions(Generic[H]):
     """All that conversations have left in one cache, and in which order it is given up.
 
     Parameters
@@ -57,7 +57,7 @@ class IdleConversations(Generic[H]):
         self._is_kept = is_kept
         self._order = eviction(capacity_blocks)
         self._order.victims(capacity_blocks)  # free blocks are the cache's; the evictor orders what is idle alone
-        self._left: dict[int, Idle[H]] = {}  # by session
+        self._left: dict[int, IdleSession[H]] = {}  # by session
         self._taken: dict[Sequence, Unit] = {}  # what running sequences go on from: a policy knows it when it is back
 
     def keeps(self, sequence: Sequence) -> bool:
@@ -73,16 +73,16 @@ class IdleConversations(Generic[H]):
         session_id: int = sequence.request.session_id  # type: ignore[assignment]
         unit = self._taken.pop(sequence, None) or Unit(session_id, 0)
         unit.n_tokens, unit.n_blocks, unit.cost = sequence.resident_tokens, n_blocks, float(sequence.computed_tokens)
-        self._left[session_id] = Idle(sequence, holding, unit)
+        self._left[session_id] = IdleSession(sequence, holding, unit)
         self.n_blocks += n_blocks
         self._order.park([unit])
 
-    def find(self, request: Request) -> Idle[H] | None:
+    def find(self, request: Request) -> IdleSession[H] | None:
         """What a request's conversation has left."""
         session_id = request.session_id
         return self._left.get(session_id) if session_id is not None else None
 
-    def take(self, sequence: Sequence) -> Idle[H] | None:
+    def take(self, sequence: Sequence) -> IdleSession[H] | None:
         """The same, for the sequence to go on from; it is idle no more."""
         idle = self._remove(sequence)
         if idle is not None:
@@ -94,14 +94,14 @@ class IdleConversations(Generic[H]):
         """What a sequence took is given up after all."""
         self._order.forget([self._taken.pop(sequence)])
 
-    def drop(self, sequence: Sequence) -> Idle[H] | None:
+    def drop(self, sequence: Sequence) -> IdleSession[H] | None:
         """What a sequence's conversation has left, given up."""
         idle = self._remove(sequence)
         if idle is not None:
             self._order.forget([idle.unit])
         return idle
 
-    def _remove(self, sequence: Sequence) -> Idle[H] | None:
+    def _remove(self, sequence: Sequence) -> IdleSession[H] | None:
         idle = self.find(sequence.request)
         if idle is not None:
             del self._left[sequence.request.session_id]  # type: ignore[arg-type]

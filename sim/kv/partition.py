@@ -1,4 +1,4 @@
-"""Part of a device's memory: a cache of its own, and those of the batch whom it serves."""
+"""Partition of a device's memory: a cache of its own, and those of the batch whom it serves."""
 
 from abc import abstractmethod
 from heapq import heappop, heappush
@@ -11,7 +11,7 @@ from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
 
 
-class PartLedger(DecodeLedger):
+class PartitionLedger(DecodeLedger):
     """The sequences of a batch that one of several caches serves.
 
     What a single sequence has, and who decodes beside it, the batch's ledger knows and is asked; how many of the part
@@ -44,25 +44,25 @@ class PartLedger(DecodeLedger):
             live += sum(self.leaving.values())
         return live
 
-    def enrol(self) -> None:
+    def add_joined(self) -> None:
         """Take in who has joined the batch since."""
         still = []
         for sequence in self.joining:
             if sequence.order in self.members:
-                self._enrol(sequence.order, self.batch.resident_of(sequence))
+                self._add(sequence.order, self.batch.resident_of(sequence))
             else:
                 still.append(sequence)
         self.joining = still
 
-    def forsake(self) -> None:
+    def set_aside(self) -> None:
         """Strike those off who have left the batch without giving their memory back yet."""
         for order in [order for order in self.offsets if order not in self.members]:
-            self.leaving[order] = self._strike(order)
+            self.leaving[order] = self._remove(order)
 
-    def let_go(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Sequence) -> None:
         """A sequence holds nothing any more."""
         if sequence.order in self.offsets:
-            self._strike(sequence.order)
+            self._remove(sequence.order)
         elif sequence in self.joining:
             self.joining.remove(sequence)
         else:
@@ -107,7 +107,7 @@ class PartLedger(DecodeLedger):
         """The most that one member of the batch reads in it."""
         return self.batch.max_context_tokens()
 
-    def _enrol(self, order: int, resident_tokens: int) -> None:
+    def _add(self, order: int, resident_tokens: int) -> None:
         offset = resident_tokens - self.step
         self.offsets[order] = offset
         self.resident_tokens += resident_tokens
@@ -117,7 +117,7 @@ class PartLedger(DecodeLedger):
         if self.window_tokens is not None:
             heappush(self._fulls, (self.window_tokens - offset, order))
 
-    def _strike(self, order: int) -> int:
+    def _remove(self, order: int) -> int:
         """Take one out of the counts; returns its resident tokens."""
         offset = self.offsets.pop(order)
         resident = offset + self.step
@@ -135,7 +135,7 @@ class PartLedger(DecodeLedger):
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class PartCache(KVCache):
+class PartitionCache(KVCache):
     """A cache that can serve part of the traffic, beside others."""
 
     @abstractmethod
@@ -144,9 +144,9 @@ class PartCache(KVCache):
         ...
 
 
-class Part(NamedTuple):
+class Partition(NamedTuple):
     """A cache, and those of the batch whom it serves."""
 
-    cache: PartCache
-    ledger: PartLedger
+    cache: PartitionCache
+    ledger: PartitionLedger
     bytes_per_token: float

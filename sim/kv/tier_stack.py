@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import simpy
 
 
-class Ladder:
+class TierStack:
     """The tiers of one replica, and what moves between them.
 
     Parameters

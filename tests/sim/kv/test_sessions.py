@@ -4,7 +4,7 @@ import pytest
 
 from sim.kv.eviction import Arc, BlankFirst, Fifo, Gdsf, Lfu, Lru, S3Fifo
 from sim.kv.eviction.queue import Queue
-from sim.kv.idle import IdleConversations
+from sim.kv.sessions import IdleSessions
 from sim.request import Request
 from sim.sequence import Sequence
 
@@ -22,7 +22,7 @@ def turn(content, session_id=7, computed_tokens=0, dropped_tokens=0):
 
 def idle(*ended, is_kept=True):
     """Conversations whose last turns held ten blocks each."""
-    conversations = IdleConversations(Lru, 100, is_kept)
+    conversations = IdleSessions(Lru, 100, is_kept)
     for sequence in ended:
         conversations.keep(sequence, f"blocks of {sequence.request.session_id}", 10)
     return conversations
@@ -89,7 +89,7 @@ def taken_up(conversations, session_id, n_blocks=10):
     ],
 )
 def test_a_policy_knows_a_conversation_from_turn_to_turn(order, first):
-    conversations = IdleConversations(Lru if order is None else partial(BlankFirst, order=order), 100, True)
+    conversations = IdleSessions(Lru if order is None else partial(BlankFirst, order=order), 100, True)
     for session_id in (4, 5):
         conversations.keep(turn(SAID, session_id, 100), f"blocks of {session_id}", 10)
     taken_up(conversations, 4)
@@ -97,7 +97,7 @@ def test_a_policy_knows_a_conversation_from_turn_to_turn(order, first):
 
 
 def test_the_least_frequent_conversation_goes_however_late_it_was_here():
-    conversations = IdleConversations(partial(BlankFirst, order=Lfu), 100, True)
+    conversations = IdleSessions(partial(BlankFirst, order=Lfu), 100, True)
     conversations.keep(turn(SAID, 4, 100), "blocks of 4", 10)
     taken_up(conversations, 4)
     conversations.keep(turn(SAID, 5, 100), "blocks of 5", 10)
@@ -105,7 +105,7 @@ def test_the_least_frequent_conversation_goes_however_late_it_was_here():
 
 
 def test_what_was_lost_is_not_known_again():
-    conversations = IdleConversations(partial(BlankFirst, order=Lfu), 100, True)
+    conversations = IdleSessions(partial(BlankFirst, order=Lfu), 100, True)
     for session_id in (4, 5):
         conversations.keep(turn(SAID, session_id, 100), f"blocks of {session_id}", 10)
     taken_up(conversations, 5)
@@ -119,7 +119,7 @@ def test_what_was_lost_is_not_known_again():
 @pytest.mark.parametrize("order", [Fifo, S3Fifo])
 def test_a_policy_keeps_nothing_of_what_was_dropped_or_lost(order):
     evictor = BlankFirst(100, order)
-    conversations = IdleConversations(lambda _: evictor, 100, True)
+    conversations = IdleSessions(lambda _: evictor, 100, True)
     for session_id in range(200):
         conversations.keep(turn(SAID, session_id, 100), "blocks", 10)
         if session_id % 2:
@@ -135,7 +135,7 @@ def test_a_policy_keeps_nothing_of_what_was_dropped_or_lost(order):
 
 
 def test_gdsf_gives_up_the_emptier_extent_of_two():
-    conversations = IdleConversations(partial(BlankFirst, order=Gdsf), 1000, True)
+    conversations = IdleSessions(partial(BlankFirst, order=Gdsf), 1000, True)
     conversations.keep(turn(SAID, 4, 100), "half empty", 200)
     conversations.keep(turn(SAID, 5, 100), "full", 100)
     assert conversations.evict(1) == ["half empty"]
@@ -144,7 +144,7 @@ def test_gdsf_gives_up_the_emptier_extent_of_two():
 @pytest.mark.parametrize("n_blocks", [5, 40])
 def test_s3fifo_counts_an_extent_that_has_grown_or_shrunk_since(n_blocks):
     evictor = BlankFirst(100, S3Fifo)
-    conversations = IdleConversations(lambda _: evictor, 100, True)
+    conversations = IdleSessions(lambda _: evictor, 100, True)
     conversations.keep(turn(SAID, 4, 100), "blocks of 4", 10)
     taken_up(conversations, 4, n_blocks)
     assert evictor.order._small.n_blocks + evictor.order._main.n_blocks == n_blocks
