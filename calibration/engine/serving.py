@@ -285,9 +285,8 @@ def make_batch(decoder: Decoder, memory: Memory, chunks: Row[tuple[Sequence, int
             wanted.append(len(tokens) - 1)
     ids = torch.tensor([tokens, positions, slots], dtype=torch.int64).to(device)
     n_prompt = sum(n for _, n in chunks)
-    batch = Batch(
-        *ids, torch.tensor(wanted, dtype=torch.int64, device=device), n_prompt, ring_blocks=memory.ring_blocks
-    )
+    wanted_ids = torch.tensor(wanted, dtype=torch.int64, device=device)
+    batch = Batch(ids[0], ids[1], ids[2], wanted_ids, n_prompt, ring_blocks=memory.ring_blocks)
     common = span_of(memory) | shape_of(decoder)
     if chunks:
         lens = [one.resident_tokens + n for one, n in chunks]
