@@ -85,9 +85,10 @@ def measure(decoder: Decoder, shapes: Shapes) -> Measurements:
     layers: dict[tuple[str, int], list[float]] = defaultdict(list)
     parts: list[Any] = []
     model = decoder.model
-    heads = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
+    one = decoder.attention
+    heads: dict[str, Any] = {"n_heads": one.n_heads, "n_kv_heads": one.n_kv_heads, "head_dim": one.head_dim}
     dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[decoder.dtype]
-    heads |= {"dtype": dtype, "kv_dtype": dtype}  # type: ignore[dict-item]
+    heads |= {"dtype": dtype, "kv_dtype": dtype}
     appends: dict[int, list[float]] = defaultdict(list)
     for chunks, decoding in shapes.cases():
         times, n_tokens = timed_forward(decoder, chunks, decoding)
@@ -102,7 +103,7 @@ def measure(decoder: Decoder, shapes: Shapes) -> Measurements:
             where = {"decode_seqs": count} if name in ("lm_head", "sampler") else {"new_tokens": count}
             kind = "sequence_layer" if "decode_seqs" in where else "layer"
             parts.append(frame(kind, detail=name, seconds=median(seconds), **where))
-    row_bytes = 2 * model.n_kv_heads * model.head_dim * decoder.dtype.itemsize
+    row_bytes = 2 * one.n_kv_heads * one.head_dim * decoder.dtype.itemsize
     parts += [
         frame("append", new_tokens=n, bytes=n * row_bytes, seconds=median(seconds), **heads)
         for n, seconds in sorted(appends.items())
@@ -114,7 +115,7 @@ def measure(decoder: Decoder, shapes: Shapes) -> Measurements:
         convention=f"parts of whole forward passes, clocked in place, median over {N_REPEATS} passes and all layers",
         provenance={"torch": torch.__version__, "threads": torch.get_num_threads()},
         subject={
-            "model": model.name, "tensor_parallel": 1, "d_model": model.d_model, "d_ff": model.d_ff,
+            "model": model.name, "tensor_parallel": 1, "d_model": model.d_model, "d_ff": decoder.feed_forward.d_ff,
             "vocab": model.vocab, "dtype": dtype, "kv_dtype": dtype,
         },
         rows=pd.concat(parts, ignore_index=True),

@@ -403,7 +403,7 @@ class Extents(Memory):
 
     def admit(self, sequence: Sequence, n_tokens: int) -> bool:  # noqa: ARG002 an extent is for all
         """An extent for the whole sequence, as far as the reservation sees it."""
-        wanted = min(self._reservation.tokens(sequence), self.pool.extent_tokens)  # type: ignore[arg-type]
+        wanted = min(self._reservation.tokens(sequence.request, sequence.target_tokens), self.pool.extent_tokens)
         offset = self._allocator.take(wanted)
         if offset is None:
             return False

@@ -259,8 +259,8 @@ class Graph:
 
 def shape_of(decoder: Decoder) -> dict[str, Any]:
     """Heads and device, as plans take them."""
-    model = decoder.model
-    heads = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
+    one = decoder.attention
+    heads = {"n_heads": one.n_heads, "n_kv_heads": one.n_kv_heads, "head_dim": one.head_dim}
     return {**heads, "device": decoder.device}
 
 
@@ -334,15 +334,15 @@ def recompute(decoder: Decoder, tokens: Row[int], is_seen: Tensor | None = None)
     What every cache is held to. ``is_seen`` (n_tokens, n_tokens) says what each token sees, all before it unless told:
     a cache that drops tokens is held to a recompute that masks them.
     """
-    device, model = decoder.device, decoder.model
+    device, heads = decoder.device, decoder.attention
     n = len(tokens)
     at = torch.arange(n, device=device)
     is_seen = at <= at[:, None] if is_seen is None else is_seen.to(device)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        group = model.n_heads // model.n_kv_heads
+        group = heads.n_heads // heads.n_kv_heads
         k, v = (x.repeat_interleave(group, 1).double() for x in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q.double(), k) * model.head_dim**-0.5
+        scores = torch.einsum("qhd,khd->hqk", q.double(), k) * heads.head_dim**-0.5
         weights = scores.masked_fill(~is_seen, float("-inf")).softmax(-1)
         return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
 

@@ -10,9 +10,12 @@ from calibration.steps.engine import METRICS, Told, engine, line, table
 from sim.config import compose
 from sim.errors import ConfigError
 
+STACK = (
+    "model.stack=[{_target_:sim.spec.Layers,n_layers:2,attention:{_target_:sim.spec.Gqa,n_heads:2,n_kv_heads:1,"
+    "head_dim:64},feed_forward:{_target_:sim.spec.Dense,d_ff:64}}]"
+)
 TINY = [
-    "model=llama-3.1-8b", "model.name=tiny", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1",
-    "model.head_dim=64", "model.d_model=32", "model.d_ff=64", "model.vocab=300", "model.max_len=256",
+    "model=llama-3.1-8b", "model.name=tiny", STACK, "model.d_model=32", "model.vocab=300", "model.max_len=256",
     "model.weight_dtype=fp32", "model.kv_dtype=fp32",
 ]  # fmt: skip
 SETTINGS = [
