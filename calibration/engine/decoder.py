@@ -201,13 +201,17 @@ class Decoder:
 
     def _begin(self) -> None:
         if self.times is not None:
-            self._since_s = time.perf_counter()
+            self._since_s = self._now_s()
 
     def _done(self, name: str) -> None:
         if self.times is not None:
-            now_s = time.perf_counter()
-            self.times.append((name, now_s - self._since_s))
+            self.times.append((name, self._now_s() - self._since_s))
             self._since_s = time.perf_counter()
+
+    def _now_s(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 def sample(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:

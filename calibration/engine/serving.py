@@ -240,8 +240,8 @@ class Graph:
 
     def replay(self, decoding: Row[Sequence]) -> Tensor:
         """Logits of the sequences."""
-        batch, n, device = self.batch, len(decoding), self._decoder.device
-        new = make_batch(self._decoder, self._memory, (), decoding)
+        batch, n = self.batch, len(decoding)
+        new = make_batch(self._decoder, self._memory, (), decoding, is_planned=False)
         assert new.decode_table is not None, "somebody decodes"
         for target, source in ((batch.tokens, new.tokens), (batch.positions, new.positions), (batch.slots, new.slots)):
             target[:n].copy_(source)
@@ -252,7 +252,6 @@ class Graph:
         lens = torch.zeros(self._size, dtype=torch.int64)
         lens[:n] = torch.tensor([one.resident_tokens + 1 for one in decoding])
         batch.decode.refill(lens.tolist())
-        torch.cuda.current_stream(device)
         self._graph.replay()
         return self.logits[:n]
 
@@ -269,8 +268,17 @@ def span_of(memory: Memory) -> dict[str, Any]:
     return {"window": memory.window, "n_sinks": memory.n_sinks}
 
 
-def make_batch(decoder: Decoder, memory: Memory, chunks: Row[tuple[Sequence, int]], decoding: Row[Sequence]) -> Batch:
-    """One iteration's tokens, positions, slots, tables and plans; room has been taken before."""
+def make_batch(
+    decoder: Decoder,
+    memory: Memory,
+    chunks: Row[tuple[Sequence, int]],
+    decoding: Row[Sequence],
+    is_planned: bool = True,
+) -> Batch:
+    """One iteration's tokens, positions, slots, tables and plans; room has been taken before.
+
+    ``is_planned`` false leaves the plan of those that decode to a captured graph, which has its own.
+    """
     device = decoder.device
     tokens: list[int] = []
     positions: list[int] = []
@@ -293,7 +301,8 @@ def make_batch(decoder: Decoder, memory: Memory, chunks: Row[tuple[Sequence, int
         batch.prefill = plan_prefill([n for _, n in chunks], lens, **common)
         batch.prefill_table = table_of(memory, [one for one, _ in chunks], device)
     if decoding:
-        batch.decode = plan_decode([one.resident_tokens + 1 for one in decoding], **common)
+        if is_planned:
+            batch.decode = plan_decode([one.resident_tokens + 1 for one in decoding], **common)
         batch.decode_table = table_of(memory, decoding, device)
     return batch
 

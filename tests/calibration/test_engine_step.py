@@ -80,6 +80,21 @@ def test_what_was_served_is_a_recorded_run_with_the_identity_of_its_prompts(clos
     assert max(cached) >= 48
 
 
+def test_a_run_of_a_model_and_device_with_data_sheets_is_validated_like_any_other(closed, tmp_path, capsys):
+    from shutil import copytree
+
+    from calibration.__main__ import main
+
+    folder = copytree(closed[0] / "paged" / "1", tmp_path / "run")
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["model"] = meta["engine_kwargs"]["model"] = "meta-llama/Llama-3.1-8B"  # as if it had been served there
+    meta["engine_kwargs"]["dtype"] = "bfloat16"
+    meta["hardware"]["device_name"] = "NVIDIA H200"
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert main(["step=validate", f"run={folder}", f"out={tmp_path / 'out'}"]) == 0
+    assert "TTFT mean" in capsys.readouterr().out
+
+
 def test_errors_are_against_the_mean_of_both_runs_and_noise_is_between_them():
     told = [Told(1.0, 0.1, 2.0), Told(1.2, 0.1, 2.0)]
     simulated = Told(1.1, 0.11, 1.9)
