@@ -133,9 +133,9 @@ class Stage:
         """Memory that a call takes at most beyond what is there before it [B]; empty where nobody says."""
         if self.is_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
+            before = int(torch.cuda.memory_allocated(self.device))
             run()
-            return torch.cuda.max_memory_allocated(self.device) - before
+            return int(torch.cuda.max_memory_allocated(self.device)) - before
         if not (STATUS.is_file() and CLEAR_REFS.is_file()):
             return ""
         ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed would be taken again unseen

@@ -25,7 +25,7 @@ from kernels.operations import operations
 from kernels.paging import extents
 from kernels.prefill_plan import PrefillPlan
 from sim.errors import ConfigError
-from sim.spec import ModelSpec
+from sim.spec import Dense, Gemm, Gqa, ModelSpec
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SAFE_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -60,6 +60,26 @@ class Batch:
     ring_blocks: int | None = None
 
 
+def kinds(model: ModelSpec) -> tuple[Gqa, Dense]:
+    """The attention and the feed-forward part that all layers share.
+
+    Raises
+    ------
+    ConfigError
+        If layers differ, or are of a kind that is not computed here.
+    """
+    found = {(layers.attention, layers.feed_forward) for layers in model.stack}
+    attention, feed_forward = next(iter(found))
+    if len(found) > 1 or not isinstance(attention, Gqa) or not isinstance(feed_forward, Dense):
+        raise ConfigError(f"model {model.name}: the engine computes layers all alike, with grouped heads and one MLP")
+    return attention, feed_forward
+
+
+def gemms(model: ModelSpec) -> tuple[Gemm, ...]:
+    """Matrices of a layer."""
+    return model.stack[0].gemms(model.d_model)
+
+
 class Pool:
     """Keys and values of all layers, each in a row of token slots: read in blocks, or in extents that start anywhere.
 
@@ -81,7 +101,8 @@ class Pool:
     ) -> None:
         self.n_slots, self.block_tokens, self.extent_tokens = n_slots, block_tokens, extent_tokens
         n_rows = -(-(n_slots + extent_tokens) // block_tokens) * block_tokens
-        shape = (model.n_layers, 2, n_rows, model.n_kv_heads, model.head_dim)
+        attention, _ = kinds(model)
+        shape = (model.n_layers, 2, n_rows, attention.n_kv_heads, attention.head_dim)
         self.rows = torch.zeros(shape, device=device, dtype=dtype)
 
     def written(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -113,7 +134,8 @@ class Decoder:
         self.ops: ModuleType | SimpleNamespace = operations(device) if device.type == "cuda" else cpu_ops
         found = random_weights(model, seed) if folder is None else read_weights(model, folder)
         self._weights = {name: tensor.to(device, self.dtype) for name, tensor in found.items()}
-        self._angles = cos_sin_table(model.max_len, model.head_dim, device=device)
+        self.attention, self.feed_forward = kinds(model)
+        self._angles = cos_sin_table(model.max_len, self.attention.head_dim, device=device)
         self.times: list[tuple[str, float]] | None = None
 
     def forward(self, batch: Batch, cache: "Pool | Attend") -> Tensor:
@@ -126,7 +148,7 @@ class Decoder:
             of queries, keys and values attends to these tokens alone.
         """
         model, ops, weights = self.model, self.ops, self._weights
-        n_q, n_kv, width = model.n_heads, model.n_kv_heads, model.head_dim
+        n_q, n_kv, width = self.attention.n_heads, self.attention.n_kv_heads, self.attention.head_dim
         self._begin()
         residual = weights["embedding"][batch.tokens]
         if model.n_position_embeddings:
@@ -150,7 +172,7 @@ class Decoder:
             self._done("layernorm")
             x = torch.mm(x, weights[f"{layer}.mlp_in"].T)
             self._done("gate_up_proj")
-            x = ops.silu_mul(x) if model.is_gated else gelu(x)
+            x = ops.silu_mul(x) if self.feed_forward.is_gated else gelu(x)
             self._done("act_fn")
             x = torch.mm(x, weights[f"{layer}.mlp_out"].T)
             self._done("down_proj")
@@ -179,13 +201,17 @@ class Decoder:
 
     def _begin(self) -> None:
         if self.times is not None:
-            self._since_s = time.perf_counter()
+            self._since_s = self._now_s()
 
     def _done(self, name: str) -> None:
         if self.times is not None:
-            now_s = time.perf_counter()
-            self.times.append((name, now_s - self._since_s))
+            self.times.append((name, self._now_s() - self._since_s))
             self._since_s = time.perf_counter()
+
+    def _now_s(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 def sample(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
@@ -205,7 +231,7 @@ def random_weights(model: ModelSpec, seed: int) -> dict[str, Tensor]:
 
     found = {"embedding": draw(model.vocab, model.d_model) * model.d_model**0.5, "norm": torch.ones(model.d_model)}
     for layer in range(model.n_layers):
-        found |= {f"{layer}.{name}": draw(n_out, n_in) for name, n_in, n_out in model.gemms}
+        found |= {f"{layer}.{name}": draw(n_out, n_in) for name, n_in, n_out in gemms(model)}
         found |= {f"{layer}.{name}": torch.ones(model.d_model) for name in ("norm", "mlp_norm")}
     if model.n_position_embeddings:
         found["positions"] = draw(model.n_position_embeddings, model.d_model)
@@ -242,7 +268,7 @@ def read_weights(model: ModelSpec, folder: Path) -> dict[str, Tensor]:
         "embedding": take(["model.embed_tokens.weight"], (model.vocab, d)),
         "norm": take(["model.norm.weight"], (d,)),
     }
-    shapes: Mapping[str, tuple[int, ...]] = {name: (n_out, n_in) for name, n_in, n_out in model.gemms}
+    shapes: Mapping[str, tuple[int, ...]] = {name: (n_out, n_in) for name, n_in, n_out in gemms(model)}
     for layer in range(model.n_layers):
         for name, parts in LLAMA.items():
             names = [f"model.layers.{layer}.{part}.weight" for part in parts]

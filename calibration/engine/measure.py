@@ -31,7 +31,8 @@ from sim.kv.reservation import Growing
 from sim.request import Request
 from sim.step import Chunk
 
-N_REPEATS = 5
+N_PASSES, N_REPEATS = 3, 2  # all shapes in another order each pass, so that no burst of a neighbour's hits one alone
+N_CALLS = 5  # of a copy
 Cases = list[tuple[list[Chunk], list[int]]]
 """Prompt chunks, and KV entries read by each decoding sequence."""
 
@@ -85,24 +86,30 @@ def measure(decoder: Decoder, shapes: Shapes) -> Measurements:
     layers: dict[tuple[str, int], list[float]] = defaultdict(list)
     parts: list[Any] = []
     model = decoder.model
-    heads = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
+    one = decoder.attention
+    heads: dict[str, Any] = {"n_heads": one.n_heads, "n_kv_heads": one.n_kv_heads, "head_dim": one.head_dim}
     dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[decoder.dtype]
-    heads |= {"dtype": dtype, "kv_dtype": dtype}  # type: ignore[dict-item]
+    heads |= {"dtype": dtype, "kv_dtype": dtype}
     appends: dict[int, list[float]] = defaultdict(list)
-    for chunks, decoding in shapes.cases():
+    cases = shapes.cases()
+    attention: list[list[float]] = [[] for _ in cases]
+    order = np.random.default_rng(1)
+    for at in (int(i) for _ in range(N_PASSES) for i in order.permutation(len(cases))):
+        chunks, decoding = cases[at]
         times, n_tokens = timed_forward(decoder, chunks, decoding)
         for name in CALLS:
             layers[name, n_tokens] += times.get(name, ())
         for name in ("lm_head", "sampler"):
             layers[name, len(chunks) + len(decoding)] += times[name]
         appends[n_tokens] += times["append"]
-        parts.append(attention_row(chunks, decoding, times, heads))
+        attention[at] += times["prefill_attention" if chunks else "decode_attention"]
+    parts += [attention_row(*case, median(times), heads) for case, times in zip(cases, attention, strict=True)]
     for (name, count), seconds in sorted(layers.items()):
         if seconds:
             where = {"decode_seqs": count} if name in ("lm_head", "sampler") else {"new_tokens": count}
             kind = "sequence_layer" if "decode_seqs" in where else "layer"
             parts.append(frame(kind, detail=name, seconds=median(seconds), **where))
-    row_bytes = 2 * model.n_kv_heads * model.head_dim * decoder.dtype.itemsize
+    row_bytes = 2 * one.n_kv_heads * one.head_dim * decoder.dtype.itemsize
     parts += [
         frame("append", new_tokens=n, bytes=n * row_bytes, seconds=median(seconds), **heads)
         for n, seconds in sorted(appends.items())
@@ -111,10 +118,10 @@ def measure(decoder: Decoder, shapes: Shapes) -> Measurements:
     return Measurements(
         device=torch.cuda.get_device_name() if decoder.device.type == "cuda" else f"CPU {platform.machine()}",
         source="kvtwin engine",
-        convention=f"parts of whole forward passes, clocked in place, median over {N_REPEATS} passes and all layers",
+        convention=f"parts of whole forward passes, clocked in place, median of {N_PASSES * N_REPEATS} and all layers",
         provenance={"torch": torch.__version__, "threads": torch.get_num_threads()},
         subject={
-            "model": model.name, "tensor_parallel": 1, "d_model": model.d_model, "d_ff": model.d_ff,
+            "model": model.name, "tensor_parallel": 1, "d_model": model.d_model, "d_ff": decoder.feed_forward.d_ff,
             "vocab": model.vocab, "dtype": dtype, "kv_dtype": dtype,
         },
         rows=pd.concat(parts, ignore_index=True),
@@ -151,15 +158,13 @@ def timed_forward(decoder: Decoder, chunks: list[Chunk], decoding: list[int]) ->
     return found, sum(news)
 
 
-def attention_row(
-    chunks: list[Chunk], decoding: list[int], times: dict[str, list[float]], heads: dict[str, int]
-) -> Any:
+def attention_row(chunks: list[Chunk], decoding: list[int], seconds: float, heads: dict[str, Any]) -> Any:
     """A row of attention, under the operation its shape belongs to."""
     if chunks:
         new, context = chunks[0]
         operation = "cached_prefill_attention" if context else "batched_prefill_attention"
         columns: dict[str, Any] = {"prefill_seqs": len(chunks), "new_tokens": new, "context_tokens": context}
-        return frame(operation, seconds=median(times["prefill_attention"]), **columns, **heads)
+        return frame(operation, seconds=seconds, **columns, **heads)
     is_equal = len(set(decoding)) == 1
     return frame(
         "decode_attention" if is_equal else "ragged_decode_attention",
@@ -167,7 +172,7 @@ def attention_row(
         decode_seqs=len(decoding),
         decode_total_tokens=sum(decoding),
         decode_longest_tokens=max(decoding),
-        seconds=median(times["decode_attention"]),
+        seconds=seconds,
         **heads,
     )
 
@@ -202,7 +207,7 @@ def copies(decoder: Decoder, shapes: Shapes) -> list[Any]:
 def repeated(run: Callable[[], Any]) -> float:
     """Median time of a call [s]."""
     times = []
-    for _ in range(N_REPEATS + 1):
+    for _ in range(N_CALLS + 1):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
@@ -224,7 +229,7 @@ def measure_host(decoder: Decoder, shapes: Shapes) -> HostCost:
     for batch, n_ending in product(powers(1, shapes.most_seqs), (0, 1)):
         n_ending *= batch // 2
         found = []
-        for _ in range(N_REPEATS):
+        for _ in range(N_CALLS):
             pool = pool_of(decoder, (shapes.most_seqs + 1) * 64)
             engine = Engine(decoder, Paged(pool, decoder.ops.kv_copy, True), shapes.budget, shapes.most_seqs)
             engine._forward = nothing  # type: ignore[method-assign, assignment]

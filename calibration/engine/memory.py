@@ -113,7 +113,7 @@ class Memory(ABC):
     def token_bytes(self) -> int:
         """Keys and values of one token in all layers [B]."""
         rows = self.pool.rows
-        return rows.shape[0] * 2 * rows[0, 0, 0].numel() * rows.element_size()
+        return int(rows.shape[0] * 2 * rows[0, 0, 0].numel() * rows.element_size())
 
 
 @dataclass(slots=True, eq=False)
@@ -214,7 +214,8 @@ class Paged(Memory):
 
     def _keys(self, sequence: Sequence, n_blocks: int) -> list[int]:
         """Chained hashes of the text up to the end of each of the first blocks."""
-        keys, chain = [], 0
+        keys: list[int] = []
+        chain = 0
         if not self._has_prefixes:
             return keys
         for i in range(n_blocks):
@@ -402,7 +403,7 @@ class Extents(Memory):
 
     def admit(self, sequence: Sequence, n_tokens: int) -> bool:  # noqa: ARG002 an extent is for all
         """An extent for the whole sequence, as far as the reservation sees it."""
-        wanted = min(self._reservation.tokens(sequence), self.pool.extent_tokens)  # type: ignore[arg-type]
+        wanted = min(self._reservation.tokens(sequence.request, sequence.target_tokens), self.pool.extent_tokens)
         offset = self._allocator.take(wanted)
         if offset is None:
             return False

@@ -240,8 +240,8 @@ class Graph:
 
     def replay(self, decoding: Row[Sequence]) -> Tensor:
         """Logits of the sequences."""
-        batch, n, device = self.batch, len(decoding), self._decoder.device
-        new = make_batch(self._decoder, self._memory, (), decoding)
+        batch, n = self.batch, len(decoding)
+        new = make_batch(self._decoder, self._memory, (), decoding, is_planned=False)
         assert new.decode_table is not None, "somebody decodes"
         for target, source in ((batch.tokens, new.tokens), (batch.positions, new.positions), (batch.slots, new.slots)):
             target[:n].copy_(source)
@@ -252,15 +252,14 @@ class Graph:
         lens = torch.zeros(self._size, dtype=torch.int64)
         lens[:n] = torch.tensor([one.resident_tokens + 1 for one in decoding])
         batch.decode.refill(lens.tolist())
-        torch.cuda.current_stream(device)
         self._graph.replay()
         return self.logits[:n]
 
 
 def shape_of(decoder: Decoder) -> dict[str, Any]:
     """Heads and device, as plans take them."""
-    model = decoder.model
-    heads = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
+    one = decoder.attention
+    heads = {"n_heads": one.n_heads, "n_kv_heads": one.n_kv_heads, "head_dim": one.head_dim}
     return {**heads, "device": decoder.device}
 
 
@@ -269,8 +268,17 @@ def span_of(memory: Memory) -> dict[str, Any]:
     return {"window": memory.window, "n_sinks": memory.n_sinks}
 
 
-def make_batch(decoder: Decoder, memory: Memory, chunks: Row[tuple[Sequence, int]], decoding: Row[Sequence]) -> Batch:
-    """One iteration's tokens, positions, slots, tables and plans; room has been taken before."""
+def make_batch(
+    decoder: Decoder,
+    memory: Memory,
+    chunks: Row[tuple[Sequence, int]],
+    decoding: Row[Sequence],
+    is_planned: bool = True,
+) -> Batch:
+    """One iteration's tokens, positions, slots, tables and plans; room has been taken before.
+
+    ``is_planned`` false leaves the plan of those that decode to a captured graph, which has its own.
+    """
     device = decoder.device
     tokens: list[int] = []
     positions: list[int] = []
@@ -285,16 +293,16 @@ def make_batch(decoder: Decoder, memory: Memory, chunks: Row[tuple[Sequence, int
             wanted.append(len(tokens) - 1)
     ids = torch.tensor([tokens, positions, slots], dtype=torch.int64).to(device)
     n_prompt = sum(n for _, n in chunks)
-    batch = Batch(
-        *ids, torch.tensor(wanted, dtype=torch.int64, device=device), n_prompt, ring_blocks=memory.ring_blocks
-    )
+    wanted_ids = torch.tensor(wanted, dtype=torch.int64, device=device)
+    batch = Batch(ids[0], ids[1], ids[2], wanted_ids, n_prompt, ring_blocks=memory.ring_blocks)
     common = span_of(memory) | shape_of(decoder)
     if chunks:
         lens = [one.resident_tokens + n for one, n in chunks]
         batch.prefill = plan_prefill([n for _, n in chunks], lens, **common)
         batch.prefill_table = table_of(memory, [one for one, _ in chunks], device)
     if decoding:
-        batch.decode = plan_decode([one.resident_tokens + 1 for one in decoding], **common)
+        if is_planned:
+            batch.decode = plan_decode([one.resident_tokens + 1 for one in decoding], **common)
         batch.decode_table = table_of(memory, decoding, device)
     return batch
 
@@ -335,15 +343,15 @@ def recompute(decoder: Decoder, tokens: Row[int], is_seen: Tensor | None = None)
     What every cache is held to. ``is_seen`` (n_tokens, n_tokens) says what each token sees, all before it unless told:
     a cache that drops tokens is held to a recompute that masks them.
     """
-    device, model = decoder.device, decoder.model
+    device, heads = decoder.device, decoder.attention
     n = len(tokens)
     at = torch.arange(n, device=device)
     is_seen = at <= at[:, None] if is_seen is None else is_seen.to(device)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        group = model.n_heads // model.n_kv_heads
+        group = heads.n_heads // heads.n_kv_heads
         k, v = (x.repeat_interleave(group, 1).double() for x in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q.double(), k) * model.head_dim**-0.5
+        scores = torch.einsum("qhd,khd->hqk", q.double(), k) * heads.head_dim**-0.5
         weights = scores.masked_fill(~is_seen, float("-inf")).softmax(-1)
         return torch.einsum("hqk,khd->qhd", weights, v).to(q.dtype)
 

@@ -16,8 +16,6 @@ TURNS = (1, 2, 3)
 class Listed:
     """Requests that come as they are listed, whatever is answered."""
 
-    is_open_loop = True
-
     def __init__(self, requests: Row[Request]) -> None:
         self._requests = requests
 

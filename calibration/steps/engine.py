@@ -206,7 +206,7 @@ def line(name: str, told: list[Told], simulated: Told) -> str:
 
 def mean(told: list[Told], metric: str) -> float:
     """Of the runs of one cache [s]."""
-    return sum(getattr(one, metric) for one in told) / len(told)
+    return float(sum(getattr(one, metric) for one in told)) / len(told)
 
 
 def table(rows: list[Line]) -> Any:

@@ -19,14 +19,14 @@ from sim.kv.prediction import Predicted
 from sim.kv.reservation import Growing, Maximum
 from sim.kv.retention import Share, Window
 from sim.request import Request
-from sim.spec import ModelSpec
+from sim.spec import Dense, Gqa, Layers, ModelSpec
 
 CPU = torch.device("cpu")
-SHAPE = {"n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "d_model": 64, "d_ff": 96, "vocab": 300}
-TINY = ModelSpec(name="tiny", max_len=256, **SHAPE)
+SIZES = {"d_model": 64, "vocab": 300, "max_len": 256}
+TINY = ModelSpec(name="tiny", stack=[Layers(2, Gqa(4, 2, 64), Dense(96))], **SIZES)
 LEARNT = ModelSpec(
-    name="learnt", max_len=256, **SHAPE | {"n_kv_heads": 4}, is_gated=False, has_tied_embeddings=True,
-    n_position_embeddings=256,
+    name="learnt", stack=[Layers(2, Gqa(4, 4, 64), Dense(96, is_gated=False))], has_tied_embeddings=True,
+    n_position_embeddings=256, **SIZES,
 )  # fmt: skip
 PROMPTS = [list(torch.randint(0, 300, (n,), generator=torch.Generator().manual_seed(n)).tolist()) for n in (1, 17, 40)]
 
@@ -264,3 +264,21 @@ def test_what_cannot_be_served_is_refused(decoder):
         engine.step()
     with pytest.raises(ConfigError, match="max_num_batched_tokens must be >="):
         Engine(decoder, engine.memory, 2, 4)
+
+
+def test_layers_that_differ_are_refused():
+    mixed = ModelSpec(
+        name="mixed", stack=[Layers(1, Gqa(4, 2, 64), Dense(96)), Layers(1, Gqa(4, 2, 64, 16), Dense(96))], **SIZES
+    )
+    with pytest.raises(ConfigError, match="layers all alike"):
+        Decoder(mixed, CPU)
+
+
+def test_a_models_own_window_masks_what_a_paged_cache_keeps(decoder):
+    narrow = Decoder(ModelSpec(name="narrow", stack=[Layers(2, Gqa(4, 2, 64, 10), Dense(96))], **SIZES), CPU)
+    memory = Paged(pool_of(narrow, 512), cpu_ops.kv_copy)
+    memory.window = narrow.model.window
+    tokens = list(PROMPTS[2])
+    for _ in range(6):
+        tokens.append(int(recompute(narrow, tokens, window_mask(len(tokens), 10, 0))[-1].argmax()))
+    assert generate(narrow, memory, [PROMPTS[2]], 6) == [tokens[40:]]

@@ -17,11 +17,9 @@ from calibration.engine.decoder import Decoder
 from calibration.engine.http import Service, application, decoded
 from calibration.engine.memory import Paged
 from calibration.engine.serving import Engine, pool_of, regenerate
-from sim.spec import ModelSpec
+from sim.spec import Dense, Gqa, Layers, ModelSpec
 
-TINY = ModelSpec(
-    name="tiny", n_layers=2, n_heads=4, n_kv_heads=2, head_dim=64, d_model=64, d_ff=96, vocab=300, max_len=256
-)
+TINY = ModelSpec(name="tiny", d_model=64, vocab=300, max_len=256, stack=[Layers(2, Gqa(4, 2, 64), Dense(96))])
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,12 @@ from calibration.steps.engine import METRICS, Told, engine, line, table
 from sim.config import compose
 from sim.errors import ConfigError
 
+STACK = (
+    "model.stack=[{_target_:sim.spec.Layers,n_layers:2,attention:{_target_:sim.spec.Gqa,n_heads:2,n_kv_heads:1,"
+    "head_dim:64},feed_forward:{_target_:sim.spec.Dense,d_ff:64}}]"
+)
 TINY = [
-    "model=llama-3.1-8b", "model.name=tiny", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1",
-    "model.head_dim=64", "model.d_model=32", "model.d_ff=64", "model.vocab=300", "model.max_len=256",
+    "model=llama-3.1-8b", "model.name=tiny", STACK, "model.d_model=32", "model.vocab=300", "model.max_len=256",
     "model.weight_dtype=fp32", "model.kv_dtype=fp32",
 ]  # fmt: skip
 SETTINGS = [
@@ -75,6 +78,21 @@ def test_what_was_served_is_a_recorded_run_with_the_identity_of_its_prompts(clos
     cached = [json.loads(text)["cached_toks"] for text in (folder / "requests.jsonl").read_text().splitlines()]
     assert cached[0] == 0
     assert max(cached) >= 48
+
+
+def test_a_run_of_a_model_and_device_with_data_sheets_is_validated_like_any_other(closed, tmp_path, capsys):
+    from shutil import copytree
+
+    from calibration.__main__ import main
+
+    folder = copytree(closed[0] / "paged" / "1", tmp_path / "run")
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["model"] = meta["engine_kwargs"]["model"] = "meta-llama/Llama-3.1-8B"  # as if it had been served there
+    meta["engine_kwargs"]["dtype"] = "bfloat16"
+    meta["hardware"]["device_name"] = "NVIDIA H200"
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert main(["step=validate", f"run={folder}", f"out={tmp_path / 'out'}"]) == 0
+    assert "TTFT mean" in capsys.readouterr().out
 
 
 def test_errors_are_against_the_mean_of_both_runs_and_noise_is_between_them():

@@ -16,8 +16,9 @@ from calibration.bench import LostError, gather, time_points
 from calibration.copies import fit_copy, fit_link
 from calibration.fit import fit_profile
 from calibration.gpu import GpuBench
+from calibration.gpu_slot import MINUTES, TIMING_FRAC
 from calibration.measurements import frame, read_measurements
-from calibration.points_gpu import BLOCK_TOKENS, GPU, TINY, gpu_points, read_batch, write_batch
+from calibration.points_gpu import BLOCK_TOKENS, GPU, SERVED_FROM, TINY, gpu_points, read_batch, write_batch
 from calibration.proof import prove
 from calibration.split import SEED
 from calibration.unequal import UNEQUAL, batch_of, kept_out
@@ -200,7 +201,7 @@ def test_work_beside_a_transfer_is_launched_first_and_lasts_longer():
 
 def test_the_grid_takes_less_than_eight_minutes_by_the_data_sheet():
     """Half of an H200's peaks; 60 ms a point for plans, data, captures and `do_bench`; what is long runs nine times."""
-    total_s = 40.0  # compiling and proving
+    total_s = first_pass_s = 40.0  # compiling and proving
     for at in gpu_points(GPU):
         columns = dict(at.columns)
         entry = 2 * columns.get("n_kv_heads", 0) * columns.get("head_dim", 0) * 2
@@ -220,9 +221,12 @@ def test_the_grid_takes_less_than_eight_minutes_by_the_data_sheet():
             seconds *= 13 / 9  # launches
         lens = columns.get("decode_longest_tokens", 0) * columns.get("decode_seqs", 0)
         pool = max(6e8, lens * entry) + columns.get("bytes", 0)
-        total_s += 2 * (0.06 + 9 * seconds + pool / 1e12)
+        once_s = 0.06 + 9 * seconds + pool / 1e12
+        total_s += 2 * once_s
+        first_pass_s += once_s * (at.operation in SERVED_FROM)
     assert total_s < 8 * 60, total_s
     assert total_s > 3 * 60, "the grid is worth its time"
+    assert first_pass_s < 0.9 * 60 * MINUTES * TIMING_FRAC, "what profiles need is timed once in a slot's share of it"
 
 
 def test_copies_and_appends_are_served_as_fitted(formula, tmp_path):
