@@ -22,7 +22,14 @@ from sim.cost.operations import Operations
 from sim.cost.roofline import Roofline, gathered_as, n_all_reduces
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity
-from sim.profile import KernelProfile, is_of, read_profile, shipped_profiles
+from sim.profile import (
+    KernelProfile,
+    device_profiles,
+    is_of,
+    nearest_version,
+    read_profile,
+    shipped_profiles,
+)
 from sim.record import Ints, Result, Table
 from sim.run import run
 from sim.spec import ACTIVATION_BYTES, HardwareSpec, ModelSpec
@@ -52,11 +59,10 @@ def kernels_of(recorded: EngineRun, cache: Path, say: Any = print, hardware: str
                 f"{recorded.profile_path}: missing, and the run names no device: give hardware=, one of "
                 f"{', '.join(names('hardware'))}"
             )
-        for path in shipped_profiles().values():
-            profile = read_profile(path)
-            if is_of(profile.device, device) and _is_subject(profile, recorded):
-                say(f"no kernel times beside the run: taking {profile.name}")
-                return profile
+        if fitting := [profile for profile in device_profiles(device) if _is_subject(profile, recorded)]:
+            profile = nearest_version(fitting, recorded.settings.vllm_version)
+            say(f"no kernel times beside the run: taking {profile.name}, of vLLM {profile.provenance.get('vllm')}")
+            return profile
         say(
             f"no kernel times beside the run, and no profile of {recorded.settings.model} with tensor_parallel "
             f"{degree} on {device}: its data sheet's times, of kernels as efficient as an H200's (cost=roofline)"
