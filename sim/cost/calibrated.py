@@ -106,6 +106,7 @@ class CalibratedOperations:
         else:
             suffix = format_suffix(profile, "gemm", model.weight_dtype, "dtype")
             self._dense = ShapedGemms(profile.operations, model, tensor_parallel, z, suffix)
+        self.n_launches = self._dense.n_launches
         self._most_seqs = int(reach["decode_seqs"][1]) if are_heads_inside else 0
         self._most_mean = reach["decode_mean_tokens"][1]
         windows = {float(layers.narrow) for layers in self._attention if layers.narrow is not None}

@@ -42,6 +42,7 @@ Source: LLMServingSim's times of an RTX PRO 6000, measured at every 16th count p
 rises by 27 % over 640, and then stays within 1 % up to 768; a recorded iteration of 643 tokens took the upper time.
 """
 OPTIONAL_CALLS = ("qk_norm",)
+ATTENTION_KERNELS = 2  # of a layer's attention: the append of keys and values, and attention itself
 SEQUENCE_CALLS = ("lm_head", "sampler")
 TABULATED_TOKENS, TABULATED_SEQS = 8_192, 512  # told from a list; vLLM's largest default budget, largest batch in use
 
@@ -53,6 +54,7 @@ class Dense(Protocol):
 
     most_tokens: int  # measured up to here
     most_seqs: int
+    n_launches: int  # kernels of an iteration, where what passes between them was not timed
 
     dense_s: "Tabulated"  # all layers on so many tokens
     sequences_s: "Tabulated"  # lm_head and sampler for so many sequences
@@ -116,6 +118,7 @@ class LayerCurves:
         counts = {name: n * (n_layers if per == "layer" else 1) for name, (per, n) in CALLS.items() if name in curves}
         self._layers = [(curve_from(curves[name]), n) for name, n in counts.items()]
         self._sequences = [curve_from(curves[name]) for name in SEQUENCE_CALLS]
+        self.n_launches = sum(counts.values()) + n_layers * ATTENTION_KERNELS + len(SEQUENCE_CALLS)
         self._factor = exp(z * spread["layers_log_sd"])
         self._sequences_factor = exp(z * spread["sequences_log_sd"])
         self.most_tokens = int(min(curve.knots[-1] for curve, _ in self._layers))
@@ -170,6 +173,7 @@ class ShapedGemms:
         self._elementwise = SoftRoofline({"bytes": line.rates["bytes"]}, line.floor_s, line.p)
         self._all_reduce = all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
         self._model = model
+        self.n_launches = 0  # replays of a graph were timed, the way from kernel to kernel included
         self.most_tokens = int(operations[name]["range"]["m"][1])
         self.most_seqs = int(operations["gemm"]["range"]["m"][1])
         self.dense_s = Tabulated(self._dense_s, TABULATED_TOKENS)
