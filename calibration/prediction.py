@@ -122,6 +122,7 @@ def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: 
         f"hardware={hardware}",
         f"hardware.tensor_parallel={settings.tensor_parallel}",
         f"hardware.memory_utilization_frac={settings.memory_utilization_frac}",
+        f"hardware.counts_graphs={str(settings.counts_graphs).lower()}",
         *(("cost=calibrated", f"cost.profile={profile.path}") if profile else ("cost=roofline",)),
         f"cost.capture_sizes={list(settings.capture_sizes)}",
         f"cost.host.scheduling={'async' if settings.is_async else 'sync'}",

@@ -12,6 +12,7 @@ from calibration.measurements import replace
 from calibration.prediction import CAPACITY_TOLERANCE_FRAC, Predictor, kernels_of, predictor
 from calibration.validation_page import validation_page
 from sim.errors import TraceError
+from sim.kv.capacity import arithmetic
 from sim.profile import KernelProfile
 
 COLUMNS = ("kernels alone", "default host time", "learnt host time")
@@ -79,7 +80,7 @@ def capacity_words(predict: Predictor) -> str:
     if said is None:
         return f"{words}; the engine's own was not recorded"
     error = derived.n_blocks / said - 1.0
-    beyond = "" if abs(error) <= CAPACITY_TOLERANCE_FRAC else ": WRONG, look at the memory terms"
+    beyond = "" if abs(error) <= CAPACITY_TOLERANCE_FRAC else f": WRONG, one of {arithmetic(derived.terms)}"
     return f"{words}, {error:+.1%} against the engine's {said}{beyond}; simulated with the engine's"
 
 
