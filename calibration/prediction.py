@@ -19,7 +19,7 @@ from sim.cost.dense import all_reduce_curve
 from sim.cost.host import HostCost
 from sim.cost.iteration import IterationCost
 from sim.cost.operations import Operations
-from sim.cost.roofline import Roofline, gathered_as, n_all_reduces
+from sim.cost.roofline import Roofline, gathered_as, interconnect_words, n_all_reduces
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity
 from sim.profile import (
@@ -185,11 +185,15 @@ class RankOperations(CalibratedOperations):
         degree = hardware.tensor_parallel
         super().__init__(profile, model, hardware.device, degree)
         self._model, self._has_ranks = model, degree > 1
-        self._all_reduce_s: Callable[[float], float] = Roofline(model, hardware.device, degree).all_reduce_s
-        if self._has_ranks and "all_reduce" in profile.operations:
+        self._all_reduce_s: Callable[[float], float] = Roofline(
+            model, hardware.device, degree, peer_to_peer=hardware.peer_to_peer
+        ).all_reduce_s
+        if self._has_ranks and hardware.peer_to_peer and "all_reduce" in profile.operations:
             measured = all_reduce_curve(profile.operations, degree, 0.0)
             assert measured is not None, "there are ranks"
             self._all_reduce_s = measured
+        elif words := interconnect_words(hardware.device, degree, hardware.peer_to_peer):
+            self.provenance |= {"interconnect": words}
 
     def dense_s(self, n_tokens: int) -> float:
         """All layers on ``n_tokens`` tokens, all-reduces included [s]."""
@@ -251,7 +255,9 @@ class Predictor:
         return host
 
 
-def predictor(recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None) -> Predictor:
+def predictor(
+    recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None, peer_to_peer: bool = True
+) -> Predictor:
     """Put together what simulates a run; without a profile, from the data sheet.
 
     The KV capacity is derived from data sheets, or from the blocks or bytes that the engine was given; where the engine
@@ -260,6 +266,7 @@ def predictor(recorded: EngineRun, profile: KernelProfile | None, hardware: str 
     (``null_block``, vllm/v1/core/block_pool.py).
     """
     config, settings = configuration(recorded, profile, hardware), recorded.settings
+    config["hardware"]["peer_to_peer"] = peer_to_peer
     made = Builder(config)
     derived = made.capacity()
     n_blocks = settings.given_blocks
@@ -271,13 +278,14 @@ def predictor(recorded: EngineRun, profile: KernelProfile | None, hardware: str 
     if n_blocks <= N_NULL_BLOCKS:
         raise TraceError(f"{recorded.path / 'meta.json'}: {n_blocks} KV blocks leave none to use")
     config["hardware"]["kv_blocks"] = n_blocks - N_NULL_BLOCKS
+    degree = made.hardware.tensor_parallel
     operations: Operations
     if profile is None:
-        operations = Roofline(made.model, made.hardware.device, made.hardware.tensor_parallel)
+        operations = Roofline(made.model, made.hardware.device, degree, peer_to_peer=peer_to_peer)
     elif profile.subject:
         operations = RankOperations(profile, made.model, made.hardware)
     else:  # of any model: all-reduces are among its operations
-        operations = CalibratedOperations(profile, made.model, made.hardware.device, made.hardware.tensor_parallel)
+        operations = CalibratedOperations(profile, made.model, made.hardware.device, degree, None, peer_to_peer)
     return Predictor(recorded, config, operations, derived)
 
 

@@ -13,6 +13,7 @@ from sim.cost.roofline import (
     ELEMENTWISE_KERNELS,
     LOGIT_BYTES,
     SAMPLER_PASSES,
+    Roofline,
     gathered_as,
     n_all_reduces,
     n_elementwise,
@@ -146,7 +147,7 @@ class ShapedGemms:
     Shapes that were measured are served by their own times, others by those around them (`sim.cost.grid`) or, where no
     grid was measured, by a fitted surface; columns beyond the widest matrix measured are cut into equal pieces.
     Element-wise kernels and the sampler, which such profiles do not time, take the bandwidth and the floor of the
-    matrix products.
+    matrix products. ``links`` tells all-reduces where those of the profile are not of such a host.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class ShapedGemms:
         tensor_parallel: int = 1,
         z: Mapping[str, float] | None = None,
         suffix: str = "",
+        links: Roofline | None = None,
     ) -> None:
         z = z or {}
         name = f"gemm{suffix}"
@@ -171,7 +173,13 @@ class ShapedGemms:
         self._head = gemm_curve(operations["gemm"], head_columns, model.d_model, 2.0, z.get("gemm", 0.0))
         line = roofline_from(operations["gemm"])
         self._elementwise = SoftRoofline({"bytes": line.rates["bytes"]}, line.floor_s, line.p)
-        self._all_reduce = all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
+        self._all_reduce = (
+            all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
+            if links is None
+            else straight(links.all_reduce_s)
+            if tensor_parallel > 1
+            else None
+        )
         self._model = model
         self.n_launches = 0  # replays of a graph were timed, the way from kernel to kernel included
         self.most_tokens = int(operations[name]["range"]["m"][1])
@@ -217,6 +225,12 @@ def gemm_seconds(surface: Surface, m: Any, n: Any, k: Any, element_bytes: float)
     """Time of matrix products by the fitted surface, arrays of one shape or scalars with ``m`` an array [s]."""
     m, n, k = (np.broadcast_to(np.asarray(x, dtype=np.float64), np.shape(m)) for x in (m, n, k))
     return surface.seconds({"m": m, "n": n, "k": k}, gemm_work(m, n, k, element_bytes))
+
+
+def straight(seconds: Callable[[float], float]) -> Curve:
+    """A straight line as a curve."""
+    far = float(1 << 30)
+    return Curve((0.0, far), (seconds(0.0), seconds(far)))
 
 
 def all_reduce_curve(operations: Mapping[str, Mapping[str, Any]], devices: int, z: float) -> Curve | None:
