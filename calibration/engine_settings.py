@@ -20,6 +20,10 @@ RESERVES_SINCE = (0, 19)
 Source: resolved configurations that LLMServingSim recorded (CHANGELOG, ``--reserve-full-isl``); vLLM's SchedulerConfig.
 """
 
+COUNTS_GRAPHS_SINCE = (0, 21)
+"""CUDA graphs are estimated and taken out of the KV cache's memory, by default from here on. Source: vLLM's start-up
+log ("CUDA graph memory profiling is enabled (default since v0.21.0)"), vllm/envs.py."""
+
 DEFAULTS: dict[str, Any] = {
     "max_num_seqs": 256,
     "max_num_batched_tokens": 8192,
@@ -70,6 +74,7 @@ class EngineSettings:
     given_blocks: int | None  # that the engine was told to allocate
     kv_memory_bytes: int | None  # per device, where the engine was given it instead of a share of the memory
     watermark_frac: float  # of the blocks, left free when a request is admitted
+    counts_graphs: bool  # whether CUDA graphs come out of the KV cache's memory
     reserves_prompt: bool  # whether a request is admitted only if its whole prompt has room
     device: str | None  # as CUDA names it
     device_memory_bytes: int | None  # as CUDA reports it
@@ -186,6 +191,7 @@ def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
         given_blocks=recorded.fact("num_gpu_blocks_override", int),
         kv_memory_bytes=recorded.fact("kv_cache_memory_bytes", int),
         watermark_frac=recorded.find("watermark") or 0.0,
+        counts_graphs=_since(recorded, "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", version, COUNTS_GRAPHS_SINCE),
         reserves_prompt=_reserves_prompt(recorded, version),
         device=hardware.fact("device_name", str),
         device_memory_bytes=hardware.fact("device_total_memory_bytes", int),

@@ -19,10 +19,17 @@ from sim.cost.dense import all_reduce_curve
 from sim.cost.host import HostCost
 from sim.cost.iteration import IterationCost
 from sim.cost.operations import Operations
-from sim.cost.roofline import Roofline, gathered_as, n_all_reduces
+from sim.cost.roofline import Roofline, gathered_as, interconnect_words, n_all_reduces
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity
-from sim.profile import KernelProfile, is_of, read_profile, shipped_profiles
+from sim.profile import (
+    KernelProfile,
+    device_profiles,
+    is_of,
+    nearest_version,
+    read_profile,
+    shipped_profiles,
+)
 from sim.record import Ints, Result, Table
 from sim.run import run
 from sim.spec import ACTIVATION_BYTES, HardwareSpec, ModelSpec
@@ -52,11 +59,10 @@ def kernels_of(recorded: EngineRun, cache: Path, say: Any = print, hardware: str
                 f"{recorded.profile_path}: missing, and the run names no device: give hardware=, one of "
                 f"{', '.join(names('hardware'))}"
             )
-        for path in shipped_profiles().values():
-            profile = read_profile(path)
-            if is_of(profile.device, device) and _is_subject(profile, recorded):
-                say(f"no kernel times beside the run: taking {profile.name}")
-                return profile
+        if fitting := [profile for profile in device_profiles(device) if _is_subject(profile, recorded)]:
+            profile = nearest_version(fitting, recorded.settings.vllm_version)
+            say(f"no kernel times beside the run: taking {profile.name}, of vLLM {profile.provenance.get('vllm')}")
+            return profile
         say(
             f"no kernel times beside the run, and no profile of {recorded.settings.model} with tensor_parallel "
             f"{degree} on {device}: its data sheet's times, of kernels as efficient as an H200's (cost=roofline)"
@@ -116,6 +122,7 @@ def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: 
         f"hardware={hardware}",
         f"hardware.tensor_parallel={settings.tensor_parallel}",
         f"hardware.memory_utilization_frac={settings.memory_utilization_frac}",
+        f"hardware.counts_graphs={str(settings.counts_graphs).lower()}",
         *(("cost=calibrated", f"cost.profile={profile.path}") if profile else ("cost=roofline",)),
         f"cost.capture_sizes={list(settings.capture_sizes)}",
         f"cost.host.scheduling={'async' if settings.is_async else 'sync'}",
@@ -181,11 +188,15 @@ class RankOperations:
         self.prefill_attention_s, self.fused_attention_s = alone.prefill_attention_s, alone.fused_attention_s
         self.decode_attention, self.copy_s = alone.decode_attention, alone.copy_s
         self._model, self._has_ranks = model, degree > 1
-        self._all_reduce_s: Callable[[float], float] = Roofline(model, hardware.device, degree).all_reduce_s
-        if self._has_ranks and "all_reduce" in profile.operations:
+        self._all_reduce_s: Callable[[float], float] = Roofline(
+            model, hardware.device, degree, peer_to_peer=hardware.peer_to_peer
+        ).all_reduce_s
+        if self._has_ranks and hardware.peer_to_peer and "all_reduce" in profile.operations:
             measured = all_reduce_curve(profile.operations, degree, 0.0)
             assert measured is not None, "there are ranks"
             self._all_reduce_s = measured
+        elif words := interconnect_words(hardware.device, degree, hardware.peer_to_peer):
+            self.provenance |= {"interconnect": words}
 
     @property
     def extrapolated_runs(self) -> int:
@@ -252,7 +263,9 @@ class Predictor:
         return host
 
 
-def predictor(recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None) -> Predictor:
+def predictor(
+    recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None, peer_to_peer: bool = True
+) -> Predictor:
     """Put together what simulates a run; without a profile, from the data sheet.
 
     The KV capacity is derived from data sheets, or from the blocks or bytes that the engine was given; where the engine
@@ -261,6 +274,7 @@ def predictor(recorded: EngineRun, profile: KernelProfile | None, hardware: str 
     (``null_block``, vllm/v1/core/block_pool.py).
     """
     config, settings = configuration(recorded, profile, hardware), recorded.settings
+    config["hardware"]["peer_to_peer"] = peer_to_peer
     made = Builder(config)
     derived = made.capacity()
     n_blocks = settings.given_blocks
@@ -272,13 +286,14 @@ def predictor(recorded: EngineRun, profile: KernelProfile | None, hardware: str 
     if n_blocks <= N_NULL_BLOCKS:
         raise TraceError(f"{recorded.path / 'meta.json'}: {n_blocks} KV blocks leave none to use")
     config["hardware"]["kv_blocks"] = n_blocks - N_NULL_BLOCKS
+    degree = made.hardware.tensor_parallel
     operations: Operations
     if profile is None:
-        operations = Roofline(made.model, made.hardware.device, made.hardware.tensor_parallel)
+        operations = Roofline(made.model, made.hardware.device, degree, peer_to_peer=peer_to_peer)
     elif profile.subject:
         operations = RankOperations(profile, made.model, made.hardware)
     else:  # of any model: all-reduces are among its operations
-        operations = CalibratedOperations(profile, made.model, made.hardware.device, made.hardware.tensor_parallel)
+        operations = CalibratedOperations(profile, made.model, made.hardware.device, degree, None, peer_to_peer)
     return Predictor(recorded, config, operations, derived)
 
 

@@ -7,7 +7,8 @@ are in `sim.cost.surface`, and `sim.cost.calibrated` makes the times of a model'
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -132,7 +133,8 @@ def read_profile(path: Path | str, device: str | None = None) -> KernelProfile:
 
 
 PROFILES = Path(__file__).resolve().parent.parent / "calibration" / "profiles"
-SOURCES = ("triton", "published")  # the first that is there is a device's default: our own kernels before others'
+OWN_SOURCE = "triton"  # of our own kernels: a device's default before what others published
+_HEAD_BYTES = 1_000  # of a file that name its device: profiles are written that way
 
 
 def shipped_profiles() -> dict[str, Path]:
@@ -140,7 +142,45 @@ def shipped_profiles() -> dict[str, Path]:
     return {path.relative_to(PROFILES).with_suffix("").as_posix(): path for path in sorted(PROFILES.glob("*/*.json"))}
 
 
-def find_profile(name: str | None, device: str) -> KernelProfile:
+def device_profiles(device: str) -> list[KernelProfile]:
+    """The shipped profiles of a device. Only theirs are read whole: others are told by the head of their file."""
+    named = re.compile(r'"device": "([^"]*)"')
+    fitting = []
+    for path in shipped_profiles().values():
+        with path.open(encoding="utf-8") as file:
+            found = named.search(file.read(_HEAD_BYTES))
+        if found is None or is_of(found[1], device):
+            fitting.append(read_profile(path))
+    return [profile for profile in fitting if is_of(profile.device, device)]
+
+
+def version_of(words: str) -> tuple[int, ...]:
+    """The numbers of a version; nothing of words that name none.
+
+    Examples
+    --------
+    >>> version_of("v0.14.1.dev1"), version_of("unknown")
+    ((0, 14, 1), ())
+    """
+    match = re.match(r"v?(\d+(?:\.\d+)*)", words)
+    return tuple(int(part) for part in match[1].split(".")) if match else ()
+
+
+def nearest_version(profiles: Sequence[KernelProfile], engine_version: str | None) -> KernelProfile:
+    """Of a device's profiles the one of an engine's version, else of the newest before it, else of the next after it.
+
+    Without a version the newest. Our own kernels go before what others published: an engine of ours runs them.
+    """
+    own = [profile for profile in profiles if Path(profile.path).stem == OWN_SOURCE]
+    dated = sorted(own or profiles, key=lambda profile: version_of(str(profile.provenance.get("vllm", ""))))
+    wanted = version_of(engine_version or "")
+    if not wanted:
+        return dated[-1]
+    before = [p for p in dated if version_of(str(p.provenance.get("vllm", "")))[: len(wanted)] <= wanted]
+    return before[-1] if before else dated[0]
+
+
+def find_profile(name: str | None, device: str, engine_version: str | None = None) -> KernelProfile:
     """A profile by name or path, or the best of a device, checked against the device.
 
     Parameters
@@ -149,6 +189,8 @@ def find_profile(name: str | None, device: str) -> KernelProfile:
         ``device/source`` of a shipped profile, the path of a file, or None for the device's default.
     device : str
         As a data sheet names it: a profile is of this device if one of the two names begins with the other.
+    engine_version : str, optional
+        Of vLLM: of several published profiles that of this version is taken (`nearest_version`).
 
     Raises
     ------
@@ -165,11 +207,8 @@ def find_profile(name: str | None, device: str) -> KernelProfile:
         if not is_of(found.device, device):
             raise ProfileError(f"{found.path}: measured on {found.device!r}, but hardware.device is {device!r}")
         return found
-    candidates = [read_profile(path) for path in shipped.values()]
-    fitting = {Path(p.path).stem: p for p in candidates if is_of(p.device, device)}
-    for source in (*SOURCES, *sorted(fitting)):
-        if source in fitting:
-            return fitting[source]
+    if fitting := device_profiles(device):
+        return nearest_version(fitting, engine_version)
     raise ProfileError(
         f"no profile of {device!r}: there are {', '.join(shipped) or 'none'}; take cost=roofline, or measure with "
         f"`python -m calibration step=measure`"

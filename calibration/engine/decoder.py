@@ -231,7 +231,7 @@ def random_weights(model: ModelSpec, seed: int) -> dict[str, Tensor]:
 
     found = {"embedding": draw(model.vocab, model.d_model) * model.d_model**0.5, "norm": torch.ones(model.d_model)}
     for layer in range(model.n_layers):
-        found |= {f"{layer}.{name}": draw(n_out, n_in) for name, n_in, n_out in gemms(model)}
+        found |= {f"{layer}.{gemm.name}": draw(gemm.outputs, gemm.inputs) for gemm in gemms(model)}
         found |= {f"{layer}.{name}": torch.ones(model.d_model) for name in ("norm", "mlp_norm")}
     if model.n_position_embeddings:
         found["positions"] = draw(model.n_position_embeddings, model.d_model)
@@ -268,7 +268,7 @@ def read_weights(model: ModelSpec, folder: Path) -> dict[str, Tensor]:
         "embedding": take(["model.embed_tokens.weight"], (model.vocab, d)),
         "norm": take(["model.norm.weight"], (d,)),
     }
-    shapes: Mapping[str, tuple[int, ...]] = {name: (n_out, n_in) for name, n_in, n_out in gemms(model)}
+    shapes: Mapping[str, tuple[int, ...]] = {gemm.name: (gemm.outputs, gemm.inputs) for gemm in gemms(model)}
     for layer in range(model.n_layers):
         for name, parts in LLAMA.items():
             names = [f"model.layers.{layer}.{part}.weight" for part in parts]

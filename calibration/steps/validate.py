@@ -11,13 +11,15 @@ from calibration.host_time import TERMS, first_third, learn_host
 from calibration.measurements import replace
 from calibration.prediction import CAPACITY_TOLERANCE_FRAC, Predictor, kernels_of, predictor
 from calibration.validation_page import validation_page
+from sim.cost.roofline import Roofline, interconnect_words
 from sim.errors import TraceError
+from sim.kv.capacity import arithmetic
 from sim.profile import KernelProfile
 
 COLUMNS = ("kernels alone", "default host time", "learnt host time")
 
 
-def validate(run: str, hardware: str | None, out: str) -> None:
+def validate(run: str, hardware: str | None, out: str, peer_to_peer: bool = True) -> None:
     """Simulate the very requests of a recorded run, print how far off the simulation is, write a page.
 
     Three predictions: with kernel times alone, with the documented default of the host's time, and with the host's
@@ -35,7 +37,7 @@ def validate(run: str, hardware: str | None, out: str) -> None:
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     profile = kernels_of(recorded, folder, console.print, hardware)
-    predict = predictor(recorded, profile, hardware)
+    predict = predictor(recorded, profile, hardware, peer_to_peer)
     predictions = {COLUMNS[0]: predict(predict.host()), COLUMNS[1]: predict(predict.default_host())}
     lines = {name: compare(recorded, predicted) for name, predicted in predictions.items()}
     notes = [*recorded.notes, capacity_words(predict), _kernel_words(profile)]
@@ -52,6 +54,8 @@ def validate(run: str, hardware: str | None, out: str) -> None:
             f"learnt from the first {int((~judged).sum())} requests: {learnt}; its column is of the other "
             f"{int(judged.sum())}, throughput of all"
         )
+    if words := interconnect_of(predict):
+        notes.append(words)
     extrapolated = predictions[COLUMNS[0]].result.provenance.get("extrapolated_runs", 0)
     if extrapolated:
         notes.append(f"{extrapolated} runs of iterations lie outside what was measured: their times are extrapolated")
@@ -61,6 +65,15 @@ def validate(run: str, hardware: str | None, out: str) -> None:
     replace(folder / "validation.json", json.dumps({"lines": summary(lines), "notes": notes}, indent=1).encode())
     replace(folder / "validation.html", validation_page(recorded, predictions, lines, notes).encode())
     console.print(f"Report: {folder / 'validation.html'}", soft_wrap=True)
+
+
+def interconnect_of(predict: Predictor) -> str | None:
+    """What was taken for all-reduces over PCIe that nobody measured; None where they were, or there are none."""
+    operations = predict.operations
+    if isinstance(operations, Roofline):
+        return interconnect_words(operations.device, operations.tensor_parallel, operations.peer_to_peer)
+    words = getattr(operations, "provenance", {}).get("interconnect")
+    return None if words is None else str(words)
 
 
 def _kernel_words(profile: KernelProfile | None) -> str:
@@ -79,7 +92,7 @@ def capacity_words(predict: Predictor) -> str:
     if said is None:
         return f"{words}; the engine's own was not recorded"
     error = derived.n_blocks / said - 1.0
-    beyond = "" if abs(error) <= CAPACITY_TOLERANCE_FRAC else ": WRONG, look at the memory terms"
+    beyond = "" if abs(error) <= CAPACITY_TOLERANCE_FRAC else f": WRONG, one of {arithmetic(derived.terms)}"
     return f"{words}, {error:+.1%} against the engine's {said}{beyond}; simulated with the engine's"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sim.cost.calibrated import calibrated_cost
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
-from sim.cost.roofline import Efficiency, Roofline
+from sim.cost.roofline import Efficiency, Roofline, interconnect_words
 from sim.errors import ConfigError, ProfileError
 from sim.spec import DeviceSpec, ModelSpec
 
@@ -19,6 +19,7 @@ def best_cost(
     capture_sizes: Sequence[int] = CAPTURE_SIZES,
     sample: bool = False,
     seed: int = 0,
+    peer_to_peer: bool = True,
 ) -> IterationCost:
     """Iteration times from the device's shipped profile, or from its data sheet if it has none that fits the model.
 
@@ -31,10 +32,12 @@ def best_cost(
         If times are to be off by a draw of their standard errors, and there is no profile that has them.
     """
     try:
-        return calibrated_cost(model, device, host, tensor_parallel, None, sample, seed, capture_sizes)
+        return calibrated_cost(model, device, host, tensor_parallel, None, sample, seed, capture_sizes, peer_to_peer)
     except ProfileError as error:
         if sample:
             raise ConfigError(f"cost.sample needs a profile's standard errors: {error}") from None
-        cost = IterationCost(Roofline(model, device, tensor_parallel, efficiency), host, capture_sizes)
+        cost = IterationCost(Roofline(model, device, tensor_parallel, efficiency, peer_to_peer), host, capture_sizes)
         cost.provenance = {"source": f"data sheet of {device.name} (roofline)", "why": str(error)}
+        if words := interconnect_words(device, tensor_parallel, peer_to_peer):
+            cost.provenance = {**cost.provenance, "interconnect": words}
         return cost

@@ -11,7 +11,7 @@ from sim.cost.dense import Dense, LayerCurves, ShapedGemms
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
 from sim.cost.operations import DecodeCurve
-from sim.cost.roofline import Roofline
+from sim.cost.roofline import Roofline, interconnect_words
 from sim.cost.surface import soft_s
 from sim.errors import ProfileError
 from sim.profile import KernelProfile, find_profile
@@ -47,6 +47,9 @@ class CalibratedOperations:
         By operation, how many standard errors of the fit its times are off: a draw from a standard normal each, for
         simulations that carry the profile's uncertainty into their results. Drawn once per run, since an error of the
         fit is the same in every iteration. Nothing: the best estimates.
+    peer_to_peer : bool
+        Of devices on PCIe. All-reduces over PCIe are the host's: without peer-to-peer, and over numbers of devices that
+        were not measured, the data sheet's are taken, and that is said.
 
     Raises
     ------
@@ -61,6 +64,7 @@ class CalibratedOperations:
         device: DeviceSpec,
         tensor_parallel: int = 1,
         errors: Mapping[str, float] | None = None,
+        peer_to_peer: bool = True,
     ) -> None:
         z = dict(errors or {})
         for _, kind in model.rank_attentions(tensor_parallel):
@@ -106,10 +110,19 @@ class CalibratedOperations:
             self._dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
         else:
             suffix = format_suffix(profile, "gemm", model.weight_dtype, "dtype")
-            by_data_sheet = Roofline(model, device, tensor_parallel)
-            self._dense = ShapedGemms(profile.operations, model, tensor_parallel, z, suffix, by_data_sheet.matrix_s)
+            by_data_sheet = Roofline(model, device, tensor_parallel, peer_to_peer=peer_to_peer)
+            measured = profile.operations.get("all_reduce", {"curves": {}})["curves"]
+            links = None
+            if device.interconnect == "pcie" and not (peer_to_peer and str(tensor_parallel) in measured):
+                words = interconnect_words(device, tensor_parallel, peer_to_peer)
+                self.provenance |= {"interconnect": words} if words else {}
+                links = by_data_sheet
+            self._dense = ShapedGemms(
+                profile.operations, model, tensor_parallel, z, suffix, by_data_sheet.matrix_s, links
+            )
             if any(gemm.n_matrices > 1 for layers in model.stack for gemm in layers.gemms(model.d_model)):
                 self.provenance["experts"] = f"data sheet of {device.name} (roofline): the profile timed none"
+        self.n_launches = self._dense.n_launches
         self._most_seqs = int(reach["decode_seqs"][1]) if are_heads_inside else 0
         self._most_mean = reach["decode_mean_tokens"][1]
         windows = {float(layers.narrow) for layers in self._attention if layers.narrow is not None}
@@ -266,6 +279,7 @@ def calibrated_cost(
     sample: bool = False,
     seed: int = 0,
     capture_sizes: Sequence[int] = CAPTURE_SIZES,
+    peer_to_peer: bool = True,
 ) -> IterationCost:
     """Iteration times from a profile file: what ``conf/cost/calibrated.yaml`` calls.
 
@@ -278,5 +292,5 @@ def calibrated_cost(
     """
     fitted = find_profile(profile, device.name)
     errors = draw_errors(fitted, seed) if sample else {}
-    operations = CalibratedOperations(fitted, model, device, tensor_parallel, errors)
+    operations = CalibratedOperations(fitted, model, device, tensor_parallel, errors, peer_to_peer)
     return IterationCost(operations, host, capture_sizes)

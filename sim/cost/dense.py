@@ -13,6 +13,7 @@ from sim.cost.roofline import (
     ELEMENTWISE_KERNELS,
     LOGIT_BYTES,
     SAMPLER_PASSES,
+    Roofline,
     gathered_as,
     n_all_reduces,
     n_elementwise,
@@ -42,6 +43,7 @@ Source: LLMServingSim's times of an RTX PRO 6000, measured at every 16th count p
 rises by 27 % over 640, and then stays within 1 % up to 768; a recorded iteration of 643 tokens took the upper time.
 """
 OPTIONAL_CALLS = ("qk_norm",)
+ATTENTION_KERNELS = 2  # of a layer's attention: the append of keys and values, and attention itself
 SEQUENCE_CALLS = ("lm_head", "sampler")
 TABULATED_TOKENS, TABULATED_SEQS = 8_192, 512  # told from a list; vLLM's largest default budget, largest batch in use
 
@@ -53,6 +55,7 @@ class Dense(Protocol):
 
     most_tokens: int  # measured up to here
     most_seqs: int
+    n_launches: int  # kernels of an iteration, where what passes between them was not timed
 
     dense_s: "Tabulated"  # all layers on so many tokens
     sequences_s: "Tabulated"  # lm_head and sampler for so many sequences
@@ -116,6 +119,7 @@ class LayerCurves:
         counts = {name: n * (n_layers if per == "layer" else 1) for name, (per, n) in CALLS.items() if name in curves}
         self._layers = [(curve_from(curves[name]), n) for name, n in counts.items()]
         self._sequences = [curve_from(curves[name]) for name in SEQUENCE_CALLS]
+        self.n_launches = sum(counts.values()) + n_layers * ATTENTION_KERNELS + len(SEQUENCE_CALLS)
         self._factor = exp(z * spread["layers_log_sd"])
         self._sequences_factor = exp(z * spread["sequences_log_sd"])
         self.most_tokens = int(min(curve.knots[-1] for curve, _ in self._layers))
@@ -144,6 +148,7 @@ class ShapedGemms:
     grid was measured, by a fitted surface; columns beyond the widest matrix measured are cut into equal pieces.
     Element-wise kernels and the sampler, which such profiles do not time, take the bandwidth and the floor of the
     matrix products. Experts take ``matrix_s``, of tokens and a `Gemm`: the data sheet, where a profile timed none.
+    matrix products. ``links`` tells all-reduces where those of the profile are not of such a host.
     """
 
     def __init__(
@@ -154,6 +159,7 @@ class ShapedGemms:
         z: Mapping[str, float] | None = None,
         suffix: str = "",
         matrix_s: Callable[[int, Gemm], float] | None = None,
+        links: Roofline | None = None,
     ) -> None:
         z = z or {}
         self._matrix_s = matrix_s or no_experts
@@ -175,8 +181,15 @@ class ShapedGemms:
         self._head = gemm_curve(operations["gemm"], head_columns, model.d_model, 2.0, z.get("gemm", 0.0))
         line = roofline_from(operations["gemm"])
         self._elementwise = SoftRoofline({"bytes": line.rates["bytes"]}, line.floor_s, line.p)
-        self._all_reduce = all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
+        self._all_reduce = (
+            all_reduce_curve(operations, tensor_parallel, z.get("all_reduce", 0.0))
+            if links is None
+            else straight(links.all_reduce_s)
+            if tensor_parallel > 1
+            else None
+        )
         self._model = model
+        self.n_launches = 0  # replays of a graph were timed, the way from kernel to kernel included
         self.most_tokens = int(operations[name]["range"]["m"][1])
         self.most_seqs = int(operations["gemm"]["range"]["m"][1])
         self.dense_s = Tabulated(self._dense_s, TABULATED_TOKENS)
@@ -227,6 +240,12 @@ def gemm_seconds(surface: Surface, m: Any, n: Any, k: Any, element_bytes: float)
     """Time of matrix products by the fitted surface, arrays of one shape or scalars with ``m`` an array [s]."""
     m, n, k = (np.broadcast_to(np.asarray(x, dtype=np.float64), np.shape(m)) for x in (m, n, k))
     return surface.seconds({"m": m, "n": n, "k": k}, gemm_work(m, n, k, element_bytes))
+
+
+def straight(seconds: Callable[[float], float]) -> Curve:
+    """A straight line as a curve."""
+    far = float(1 << 30)
+    return Curve((0.0, far), (seconds(0.0), seconds(far)))
 
 
 def all_reduce_curve(operations: Mapping[str, Mapping[str, Any]], devices: int, z: float) -> Curve | None:

@@ -3,7 +3,7 @@
 An iteration computes new tokens of some prompts (chunks) and one token of every decoding sequence:
 
     device = dense(tokens, padded to a captured graph) + lm_head and sampler(sequences)
-             + prefill attention(chunks) + decode attention(batch, total context) + copies + gap
+             + prefill attention(chunks) + decode attention(batch, total context) + copies + gap + launches
     host   = base + per_seq * sequences + per_finished * finished
     iteration = max(device, host) under async scheduling, device + host under sync
 
@@ -65,6 +65,9 @@ class IterationCost(CostModel):
         self._finished_ps = ps_from_s(host.per_finished_s)
         self._gap_base_ps, self._gap_per_seq_ps = ps_from_s(host.gap_s), ps_from_s(host.gap_per_seq_s)
         self._prefill_gap_ps = ps_from_s(host.prefill_gap_s)
+        n_launches = int(getattr(operations, "n_launches", 0))
+        self._launches_ps = ps_from_s(n_launches * host.launch_s)
+        self._eager_launches_ps = ps_from_s(n_launches * host.eager_launch_s)
 
     def pace(self, shape: Shape) -> tuple[int, int, int]:
         """Duration of the iteration ``shape`` and of those that follow it at the same batch.
@@ -167,11 +170,13 @@ class IterationCost(CostModel):
         return ps
 
     def _dense(self, n_tokens: int) -> int:
-        """Dense parts at the smallest captured graph that holds the tokens, or at their number past the largest."""
+        """Dense parts and launches of the smallest captured graph that holds the tokens; past the largest, without."""
         i = bisect_left(self.capture_sizes, n_tokens)
-        n_computed = self.capture_sizes[i] if i < len(self.capture_sizes) else n_tokens
+        n_computed, launches = n_tokens, self._eager_launches_ps
+        if i < len(self.capture_sizes):
+            n_computed, launches = self.capture_sizes[i], self._launches_ps
         if (ps := self._dense_ps.get(n_computed)) is None:
-            ps = self._dense_ps[n_computed] = ps_from_s(self.operations.dense_s(n_computed))
+            ps = self._dense_ps[n_computed] = ps_from_s(self.operations.dense_s(n_computed)) + launches
         self._dense_ps[n_tokens] = ps
         return ps
 

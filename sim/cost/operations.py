@@ -23,7 +23,8 @@ class DecodeCurve(NamedTuple):
 class Operations(Protocol):
     """Times of the parts of an iteration, over the whole model on one tensor-parallel rank [s].
 
-    All are pure functions of their arguments: results are cached.
+    All are pure functions of their arguments: results are cached. Operations whose times are those of kernels alone say
+    how many kernels an iteration launches (``n_launches``); what passes between them is the host's.
     """
 
     def dense_s(self, n_tokens: int) -> float:

@@ -13,25 +13,29 @@ from sim.errors import ConfigError
 from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, HardwareSpec, ModelSpec
 from sim.units import GIB
 
-SAMPLER_COPIES = 10.0
-"""Copies of the fp32 logits alive at the sampler's peak (logits, sorted values, 64-bit indices, probabilities, ...).
+SAMPLER_COPIES = 9.6
+"""Copies of the fp32 logits alive at the sampler's peak (logits, sorted values, 64-bit indices, probabilities, ...),
+beside the hidden states of the largest batch.
 
-Source: peaks that vLLM reports, divided by ``max_num_seqs * vocab * 4 B``. llm-d capacity planner, H100, 1,024
-sequences: Llama-3.1-8B 4.76 GiB (9.7), Llama-70B on two 4.84 GiB (9.9), Qwen3-0.6B 5.56 GiB (9.6); vLLM pull request
-10511, Llama-3-8B, 256 sequences: 1.26 GiB (10.3).
+Source: peaks that vLLM reports on an H100, less the hidden states of 8,192 tokens, divided by ``max_num_seqs * vocab *
+4 B`` (llm-d capacity planner, 1,024 sequences): Llama-3.1-8B 4.76 GiB (9.61), Llama-70B on two 4.84 GiB (9.64),
+Qwen3-0.6B 5.56 GiB (9.57). Others: vLLM pull request 10511, Llama-3-8B, 256 sequences, 1.26 GiB (9.8); 21489,
+Gemma-3-4B, 9.96 GiB (9.9).
 """
 
-CONTEXT_BYTES = {1: 0.15 * GIB, 2: 0.6 * GIB}
-"""CUDA context, libraries and, with several ranks, communication buffers, per accelerator.
+CONTEXT_BYTES = {1: 0.1 * GIB, 2: 0.6 * GIB}
+"""Libraries, loaded kernels and, with several ranks, communication buffers, per accelerator.
 
-Source: llm-d capacity planner, vLLM on H100: 0.13 to 0.14 GiB on one, 0.55 GiB on two.
+Source: what vLLM reports as non-torch memory: 0.07 GiB on one B200 (vLLM pull request 21489), 0.13 to 0.14 GiB on one
+H100, 0.55 GiB on two (llm-d capacity planner).
 """
 
 GRAPH_BYTES_PER_LAYER_AND_SIZE = 0.23 * GIB / (32 * 51)
 """CUDA graphs, per layer and captured batch size.
 
 Source: start-up log of vLLM 0.31 on an A100-80G, Llama-3.1-8B (32 layers, 51 sizes): 0.23 GiB. Others report up to
-three times as much.
+three times as much. vLLM takes them out of the KV cache's memory since 0.21; before, they go into what is kept free
+(``hardware.counts_graphs``).
 """
 
 
@@ -72,11 +76,13 @@ def activation_peak_bytes(model: ModelSpec, max_batched_tokens: int, max_seqs: i
     """Peak of one forward pass at the largest batch [B].
 
     The larger of two moments: the MLP of the largest batch (hidden states, residual, its inner activations before and
-    after the gate), and the sampler, which holds several copies of all sequences' logits on every rank.
+    after the gate), and the sampler, which holds several copies of all sequences' logits on every rank, beside the
+    hidden states.
     """
     inner = max(layers.feed_forward.n_inner() for layers in model.rank_stack(tensor_parallel))
-    layer = max_batched_tokens * (2 * model.d_model + inner) * ACTIVATION_BYTES
-    sampler = SAMPLER_COPIES * min(max_seqs, max_batched_tokens) * model.vocab * DTYPE_BYTES["fp32"]
+    hidden = max_batched_tokens * model.d_model * ACTIVATION_BYTES
+    layer = 2.0 * hidden + max_batched_tokens * inner * ACTIVATION_BYTES
+    sampler = hidden + SAMPLER_COPIES * min(max_seqs, max_batched_tokens) * model.vocab * DTYPE_BYTES["fp32"]
     return max(layer, sampler)
 
 
@@ -122,7 +128,7 @@ def kv_capacity(
         more = "More or larger devices" if enough is None else f"hardware.tensor_parallel={enough}"
         raise ConfigError(
             f"model={model.name} ({model.weight_dtype} weights) does not fit hardware={device.name} "
-            f"(tensor_parallel={ranks}): {_arithmetic(terms)}. {more} would do; or take weights in a narrower format, "
+            f"(tensor_parallel={ranks}): {arithmetic(terms)}. {more} would do; or take weights in a narrower format, "
             "or a higher hardware.memory_utilization_frac"
         )
     return KVCapacity(n_blocks, block_tokens, per_token, terms)
@@ -142,7 +148,7 @@ def memory_terms(
         "kept free": -(1.0 - hardware.memory_utilization_frac) * memory,
         "weights": -weights_bytes(model, ranks),
         "activation peak": -activation_peak_bytes(model, max_batched_tokens, max_seqs, ranks),
-        "CUDA graphs": -GRAPH_BYTES_PER_LAYER_AND_SIZE * model.n_layers * n_graphs,
+        "CUDA graphs": -GRAPH_BYTES_PER_LAYER_AND_SIZE * model.n_layers * n_graphs * hardware.counts_graphs,
         "context": -CONTEXT_BYTES[min(ranks, 2)],
     }
     if state_bytes := model.state_bytes_per_seq(ranks):
@@ -164,7 +170,8 @@ def smallest_degree(
     return None
 
 
-def _arithmetic(terms: Mapping[str, float]) -> str:
+def arithmetic(terms: Mapping[str, float]) -> str:
     """The subtraction as one line, in GiB."""
     words = [f"{name} {abs(term) / GIB:.2f}" for name, term in terms.items() if name != "KV cache"]
-    return f"{' - '.join(words)} = {terms['KV cache'] / GIB:.2f} GiB for the KV cache"
+    left = sum(term for name, term in terms.items() if name != "KV cache")
+    return f"{' - '.join(words)} = {left / GIB:.2f} GiB for the KV cache"

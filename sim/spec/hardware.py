@@ -57,6 +57,10 @@ class HardwareSpec:
     tensor_parallel: int = 1  # accelerators that share every layer
     memory_utilization_frac: float = 0.9  # vLLM's gpu_memory_utilization
     kv_blocks: int | None = None  # KV capacity given instead of derived [blocks]
+    peer_to_peer: bool = (
+        True  # of devices on PCIe, the host's doing: they reach one another without host memory between
+    )
+    counts_graphs: bool = True  # CUDA graphs come out of the KV cache's memory; in vLLM before 0.21 out of what is free
 
     def __post_init__(self) -> None:
         whole("hardware", tensor_parallel=self.tensor_parallel)

@@ -23,7 +23,7 @@ from sim.cost.host import HostCost
 from sim.cost.iteration import IterationCost
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.run import run
-from tests.calibration.engine_folder import Listed, traffic, write_bundle, write_run
+from tests.calibration.engine_folder import Listed, attention_us, traffic, write_bundle, write_run
 from tests.sim.report.browser import CHROMIUM, Browser
 
 LLAMA = ("layernorm", "qkv_proj", "rotary_emb", "o_proj", "gate_up_proj", "act_fn", "down_proj", "embedding")
@@ -195,6 +195,19 @@ def test_newer_columns_mean_what_older_ones_did(tmp_path):
     old, new = (import_llmservingsim(tmp_path / name, 2) for name in ("old", "new"))
     assert old.rows.equals(new.rows)
     assert any("unequal contexts were not measured" in note for note in new.notes)
+
+
+def test_unequal_contexts_are_not_charged_where_the_bundle_says_that_they_were_not_profiled(tmp_path):
+    write_bundle(tmp_path, "meta-llama/Llama-3.1-8B", 1, is_new=False, layers=LLAMA)
+    header = "regime,n,nb,ratio,skew,pc,kp,kvs,kv_big,kv_mean,t_mean_us,t_max_us,t_skew_us,alpha"
+    on_grid = 3 * attention_us(0, 0, 8, 512)
+    (tmp_path / "tp1" / "skew.csv").write_text(f"{header}\npure,8,1,0.1,4,0,0,16,512,78,30,{on_grid},60,0.5\n")
+    assert len(import_llmservingsim(tmp_path).of("skewed_attention")) == 1
+    with (tmp_path / "meta.yaml").open("a", encoding="utf-8") as meta:
+        meta.write("skew_profile:\n  enabled: false\n")
+    measured = import_llmservingsim(tmp_path)
+    assert not len(measured.of("skewed_attention"))
+    assert any("skew_profile is not enabled" in note for note in measured.notes)
 
 
 def test_a_models_name_is_its_last_word():

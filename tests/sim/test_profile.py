@@ -1,12 +1,22 @@
 """Profile files: what is refused, and which one a device gets."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sim.errors import ProfileError
-from sim.profile import MAX_BYTES, SCHEMA, content_sha256, find_profile, is_of, read_profile, shipped_profiles
+from sim.profile import (
+    MAX_BYTES,
+    SCHEMA,
+    content_sha256,
+    find_profile,
+    is_of,
+    nearest_version,
+    read_profile,
+    shipped_profiles,
+)
 
 H200 = shipped_profiles()["h200/published"]
 
@@ -90,7 +100,7 @@ def test_a_missing_file_and_one_too_large_are_refused(tmp_path):
         read_profile(tmp_path / "none.json")
     large = tmp_path / "large.json"
     large.write_bytes(b" " * (MAX_BYTES + 1))
-    with pytest.raises(ProfileError, match="at most 200000"):
+    with pytest.raises(ProfileError, match="at most 400000"):
         read_profile(large)
 
 
@@ -111,9 +121,26 @@ def test_a_device_gets_its_profile_by_name_of_either_length():
     assert find_profile(None, "NVIDIA RTX PRO 6000 Blackwell").device.startswith("NVIDIA RTX PRO 6000 Blackwell")
 
 
+@pytest.mark.parametrize(
+    ("version", "taken"),
+    [(None, "0.24"), ("0.24.1", "0.24"), ("0.19.0", "0.14"), ("0.14", "0.14"), ("v0.11.2", "0.14"), ("1.0", "0.24")],
+)
+def test_of_several_profiles_that_of_the_engines_version_is_taken_else_the_newest_before_it(version, taken):
+    for device in ("NVIDIA H100 80GB HBM3", "NVIDIA H200 SXM", "NVIDIA L40S"):
+        found = find_profile(None, device, version)
+        assert found.provenance["vllm"].startswith(taken)
+        assert is_of(found.device, device)
+
+
+def test_our_own_kernels_go_before_those_of_any_version():
+    published = find_profile(None, "NVIDIA H200 SXM")
+    own = replace(published, path="triton.json", provenance={})
+    assert nearest_version([published, own], "0.24") is own
+
+
 def test_a_device_without_profile_hears_of_the_roofline():
-    with pytest.raises(ProfileError, match=r"no profile of 'NVIDIA L40S'.*cost=roofline"):
-        find_profile(None, "NVIDIA L40S")
+    with pytest.raises(ProfileError, match=r"no profile of 'NVIDIA L4'.*cost=roofline"):
+        find_profile(None, "NVIDIA L4")
 
 
 def test_a_misspelt_profile_hears_the_nearest():

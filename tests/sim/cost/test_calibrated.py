@@ -95,6 +95,17 @@ def test_unequal_contexts_cost_more_than_equal_ones(rtx):
         assert unequal > equal
 
 
+def test_unequal_contexts_cost_what_batches_of_both_neighbouring_sizes_say(rtx):
+    form = rtx._copies["decode_skew"]
+    known = dict(zip(form["decode_seqs"], form["seconds_per_token"], strict=True))
+    per_token = {n: rtx.decode_attention(n).skew_s / 32 for n in (1, 32, 45, 64, 65)}
+    assert per_token[1] == 0.0
+    assert [per_token[n] for n in (32, 64)] == pytest.approx([known[32], known[64]])
+    assert known[32] < per_token[45] < known[64]  # a peak of one size is not carried down to the next smaller one
+    assert per_token[45] == pytest.approx((known[32] + known[64]) / 2, rel=0.03)
+    assert per_token[65] == pytest.approx(known[64], rel=0.03)
+
+
 def test_prompts_beside_decodes_take_the_fused_measurement_not_the_sum(rtx):
     chunks = (Chunk(16, 16_384),)
     fused = rtx.fused_attention_s(chunks, 1, 16_385, 16_385)
@@ -127,6 +138,11 @@ def test_tensor_parallel_ranks_pay_for_all_reduce():
     assert eight.dense_s(1) < two.dense_s(1) < 4.5 * eight.dense_s(1)  # less than linear: all-reduce and floors
     with pytest.raises(ProfileError, match="all-reduce was measured over 2, 4, 8 devices, not 16"):
         CalibratedOperations(profile, model, device, 16)
+
+
+def test_kernels_timed_one_by_one_say_how_many_an_iteration_launches(rtx, h200):
+    assert rtx.n_launches == 32 * (8 + 2) + 2 + 2  # of a layer: two norms, four matrices, rotary, activation, attention
+    assert h200.n_launches == 0
 
 
 def test_outside_the_range_is_counted(rtx):

@@ -88,6 +88,18 @@ def test_past_the_largest_graph_nothing_is_padded():
     assert sheet.dense_asked == [1_000, 4]
 
 
+def test_what_passes_between_kernels_is_charged_where_they_were_timed_alone_more_outside_of_graphs():
+    host = HostCost(0.0, 0.0, launch_s=1e-6, eager_launch_s=2e-6)
+    alone, replayed = Sheet(), Sheet()
+    alone.n_launches = 100
+    with_gaps, without = (IterationCost(sheet, host, capture_sizes=(1, 2, 4)) for sheet in (alone, replayed))
+    for batch, gap_s in ((3, 100e-6), (4, 100e-6), (5, 200e-6)):
+        shape = StepShape((), batch, batch * 10, 10, batch)
+        assert with_gaps.pace(shape)[0] - without.pace(shape)[0] == round(gap_s * 1e12)
+    mixed = StepShape((Chunk(9, 0),), 2, 20, 10, 2)
+    assert with_gaps.pace(mixed)[0] - without.pace(mixed)[0] == round(200e-6 * 1e12)
+
+
 def test_a_mixed_iteration_adds_both_attentions_and_samples_every_sequence():
     cost = IterationCost(Sheet(), FREE, capture_sizes=(1, 16))
     pace = cost.pace(decoding(3, 301, chunks=(Chunk(10, 90), Chunk(2, 0))))

@@ -217,6 +217,38 @@ def test_all_reduce_over_pcie_is_within_a_tenth_of_the_published_times(n_bytes, 
     assert device.all_reduce_s(n_bytes) == pytest.approx(measured_s, rel=0.1)
 
 
+@pytest.mark.parametrize("cost", ["roofline", "auto"])
+def test_a_host_without_peer_to_peer_halves_what_pcie_moves_and_every_run_says_what_it_took(cost):
+    def of(*overrides: str):
+        config = compose(["model=qwen3-32b", f"cost={cost}", "hardware=rtxpro6000", *overrides])
+        return make(config["cost"], "cost")
+
+    two, through_host, one = (
+        of("hardware.tensor_parallel=2", "hardware.peer_to_peer=true"),
+        of("hardware.tensor_parallel=2", "hardware.peer_to_peer=false"),
+        of(),
+    )
+    assert through_host.operations.all_reduce_s(20e6) == pytest.approx(20e6 / 15.9e9, rel=0.02)
+    assert two.operations.all_reduce_s(20e6) == pytest.approx(20e6 / 36.5e9, rel=0.03)
+    if cost == "auto":
+        assert "through host memory: nobody measured them" in through_host.provenance["interconnect"]
+        assert "with peer-to-peer: nobody measured them" in two.provenance["interconnect"]
+        assert "interconnect" not in one.provenance
+
+
+def test_a_profile_measured_on_two_pcie_devices_tells_two_and_the_data_sheet_four():
+    def of(*overrides: str):
+        config = compose(["model=llama-3.1-8b", "cost=calibrated", "hardware=l40s", *overrides])
+        return make(config["cost"], "cost")
+
+    two, four = of("hardware.tensor_parallel=2"), of("hardware.tensor_parallel=4")
+    slow = of("hardware.tensor_parallel=2", "hardware.peer_to_peer=false")
+    assert "interconnect" not in two.provenance
+    assert "4 devices over PCIe with peer-to-peer: nobody measured" in four.provenance["interconnect"]
+    assert "through host memory" in slow.provenance["interconnect"]
+    assert slow.operations.dense_s(2048) > 1.2 * two.operations.dense_s(2048)
+
+
 def test_ranks_gather_their_logits_and_reduce_after_the_embedding_too():
     two = roofline("model=qwen3-32b", "hardware=rtxpro6000", "hardware.tensor_parallel=2")
     lone = with_stack(two, replace(two.model.stack[0], n_layers=1))

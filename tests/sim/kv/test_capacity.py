@@ -1,6 +1,7 @@
 """KV capacity: vLLM's own start-up figures, and the arithmetic shown to the user."""
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ from sim.build import Builder
 from sim.clock import Clock
 from sim.config import compose, make
 from sim.errors import ConfigError
-from sim.kv.capacity import activation_peak_bytes, kv_capacity, weights_bytes
+from sim.kv.capacity import activation_peak_bytes, arithmetic, kv_capacity, weights_bytes
 from sim.record import Recorder
 from sim.run import run
 from sim.units import GIB
@@ -140,3 +141,23 @@ def test_llama_70b_fits_two_h200_and_one_in_fp8():
         kv_capacity(*specs("model=llama-3.1-70b"))
     assert kv_capacity(*specs("model=llama-3.1-70b", "hardware.tensor_parallel=2")).n_blocks > 10_000
     assert kv_capacity(*specs("model=llama-3.1-70b", "model.weight_dtype=fp8")).n_blocks > 5_000
+
+
+def test_capacity_of_an_rtx_4090_is_within_3_percent_of_what_vllm_0_19_allocated():
+    """2,588 blocks, in a recorded run with max_num_seqs 256 and 2,048 tokens; 25,250,627,584 B of memory."""
+    model, hardware = specs("model=llama-3.1-8b", "hardware=rtx4090", "hardware.counts_graphs=false")
+    hardware = replace(hardware, device=replace(hardware.device, memory_gib=25_250_627_584 / GIB))
+    capacity = kv_capacity(model, hardware, max_batched_tokens=2048, max_seqs=256)
+    assert capacity.terms["CUDA graphs"] == 0.0
+    assert capacity.n_blocks == pytest.approx(2588, rel=0.03)
+    counting = kv_capacity(model, replace(hardware, counts_graphs=True), max_batched_tokens=2048, max_seqs=256)
+    assert counting.n_blocks < capacity.n_blocks
+
+
+def test_the_arithmetic_says_every_term_and_what_they_leave():
+    words = arithmetic(kv_capacity(*specs("hardware=h100")).terms)
+    assert re.fullmatch(
+        r"memory 79\.20 - kept free 7\.92 - weights 14\.96 - activation peak [\d.]+ - CUDA graphs 0\.23 - "
+        r"context 0\.10 = [\d.]+ GiB for the KV cache",
+        words,
+    )
