@@ -49,7 +49,8 @@ class PagedCache(PartCache):
     prefix_caching : bool
         Whether content stays findable after its sequence ended.
     watermark : float
-        Share of the blocks that admitting a sequence must leave free; vLLM v1 keeps none, v0 kept 0.01.
+        Share of the blocks that admitting a sequence must leave free, unless nobody else holds any, as in
+        `KVCacheManager.allocate_slots`; vLLM v1 keeps none, v0 kept 0.01.
     reserves_prompt : bool
         Whether a sequence is admitted only if its whole prompt has room, though it takes its first piece alone: vLLM's
         ``scheduler_reserve_full_isl``, so that fewer are preempted where prompts come in pieces.
@@ -134,7 +135,8 @@ class PagedCache(PartCache):
         start = n_found * size
         n_new = -(-(start + n_tokens) // size) - n_found
         n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_found
-        if n_asked + n_unparked + self._watermark_blocks > pool.n_spare(ledger):
+        n_kept = self._watermark_blocks if pool.held_tokens else 0
+        if n_asked + n_unparked + n_kept > pool.n_spare(ledger):
             return False
         sequence.computed_tokens = start + n_loaded
         if found is None:
@@ -254,7 +256,7 @@ class PagedCache(PartCache):
         Whoever is preempted just before its last token is computed anew as a whole, window or not.
         """
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
-        n_blocks = -(-n_tokens // self.block_tokens) + self._watermark_blocks
+        n_blocks = -(-n_tokens // self.block_tokens)
         if request.n_samples > 1:
             n_blocks = max(n_blocks, self._blocks_together(request, n_tokens))
         if n_blocks > self.pool.n_blocks:
@@ -273,7 +275,7 @@ class PagedCache(PartCache):
         if window is not None and request.prompt_tokens + request.max_output_tokens - 1 > window:
             return request.n_samples * -(-min(n_tokens, window) // size)
         n_shared = request.prompt_tokens // size
-        return n_shared + request.n_samples * (-(-n_tokens // size) - n_shared) + self._watermark_blocks
+        return n_shared + request.n_samples * (-(-n_tokens // size) - n_shared)
 
     def _copy_on_write(self, sequence: Sequence, n_spare: int) -> bool:
         """A sequence writes to a block that it may share with others: unless it is the last, it needs a copy."""

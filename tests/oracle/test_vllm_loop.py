@@ -109,6 +109,7 @@ def token_by_token(scenario, settings):
 
 KINDS = {
     "synchronous": {},
+    "watermark": {"watermark": 0.2},
 }
 
 
