@@ -226,10 +226,9 @@ class Replica(Turning):
         """Plan, and begin a run: whether there is one."""
         batch, scheduler = self.batch, self.scheduler
         plan = scheduler.plan(batch, now_ns)
-        while not isinstance(plan, Plan) and (
-            self._unseen or batch.leaving
-        ):  # no iteration runs that would be planned during
-            self._catch_up(now_ns)
+        while not isinstance(plan, Plan) and (self._unseen or batch.leaving or batch.has_emptied):
+            batch.has_emptied = False
+            self._catch_up(now_ns)  # no iteration runs that would be planned during
             plan = scheduler.plan(batch, now_ns)
         if isinstance(plan, Plan):
             self._begin(plan, now_ns)
@@ -359,6 +358,22 @@ class Replica(Turning):
                 ended, self._ended = self._ended, ended
         for sequence in ended:
             self._finish(sequence, now_ns)
+        if self.batch.leaving:
+            self._let_go(now_ns)
+
+    def _let_go(self, now_ns: int) -> None:
+        """Free what has ended at once where the next plan, made before, could not tell.
+
+        Nobody is to be admitted by it or asks for a prompt's next piece, and who decodes has what it needs.
+        """
+        batch, kv, ledger = self.batch, self.kv, self.ledger
+        if len(batch.waiting) or batch.partial or ledger.alarms or not kv.steps_within(ledger, 1):
+            return
+        if batch.reusing is not None and ledger.members:
+            batch.reusing.take_ahead(ledger)
+        for sequence in batch.leaving:
+            kv.release(sequence, now_ns)
+        batch.leaving.clear()
 
     def _catch_up(self, seen_ns: int) -> None:
         """What the next plan knows of, if it is made while the iteration before it runs, from ``seen_ns`` on.
@@ -378,15 +393,23 @@ class Replica(Turning):
 
         What it has generated stays; its KV is computed again, or loaded where the cache has saved it.
 
-        One that only pads its batch has its answer: it is returned now.
+        One that only pads its batch has its answer: it is returned now. One that ended after the plan was made, vLLM
+        preempts like any other, and then has nothing left to do for it.
         """
         now_ns = self.env.now_ns
+        if sequence in self.batch.leaving:
+            self.batch.leaving.remove(sequence)
+            self.batch.is_provisional = True
+            self._leave_unnamed(sequence)
+            self.kv.release(sequence, now_ns)
+            return
         if sequence in self._ended:
             self._ended.remove(sequence)
             self._finish(sequence, now_ns)
             return
         if sequence.order in self.ledger.members:
             self.ledger.leave(sequence)
+            self._leave_unnamed(sequence)
             sequence.last_token_ns = max(sequence.last_token_ns or 0, self._last_decode_ns)
         else:
             self.batch.partial.remove(sequence)
@@ -397,12 +420,17 @@ class Replica(Turning):
         self.kv.release(sequence, now_ns)
         self._put_back(sequence, now_ns)
 
+    def _leave_unnamed(self, sequence: Sequence) -> None:
+        """While a decoding sequence's output is on its way, a block that its last token fills has no hash yet."""
+        if self._plans_ahead and sequence.computed_tokens > sequence.target_tokens:
+            sequence.unnamed_tokens = 1
+
     def _put_back(self, sequence: Sequence, now_ns: int) -> None:
         """A sequence that holds nothing any more waits again, in front of those that arrived after it."""
         self._n_preempted += 1
         sequence.preempted_ns = now_ns
         sequence.n_preemptions += 1
-        sequence.computed_tokens = sequence.dropped_tokens = 0
+        sequence.computed_tokens = sequence.dropped_tokens = sequence.unnamed_tokens = 0
         sequence.target_tokens = sequence.request.prompt_tokens + sequence.generated_tokens
         self.batch.waiting.push_back(sequence)
 
@@ -459,7 +487,7 @@ class Replica(Turning):
         self.ledger.leave(sequence)
         sequence.is_finished = True
         self.n_outstanding -= 1
-        if self._plans_ahead and len(self.batch.waiting):  # else nobody would notice
+        if self._plans_ahead:
             self.batch.leaving.append(sequence)
         else:
             self.kv.release(sequence, now_ns)

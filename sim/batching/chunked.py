@@ -83,6 +83,7 @@ class Chunked(Scheduler):
                 if admitted[1]:
                     chunks.append(admitted)
                     budget -= admitted[1]
-        if not chunks and not n_decoding:  # all gave way: now they come back one by one
-            return self.plan(batch, now_ns) if n_preempted else None
+        if not chunks and not n_decoding:
+            batch.has_emptied = n_preempted > 0
+            return None
         return Plan(chunks) if chunks else DECODE

@@ -15,7 +15,7 @@ from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
 
 Preempt = Callable[[Sequence], None]
-"""Takes a running sequence's memory back and puts it at the head of the queue."""
+"""Takes a running sequence's memory back and puts it at the head of the queue, unless it has ended already."""
 Loaded = Callable[[Any], None]
 """Called when a sequence's KV has come over a link."""
 
@@ -34,6 +34,7 @@ class Batch:
     n_admitted: int = 0
     n_unforked: int = 0  # sequences that admitted prompts will become, beyond one each
     is_provisional: bool = False  # the plan may hold for one iteration only, though nobody comes and nobody ends
+    has_emptied: bool = False  # all gave way: they come back one by one in the next plan, which is made at once
     reusing: Reusing | None = field(init=False)  # the cache, if what decoding takes is to be popped first
 
     def __post_init__(self) -> None:
@@ -124,8 +125,8 @@ class Batch:
         return n_preempted
 
     def _running(self) -> Iterator[Sequence]:
-        """The end of vLLM v1's running list first: who was admitted last, prompts in progress before who decodes."""
-        return chain(reversed(self.partial), reversed(self.ledger.members.values()))
+        """The end of vLLM v1's running list first: who was admitted last, and who has ended since the last plan too."""
+        return iter(sorted(chain(self.partial, self.ledger.members.values(), self.leaving), key=_order, reverse=True))
 
     def _victim(self, running: Iterator[Sequence], asking: Sequence | None) -> Sequence:
         """Who of these gives way to one that asks for room, or to the next iteration as a whole."""
@@ -133,6 +134,10 @@ class Batch:
         if isinstance(kv, Divided):
             running = (sequence for sequence in running if kv.gives_way(sequence, asking))
         return self.waiting.victim(running)
+
+
+def _order(sequence: Sequence) -> int:
+    return sequence.order
 
 
 class Plan:

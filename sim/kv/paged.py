@@ -238,7 +238,7 @@ class PagedCache(PartCache):
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
         # Whoever is preempted comes back: what has not been taken meanwhile is a hit, text of its own too.
         if table.text is not None or (self._prefix_caching and not sequence.is_finished):
-            n_tokens = sequence.computed_tokens
+            n_tokens = sequence.computed_tokens - sequence.unnamed_tokens
             if sequence.dropped_tokens:  # the window has slid on over blocks of its own
                 table.n_dropped = max(table.n_dropped, n_tokens // self.block_tokens - n_blocks)
             text = whole_text(sequence.request, sequence.generated_tokens)

@@ -109,6 +109,7 @@ def token_by_token(scenario, settings):
 
 KINDS = {
     "synchronous": {},
+    "asynchronous": {"async_scheduling": True},
     "watermark": {"watermark": 0.2},
 }
 
