@@ -194,7 +194,7 @@ class PagedCache(PartCache):
             table: BlockTable = sequence.holding
             if sequence.resident_tokens > window:
                 sequence.dropped_tokens = sequence.computed_tokens - window
-                self.pool.drop(table, table.n_blocks - -(-window // self.block_tokens))
+                self.pool.drop(table, table.n_blocks - -(-window // self.block_tokens), self._prefix_caching)
             if not sequence.prefill_left_tokens:
                 sequence.room_tokens = self._room(table)
         if self.below is not None:
@@ -236,6 +236,7 @@ class PagedCache(PartCache):
         table: BlockTable = sequence.holding
         sequence.holding = sequence.room_tokens = None
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
+        n_hashed = 0
         # Whoever is preempted comes back: what has not been taken meanwhile is a hit, text of its own too.
         if table.text is not None or (self._prefix_caching and not sequence.is_finished):
             n_tokens = sequence.computed_tokens - sequence.unnamed_tokens
@@ -243,7 +244,9 @@ class PagedCache(PartCache):
                 table.n_dropped = max(table.n_dropped, n_tokens // self.block_tokens - n_blocks)
             text = whole_text(sequence.request, sequence.generated_tokens)
             self._name(table, block_ranges(text, n_tokens, self.block_tokens), n_tokens)
-        self.pool.release(table, n_blocks)
+        elif self._prefix_caching:  # a text that nobody shares: an engine does not know that
+            n_hashed = min(n_blocks, (sequence.computed_tokens - sequence.unnamed_tokens) // self.block_tokens)
+        self.pool.release(table, n_blocks, n_hashed)
         if self.below is not None:
             self.below.released(sequence)
 
@@ -301,7 +304,7 @@ class PagedCache(PartCache):
         n_blocks = run.n_blocks
         if len(run.tables) > 1 and n_blocks > n_spare:
             return False
-        self.pool.drop(table, n_blocks)
+        self.pool.drop(table, n_blocks, self._prefix_caching)
         self.pool.take(n_blocks)
         table.n_blocks += n_blocks
         sequence.room_tokens = room_tokens + n_blocks * self.block_tokens if table.runs else None

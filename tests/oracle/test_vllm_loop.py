@@ -64,7 +64,7 @@ def settings_of(rng, scenario, **fixed):
         "max_num_batched_tokens": max_num_seqs + int(rng.integers(0, 30)),
         "enable_prefix_caching": bool(rng.random() < 0.8),
         "scheduler_reserve_full_isl": bool(rng.random() < 0.5),
-        "blank_blocks_first": False,
+        "blank_blocks_first": bool(rng.random() < 0.5),
     }
     return Settings(**(drawn | fixed))
 
@@ -79,7 +79,7 @@ def simulated(scenario, settings):
         kv=partial(
             PagedCache,
             settings.n_blocks * settings.block_size,
-            Lru,
+            partial(Lru, blank_first=settings.blank_blocks_first),
             settings.block_size,
             settings.enable_prefix_caching,
             settings.watermark,
