@@ -106,6 +106,14 @@ class Replica(Turning):
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
         self.n_outstanding += sequence.n_samples
+        if sequence.n_samples > 1 and not self.scheduler.forks_samples and isinstance(sequence, Sample):
+            for one in (sequence, *sequence.apart()):
+                self._take(one)
+            return
+        self._take(sequence)
+
+    def _take(self, sequence: Sequence) -> None:
+        """Take one sequence into the queue, seen by the next plan or by the one after it."""
         if self._look_ahead is not None:
             self._look_ahead.announce(sequence)
         waiting = self.batch.waiting
@@ -128,6 +136,8 @@ class Replica(Turning):
         n_tokens = request.prompt_tokens + request.output_tokens
         if n_tokens > self.max_len and not self.kv.is_endless:
             return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
+        if not self.scheduler.forks_samples:
+            return self.kv.refuses(request._replace(n_samples=1))
         if request.n_samples > 1 and request.n_samples > self.scheduler.most_seqs:
             return f"{request.n_samples} answers to sample at once, the batch has {self.scheduler.most_seqs} places"
         return self.kv.refuses(request)
@@ -163,9 +173,7 @@ class Replica(Turning):
         self._is_busy = False
         self.due_ns = None
         batch = self.batch
-        for sequence in batch.leaving:
-            self.kv.release(sequence, now_ns)
-        batch.leaving.clear()
+        self._part_with_leaving(now_ns)
         for sequence in [*reversed(batch.partial), *reversed(list(self.ledger))]:
             self.preempt(sequence)
         queue = batch.waiting if self._look_ahead is None else self._look_ahead.queue
@@ -298,7 +306,8 @@ class Replica(Turning):
                     complete.append(sequence)
                     n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.output_tokens)
         if shared_tokens and leaving:  # they still hold what they share
-            live_tokens += sum([sequence.resident_tokens for sequence in leaving])
+            members = ledger.members
+            live_tokens += sum([sequence.resident_tokens for sequence in leaving if sequence.order not in members])
         if rounding_tokens is None:
             rounding_tokens = held_tokens - n_prefilled - live_tokens + shared_tokens
             if rounding_tokens < 0:  # of a long prompt a window holds only the end
@@ -369,22 +378,31 @@ class Replica(Turning):
         batch, kv, ledger = self.batch, self.kv, self.ledger
         if len(batch.waiting) or batch.partial or ledger.alarms or not kv.steps_within(ledger, 1):
             return
+        for sequence in batch.leaving:
+            if sequence.order in ledger.members:
+                return
         if batch.reusing is not None and ledger.members:
             batch.reusing.take_ahead(ledger)
-        for sequence in batch.leaving:
-            kv.release(sequence, now_ns)
-        batch.leaving.clear()
+        self._part_with_leaving(now_ns)
+
+    def _part_with_leaving(self, now_ns: int) -> None:
+        """Whoever has ended is out of the next plan, and gives its memory back."""
+        for sequence in self.batch.leaving:
+            if sequence.order in self.ledger.members:  # what it decoded in vain, nobody finds
+                self.ledger.leave(sequence)
+                sequence.unnamed_tokens = 1
+            self.kv.release(sequence, now_ns)
+        self.batch.leaving.clear()
 
     def _catch_up(self, seen_ns: int) -> None:
         """What the next plan knows of, if it is made while the iteration before it runs, from ``seen_ns`` on.
 
         vLLM's async scheduling (``EngineCore.step_with_batch_queue``, v1/engine/core.py) plans iteration k+1 when k
-        starts: who arrived since then is not in it, and who ended in k still holds a place and memory.
+        starts: who arrived since then is not in it, and who ended in k still holds a place and memory. Whether a stop
+        token would end an answer could not be known: it is decoded once more, in vain.
         """
         batch, unseen = self.batch, self._unseen
-        for sequence in batch.leaving:
-            self.kv.release(sequence, self.env.now_ns)
-        batch.leaving.clear()
+        self._part_with_leaving(self.env.now_ns)
         while unseen and unseen[0].request.arrival_ns <= seen_ns:
             batch.waiting.push(unseen.popleft())
 
@@ -400,6 +418,8 @@ class Replica(Turning):
         if sequence in self.batch.leaving:
             self.batch.leaving.remove(sequence)
             self.batch.is_provisional = True
+            if sequence.order in self.ledger.members:
+                self.ledger.leave(sequence)
             self._leave_unnamed(sequence)
             self.kv.release(sequence, now_ns)
             return
@@ -484,7 +504,8 @@ class Replica(Turning):
         cached_tokens = sequence.cached_tokens
         if scheduled_ns is None or first_token_ns is None or cached_tokens is None:
             raise InvariantError(f"request {request.id} ended without having been scheduled")
-        self.ledger.leave(sequence)
+        if not self._plans_ahead or request.output_tokens >= request.max_output_tokens:
+            self.ledger.leave(sequence)
         sequence.is_finished = True
         self.n_outstanding -= 1
         if self._plans_ahead:
@@ -497,6 +518,8 @@ class Replica(Turning):
             if not samples.ended(sequence):
                 return
             request, n_preemptions = samples.request, samples.n_preemptions
+            scheduled_ns, first_token_ns = samples.scheduled_ns, samples.first_token_ns
+            cached_tokens = samples.cached_tokens
             output_tokens *= request.n_samples
         requests = self.recorder.requests
         requests.append(

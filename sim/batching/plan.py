@@ -45,8 +45,9 @@ class Batch:
         return self.kv.match(sequence.request, sequence.preempted_at_tokens)
 
     def n_running(self) -> int:
-        """Sequences admitted."""
-        return len(self.ledger.members) + len(self.partial) + self.n_unforked
+        """Sequences admitted, those that have ended since the last plan included."""
+        n_left = sum([sequence.order not in self.ledger.members for sequence in self.leaving])
+        return len(self.ledger.members) + len(self.partial) + n_left + self.n_unforked
 
     def loading(self) -> list[Sequence]:
         """Sequences that wait for KV from below."""
@@ -126,7 +127,9 @@ class Batch:
 
     def _running(self) -> Iterator[Sequence]:
         """The end of vLLM v1's running list first: who was admitted last, and who has ended since the last plan too."""
-        return iter(sorted(chain(self.partial, self.ledger.members.values(), self.leaving), key=_order, reverse=True))
+        members = self.ledger.members
+        left = [sequence for sequence in self.leaving if sequence.order not in members]
+        return iter(sorted(chain(self.partial, members.values(), left), key=_order, reverse=True))
 
     def _victim(self, running: Iterator[Sequence], asking: Sequence | None) -> Sequence:
         """Who of these gives way to one that asks for room, or to the next iteration as a whole."""
@@ -166,6 +169,7 @@ class Scheduler(ABC):
 
     plans_ahead: bool = False  # while the iteration before runs, so without knowing what arrives or ends during it
     returns_together: bool = False  # a batch's answers are returned, and its memory freed, when the longest has ended
+    forks_samples: bool = True  # several answers compute their prompt once; else each is a request of its own
     admits_in_order: bool = False  # who waits is admitted from the head as soon as it fits: nobody behind it matters
 
     @property

@@ -1,5 +1,6 @@
 """The simulator against vLLM's loop, token by token: hundreds of small runs in memory that is too small."""
 
+from collections import defaultdict
 from dataclasses import asdict
 from functools import partial
 
@@ -23,7 +24,7 @@ def duration_ns(pieces, n_decoding, n_entries, longest):
     return ns + sum(PER_TOKEN * new + PER_CONTEXT * context for new, context in pieces)
 
 
-def drawn(rng, has_stops=False):
+def drawn(rng, has_stops=False, has_samples=False):
     """A dozen requests at most, at times that meet the ends of iterations; some begin alike, some are conversations."""
     listed, turns, at_ns = [], {}, 0
     has_private, has_sessions = rng.random() < 0.3, rng.random() < 0.4
@@ -40,7 +41,12 @@ def drawn(rng, has_stops=False):
             n_turns = int(rng.integers(0, 3))
             turns[number] = [(number + 1 + int(rng.integers(0, 4)) * 1_000, 3, 9) for _ in range(n_turns)]
         priority = int(rng.integers(0, 3))
-        listed.append(Request(number, at_ns, prompt, output, most, content, output_id, session, priority=priority))
+        n_samples = int(rng.integers(1, 4)) if has_samples else 1
+        listed.append(
+            Request(
+                number, at_ns, prompt, output, most, content, output_id, session, priority=priority, n_samples=n_samples
+            )
+        )
     return Listed(listed, turns)
 
 
@@ -74,7 +80,14 @@ def simulated(scenario, settings):
     cost = LinearCost(*(PS * ns for ns in (BASE, PER_SEQ, PER_ENTRY, PER_TOKEN, PER_CONTEXT)))
     house = serve(
         scenario,
-        scheduler=partial(Chunked, settings.max_num_batched_tokens, settings.max_num_seqs, settings.async_scheduling),
+        scheduler=partial(
+            Chunked,
+            settings.max_num_batched_tokens,
+            settings.max_num_seqs,
+            settings.async_scheduling,
+            settings.long_prefill_token_threshold,
+            forks_samples=False,
+        ),
         queue=Fcfs if settings.policy == "fcfs" else partial(Ranked, "priority"),
         kv=partial(
             PagedCache,
@@ -100,9 +113,18 @@ def evictions(scenario, n_blocks):
 def token_by_token(scenario, settings):
     engine = Engine(settings, duration_ns)
     seqs = engine.serve(scenario)
+    answers = defaultdict(list)
+    for one in seqs:
+        answers[one.request.id].append(one)
     rows = {
-        one.request.id: (one.scheduled_ns, one.first_token_ns, one.finish_ns, one.cached, one.n_preemptions)
-        for one in seqs
+        number: (
+            min(one.scheduled_ns for one in ones),
+            min(one.first_token_ns for one in ones),
+            max(one.finish_ns for one in ones),
+            min(one.cached for one in ones),
+            sum(one.n_preemptions for one in ones),
+        )
+        for number, ones in answers.items()
     }
     return rows, evictions(scenario, engine.pool.n_evicted)
 
@@ -110,7 +132,11 @@ def token_by_token(scenario, settings):
 KINDS = {
     "synchronous": {},
     "asynchronous": {"async_scheduling": True},
+    "stop tokens": {},
+    "stop tokens, asynchronous": {"async_scheduling": True},
     "watermark": {"watermark": 0.2},
+    "long prompts in pieces": {"long_prefill_token_threshold": 3, "max_num_batched_tokens": 32},
+    "several answers": {"enable_prefix_caching": True},
 }
 
 
@@ -119,7 +145,7 @@ def test_requests_are_served_as_by_vllms_loop(kind):
     preempted = found = evicted = 0
     for seed in range(N_RUNS):
         rng = stream(seed, kind)
-        scenario = drawn(rng)
+        scenario = drawn(rng, "stop" in kind, "answers" in kind)
         settings = settings_of(rng, scenario, **KINDS[kind])
         expected = token_by_token(scenario, settings)
         assert simulated(scenario, settings) == expected, f"run {seed}: {asdict(settings)}"

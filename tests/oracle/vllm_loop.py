@@ -177,8 +177,9 @@ class Engine:
         while arriving or queue or self.waiting or self.running:
             while arriving and arriving[0].arrival_ns <= now:
                 request = arriving.pop(0)
-                served.append(Seq(request, prompt_of(request)))
-                self.waiting.append(served[-1])
+                answers = [Seq(one, prompt_of(one)) for one in apart(request)]
+                served += answers
+                self.waiting += answers
             if self.waiting or self.running:
                 work = self.schedule()
                 start = max(now, device_free)
@@ -196,10 +197,13 @@ class Engine:
                 continue
             work, done = queue.popleft()
             now = max(now, done)
-            for seq in self.update(work, now):
-                further = scenario.follow_up(Finished(seq.request, now))
-                if further is not None:
-                    insort(arriving, further, key=lambda request: request.arrival_ns)
+            ended = self.update(work, now)
+            for number in dict.fromkeys(seq.request.id for seq in ended):
+                answers = [seq for seq in served if seq.request.id == number]
+                if all(seq.is_finished for seq in answers):
+                    further = scenario.follow_up(Finished(answers[0].request, now))
+                    if further is not None:
+                        insort(arriving, further, key=lambda request: request.arrival_ns)
         return served
 
     def duration(self, work: list[Work]) -> int:
@@ -337,6 +341,12 @@ class Engine:
                     self.waiting.remove(seq)
                 ended.append(seq)
         return ended
+
+
+def apart(request: Request) -> list[Request]:
+    """Several answers to one prompt are as many requests."""
+    texts = [output_of(request), *((hash((output_of(request), number))) for number in range(1, request.n_samples))]
+    return [request._replace(output_id=text) for text in texts]
 
 
 def prompt_of(request: Request) -> list[Token]:

@@ -12,8 +12,8 @@ _MIN_STALE = 1024  # below so many stale entries a queue is not worth tidying
 class Lru:
     """vLLM's free queue: freed blocks join at the tail, new blocks are taken from the head.
 
-    With ``blank_first`` those without a hash, which nobody can find, join at the head (pull request 42656); before, they
-    pushed content out of the cache.
+    With ``blank_first`` those without a hash, which nobody can find, join at the head (vLLM pull request 42656); before
+    that they pushed content out of the cache.
 
     Freeing a request's blocks last-first makes the queue give up leaves before their prefixes. Neighbouring blank
     blocks are one entry with a count, so traffic without shared content costs O(1) per request whatever its length.

@@ -208,7 +208,7 @@ class EvictorLaws(RuleBasedStateMachine):
         self.evictor.park(units)
 
     @rule(n_blocks=st.integers(1, 4))
-    def park_blank(self, n_blocks, is_hashed=False):
+    def park_blank(self, n_blocks):
         n_blocks = min(n_blocks, self.n_held_blank)
         self.n_held_blank -= n_blocks
         self.evictor.park_blank(n_blocks)
