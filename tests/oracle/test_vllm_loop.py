@@ -11,6 +11,7 @@ from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.request import Request, stream
 from tests.oracle.vllm_loop import Engine, Settings
+from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, serve
 
 N_RUNS = 300
@@ -90,6 +91,7 @@ def simulated(scenario, settings):
         ),
         queue=Fcfs if settings.policy == "fcfs" else partial(Ranked, "priority"),
         kv=partial(
+            cache_on,
             PagedCache,
             settings.n_blocks * settings.block_size,
             partial(Lru, blank_first=settings.blank_blocks_first),

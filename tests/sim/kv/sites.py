@@ -24,7 +24,11 @@ NO_LIMIT = 1 << 40  # [tokens]
 @cache
 def sheets(window_tokens: int | None, model_max_len: int, kv_dtype: str) -> tuple[ModelSpec, HardwareSpec]:
     """A model of that kind, and a device."""
-    built = Builder(configured(model__window=window_tokens, model__max_len=model_max_len, model__kv_dtype=kv_dtype))
+    built = Builder(
+        configured(
+            model__stack__0__attention__window=window_tokens, model__max_len=model_max_len, model__kv_dtype=kv_dtype
+        )
+    )
     return built.model, built.hardware
 
 
