@@ -106,6 +106,14 @@ class Replica(Turning):
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
         self.n_outstanding += sequence.n_samples
+        if sequence.n_samples > 1 and not self.scheduler.forks_samples and isinstance(sequence, Sample):
+            for one in (sequence, *sequence.apart()):
+                self._take(one)
+            return
+        self._take(sequence)
+
+    def _take(self, sequence: Sequence) -> None:
+        """Take one sequence into the queue, seen by the next plan or by the one after it."""
         if self._look_ahead is not None:
             self._look_ahead.announce(sequence)
         waiting = self.batch.waiting
@@ -128,6 +136,8 @@ class Replica(Turning):
         n_tokens = request.prompt_tokens + request.output_tokens
         if n_tokens > self.max_len and not self.kv.is_endless:
             return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
+        if not self.scheduler.forks_samples:
+            return self.kv.refuses(request._replace(n_samples=1))
         if request.n_samples > 1 and request.n_samples > self.scheduler.most_seqs:
             return f"{request.n_samples} answers to sample at once, the batch has {self.scheduler.most_seqs} places"
         return self.kv.refuses(request)
@@ -163,9 +173,7 @@ class Replica(Turning):
         self._is_busy = False
         self.due_ns = None
         batch = self.batch
-        for sequence in batch.leaving:
-            self.kv.release(sequence, now_ns)
-        batch.leaving.clear()
+        self._part_with_leaving(now_ns)
         for sequence in [*reversed(batch.partial), *reversed(list(self.ledger))]:
             self.preempt(sequence)
         self.kv.advance(self.ledger, 0)  # what the iteration under way was to copy from is free too
@@ -227,10 +235,9 @@ class Replica(Turning):
         """Plan, and begin a run: whether there is one."""
         batch, scheduler = self.batch, self.scheduler
         plan = scheduler.plan(batch, now_ns)
-        while not isinstance(plan, Plan) and (
-            self._unseen or batch.leaving
-        ):  # no iteration runs that would be planned during
-            self._catch_up(now_ns)
+        while not isinstance(plan, Plan) and (self._unseen or batch.leaving or batch.has_emptied):
+            batch.has_emptied = False
+            self._catch_up(now_ns)  # no iteration runs that would be planned during
             plan = scheduler.plan(batch, now_ns)
         if isinstance(plan, Plan):
             self._begin(plan, now_ns)
@@ -300,7 +307,8 @@ class Replica(Turning):
                     complete.append(sequence)
                     n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.output_tokens)
         if shared_tokens and leaving:  # they still hold what they share
-            live_tokens += sum([sequence.resident_tokens for sequence in leaving])
+            members = ledger.members
+            live_tokens += sum([sequence.resident_tokens for sequence in leaving if sequence.order not in members])
         if rounding_tokens is None:
             rounding_tokens = held_tokens - n_prefilled - live_tokens + shared_tokens
             if rounding_tokens < 0:  # of a long prompt a window holds only the end
@@ -360,17 +368,42 @@ class Replica(Turning):
                 ended, self._ended = self._ended, ended
         for sequence in ended:
             self._finish(sequence, now_ns)
+        if self.batch.leaving:
+            self._let_go(now_ns)
+
+    def _let_go(self, now_ns: int) -> None:
+        """Free what has ended at once where the next plan, made before, could not tell.
+
+        Nobody is to be admitted by it or asks for a prompt's next piece, and who decodes has what it needs.
+        """
+        batch, kv, ledger = self.batch, self.kv, self.ledger
+        if len(batch.waiting) or batch.partial or ledger.alarms or not kv.steps_within(ledger, 1):
+            return
+        for sequence in batch.leaving:
+            if sequence.order in ledger.members:
+                return
+        if batch.reusing is not None and ledger.members:
+            batch.reusing.take_ahead(ledger)
+        self._part_with_leaving(now_ns)
+
+    def _part_with_leaving(self, now_ns: int) -> None:
+        """Whoever has ended is out of the next plan, and gives its memory back."""
+        for sequence in self.batch.leaving:
+            if sequence.order in self.ledger.members:  # what it decoded in vain, nobody finds
+                self.ledger.leave(sequence)
+                sequence.unnamed_tokens = 1
+            self.kv.release(sequence, now_ns)
+        self.batch.leaving.clear()
 
     def _catch_up(self, seen_ns: int) -> None:
         """What the next plan knows of, if it is made while the iteration before it runs, from ``seen_ns`` on.
 
         vLLM's async scheduling (``EngineCore.step_with_batch_queue``, v1/engine/core.py) plans iteration k+1 when k
-        starts: who arrived since then is not in it, and who ended in k still holds a place and memory.
+        starts: who arrived since then is not in it, and who ended in k still holds a place and memory. Whether a stop
+        token would end an answer could not be known: it is decoded once more, in vain.
         """
         batch, unseen = self.batch, self._unseen
-        for sequence in batch.leaving:
-            self.kv.release(sequence, self.env.now_ns)
-        batch.leaving.clear()
+        self._part_with_leaving(self.env.now_ns)
         while unseen and unseen[0].request.arrival_ns <= seen_ns:
             batch.waiting.push(unseen.popleft())
 
@@ -379,15 +412,25 @@ class Replica(Turning):
 
         What it has generated stays; its KV is computed again, or loaded where the cache has saved it.
 
-        One that only pads its batch has its answer: it is returned now.
+        One that only pads its batch has its answer: it is returned now. One that ended after the plan was made, vLLM
+        preempts like any other, and then has nothing left to do for it.
         """
         now_ns = self.env.now_ns
+        if sequence in self.batch.leaving:
+            self.batch.leaving.remove(sequence)
+            self.batch.is_provisional = True
+            if sequence.order in self.ledger.members:
+                self.ledger.leave(sequence)
+            self._leave_unnamed(sequence)
+            self.kv.release(sequence, now_ns)
+            return
         if sequence in self._ended:
             self._ended.remove(sequence)
             self._finish(sequence, now_ns)
             return
         if sequence.order in self.ledger.members:
             self.ledger.leave(sequence)
+            self._leave_unnamed(sequence)
             sequence.last_token_ns = max(sequence.last_token_ns or 0, self._last_decode_ns)
         else:
             self.batch.partial.remove(sequence)
@@ -398,12 +441,17 @@ class Replica(Turning):
         self.kv.release(sequence, now_ns)
         self._put_back(sequence, now_ns)
 
+    def _leave_unnamed(self, sequence: Sequence) -> None:
+        """While a decoding sequence's output is on its way, a block that its last token fills has no hash yet."""
+        if self._plans_ahead and sequence.computed_tokens > sequence.target_tokens:
+            sequence.unnamed_tokens = 1
+
     def _put_back(self, sequence: Sequence, now_ns: int) -> None:
         """A sequence that holds nothing any more waits again, in front of those that arrived after it."""
         self._n_preempted += 1
         sequence.preempted_ns = now_ns
         sequence.n_preemptions += 1
-        sequence.computed_tokens = sequence.dropped_tokens = 0
+        sequence.computed_tokens = sequence.dropped_tokens = sequence.unnamed_tokens = 0
         sequence.target_tokens = sequence.request.prompt_tokens + sequence.generated_tokens
         self.batch.waiting.push_back(sequence)
 
@@ -457,10 +505,11 @@ class Replica(Turning):
         cached_tokens = sequence.cached_tokens
         if scheduled_ns is None or first_token_ns is None or cached_tokens is None:
             raise InvariantError(f"request {request.id} ended without having been scheduled")
-        self.ledger.leave(sequence)
+        if not self._plans_ahead or request.output_tokens >= request.max_output_tokens:
+            self.ledger.leave(sequence)
         sequence.is_finished = True
         self.n_outstanding -= 1
-        if self._plans_ahead and len(self.batch.waiting):  # else nobody would notice
+        if self._plans_ahead:
             self.batch.leaving.append(sequence)
         else:
             self.kv.release(sequence, now_ns)
@@ -470,6 +519,8 @@ class Replica(Turning):
             if not samples.ended(sequence):
                 return
             request, n_preemptions = samples.request, samples.n_preemptions
+            scheduled_ns, first_token_ns = samples.scheduled_ns, samples.first_token_ns
+            cached_tokens = samples.cached_tokens
             output_tokens *= request.n_samples
         requests = self.recorder.requests
         requests.append(

@@ -21,7 +21,15 @@ class Sample(Sequence):
         self.n_samples = n_samples
 
     def fork(self) -> list[Sequence]:
-        """The prompt is complete and the first token of every answer sampled: those that go on beside this one.
+        """The prompt is complete and the first token of every answer sampled: those that go on beside this one."""
+        others = self.apart()
+        for other in others:
+            for name in IN_COMMON:
+                setattr(other, name, getattr(self, name))
+        return others
+
+    def apart(self) -> list[Sequence]:
+        """The others, if each answer is a sequence of its own.
 
         The answers' texts differ. A conversation goes on with the first of them.
         """
@@ -29,10 +37,7 @@ class Sample(Sequence):
         for number in range(1, self.n_samples):
             output_id = self.request.output_id
             text = None if output_id is None else hash((output_id, number))
-            other = Sample(self.request._replace(output_id=text, session_id=None), self.samples)
-            for name in IN_COMMON:
-                setattr(other, name, getattr(self, name))
-            others.append(other)
+            others.append(Sample(self.request._replace(output_id=text, session_id=None), self.samples))
         self.n_samples = 1
         return others
 
@@ -58,16 +63,23 @@ class Samples:
     (v1/engine/parallel_sampling.py).
     """
 
-    __slots__ = ("n_left", "n_preemptions", "request")
+    __slots__ = ("cached_tokens", "first_token_ns", "n_left", "n_preemptions", "request", "scheduled_ns")
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.scheduled_ns: int | None = None  # of the first of them, as the next two
+        self.first_token_ns: int | None = None
+        self.cached_tokens: int | None = None
         self.n_left = request.n_samples  # without their answer
         self.n_preemptions = 0  # of those that have it
 
     def ended(self, sample: Sequence) -> bool:
         """One has its answer. Returns whether all of them have."""
         self.n_left -= 1
+        for name in ("scheduled_ns", "first_token_ns", "cached_tokens"):
+            least, own = getattr(self, name), getattr(sample, name)
+            if least is None or own < least:
+                setattr(self, name, own)
         self.n_preemptions += sample.n_preemptions
         return not self.n_left
 

@@ -36,6 +36,7 @@ class Sequence:
         "samples",  # those that answer its request together, where there are several
         "scheduled_ns",
         "target_tokens",  # prefill is complete when so many tokens are computed
+        "unnamed_tokens",  # of the computed ones, the last, which nobody may find yet
     )
 
     def __init__(self, request: Request) -> None:
@@ -44,7 +45,7 @@ class Sequence:
         self.output_tokens = request.output_tokens
         self.order = self.n_preemptions = 0
         self.computed_tokens = self.dropped_tokens = self.generated_tokens = self.padding_tokens = 0
-        self.joined_step = self.joined_tokens = 0
+        self.joined_step = self.joined_tokens = self.unnamed_tokens = 0
         self.is_finished = self.is_swapped_in = False
         self.cached_tokens: int | None = None
         self.room_tokens: int | None = None

@@ -23,11 +23,23 @@ class Chunked(Scheduler):
         Whether an iteration is planned when the one before it starts, so that the host works while the device does:
         vLLM's async scheduling, its default since 0.14. Who arrives during an iteration then waits for the next one
         too, and a place freed by an iteration is taken one iteration later.
+    long_prefill_token_threshold : int
+        Tokens of one prompt computed in one iteration at most, so that others get some too; 0 for as many as fit.
+    forks_samples : bool
+        Whether several answers compute their prompt once and share it, as vLLM v0 did. In v1 each is a request of its
+        own (``ParentRequest``, v1/engine/parallel_sampling.py), which finds what the cache has kept of the prompt.
     """
 
     admits_in_order: bool = True
 
-    def __init__(self, max_num_batched_tokens: int = 8192, max_num_seqs: int = 256, plans_ahead: bool = False) -> None:
+    def __init__(
+        self,
+        max_num_batched_tokens: int = 8192,
+        max_num_seqs: int = 256,
+        plans_ahead: bool = False,
+        long_prefill_token_threshold: int = 0,
+        forks_samples: bool = True,
+    ) -> None:
         if max_num_seqs < 1:
             raise ConfigError(f"batching.max_num_seqs must be >= 1 [sequences], got {max_num_seqs}")
         if max_num_batched_tokens < max_num_seqs:
@@ -37,7 +49,14 @@ class Chunked(Scheduler):
             )
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
+        if long_prefill_token_threshold < 0:
+            raise ConfigError(
+                f"batching.long_prefill_token_threshold must be >= 0 [tokens], got {long_prefill_token_threshold}"
+            )
         self.plans_ahead = plans_ahead
+        self.forks_samples = forks_samples
+        self.long_prefill_token_threshold = long_prefill_token_threshold
+        self._most_at_once = long_prefill_token_threshold or max_num_batched_tokens
 
     @property
     def most_tokens(self) -> int:
@@ -64,7 +83,7 @@ class Chunked(Scheduler):
         for sequence in tuple(batch.partial):
             if sequence.loading is not None:
                 continue
-            n_tokens = min(sequence.prefill_left_tokens, budget)
+            n_tokens = min(sequence.prefill_left_tokens, budget, self._most_at_once)
             if not n_tokens or sequence not in batch.partial:
                 continue
             n_gave_way = batch.extend(sequence, n_tokens)
@@ -76,18 +95,19 @@ class Chunked(Scheduler):
             if sequence in batch.partial:
                 chunks.append((sequence, n_tokens))
                 budget -= n_tokens
-        n_running = n_decoding + len(batch.partial) + len(batch.leaving) + batch.n_unforked
+        n_running = batch.n_running()
         if not n_preempted:
             if waiting and n_decoding and batch.reusing is not None:
                 batch.reusing.take_ahead(ledger)
             while waiting and budget and n_running < self.max_num_seqs:
-                admitted = batch.admit(budget, now_ns, self.max_num_seqs - n_running)
+                admitted = batch.admit(min(budget, self._most_at_once), now_ns, self.max_num_seqs - n_running)
                 if admitted is None:
                     break
                 n_running += admitted[0].n_samples
                 if admitted[1]:
                     chunks.append(admitted)
                     budget -= admitted[1]
-        if not chunks and not n_decoding:  # all gave way: now they come back one by one
-            return self.plan(batch, now_ns) if n_preempted else None
+        if not chunks and not n_decoding:
+            batch.has_emptied = n_preempted > 0
+            return None
         return Plan(chunks) if chunks else DECODE

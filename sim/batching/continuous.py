@@ -58,5 +58,6 @@ class Continuous(Scheduler):
             return Plan(chunks, decodes=False)
         n_preempted = batch.make_room()
         if not ledger.members:
-            return self.plan(batch, now_ns) if n_preempted else None
+            batch.has_emptied = n_preempted > 0
+            return None
         return DECODE

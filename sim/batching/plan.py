@@ -15,7 +15,7 @@ from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
 
 Preempt = Callable[[Sequence], None]
-"""Takes a running sequence's memory back and puts it at the head of the queue."""
+"""Takes a running sequence's memory back and puts it at the head of the queue, unless it has ended already."""
 Loaded = Callable[[Any], None]
 """Called when a sequence's KV has come over a link."""
 
@@ -34,6 +34,7 @@ class Batch:
     n_admitted: int = 0
     n_unforked: int = 0  # sequences that admitted prompts will become, beyond one each
     is_provisional: bool = False  # the plan may hold for one iteration only, though nobody comes and nobody ends
+    has_emptied: bool = False  # all gave way: they come back one by one in the next plan, which is made at once
     reusing: Reusing | None = field(init=False)  # the cache, if what decoding takes is to be popped first
 
     def __post_init__(self) -> None:
@@ -44,8 +45,9 @@ class Batch:
         return self.kv.match(sequence.request, sequence.preempted_at_tokens)
 
     def n_running(self) -> int:
-        """Sequences admitted."""
-        return len(self.ledger.members) + len(self.partial) + self.n_unforked
+        """Sequences admitted, those that have ended since the last plan included."""
+        n_left = sum([sequence.order not in self.ledger.members for sequence in self.leaving])
+        return len(self.ledger.members) + len(self.partial) + n_left + self.n_unforked
 
     def loading(self) -> list[Sequence]:
         """Sequences that wait for KV from below."""
@@ -124,8 +126,10 @@ class Batch:
         return n_preempted
 
     def _running(self) -> Iterator[Sequence]:
-        """The end of vLLM v1's running list first: who was admitted last, prompts in progress before who decodes."""
-        return chain(reversed(self.partial), reversed(self.ledger.members.values()))
+        """The end of vLLM v1's running list first: who was admitted last, and who has ended since the last plan too."""
+        members = self.ledger.members
+        left = [sequence for sequence in self.leaving if sequence.order not in members]
+        return iter(sorted(chain(self.partial, members.values(), left), key=_order, reverse=True))
 
     def _victim(self, running: Iterator[Sequence], asking: Sequence | None) -> Sequence:
         """Who of these gives way to one that asks for room, or to the next iteration as a whole."""
@@ -133,6 +137,10 @@ class Batch:
         if isinstance(kv, Divided):
             running = (sequence for sequence in running if kv.gives_way(sequence, asking))
         return self.waiting.victim(running)
+
+
+def _order(sequence: Sequence) -> int:
+    return sequence.order
 
 
 class Plan:
@@ -161,6 +169,7 @@ class Scheduler(ABC):
 
     plans_ahead: bool = False  # while the iteration before runs, so without knowing what arrives or ends during it
     returns_together: bool = False  # a batch's answers are returned, and its memory freed, when the longest has ended
+    forks_samples: bool = True  # several answers compute their prompt once; else each is a request of its own
     admits_in_order: bool = False  # who waits is admitted from the head as soon as it fits: nobody behind it matters
 
     @property

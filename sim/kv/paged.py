@@ -48,7 +48,8 @@ class PagedCache(PartitionCache):
     prefix_caching : bool
         Whether content stays findable after its sequence ended.
     watermark : float
-        Share of the blocks that admitting a sequence must leave free; vLLM v1 keeps none, v0 kept 0.01.
+        Share of the blocks that admitting a sequence must leave free, unless nobody else holds any, as in
+        `KVCacheManager.allocate_slots`; vLLM v1 keeps none, v0 kept 0.01.
     reserves_prompt : bool
         Whether a sequence is admitted only if its whole prompt has room, though it takes its first piece alone: vLLM's
         ``scheduler_reserve_full_isl``, so that fewer are preempted where prompts come in pieces.
@@ -133,7 +134,8 @@ class PagedCache(PartitionCache):
         start = n_found * size
         n_new = -(-(start + n_tokens) // size) - n_found
         n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_found
-        if n_asked + n_unparked + self._watermark_blocks > pool.n_spare(ledger):
+        n_kept = self._watermark_blocks if pool.held_tokens else 0
+        if n_asked + n_unparked + n_kept > pool.n_spare(ledger):
             return False
         sequence.computed_tokens = start + n_loaded
         if found is None:
@@ -191,7 +193,7 @@ class PagedCache(PartitionCache):
             table: BlockTable = sequence.holding
             if sequence.resident_tokens > window:
                 sequence.dropped_tokens = sequence.computed_tokens - window
-                self.pool.drop(table, table.n_blocks - -(-window // self.block_tokens))
+                self.pool.drop(table, table.n_blocks - -(-window // self.block_tokens), self._prefix_caching)
             if not sequence.prefill_left_tokens:
                 sequence.room_tokens = self._room(table)
         if self.below is not None:
@@ -233,14 +235,17 @@ class PagedCache(PartitionCache):
         table: BlockTable = sequence.holding
         sequence.holding = sequence.room_tokens = None
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
+        n_hashed = 0
         # Whoever is preempted comes back: what has not been taken meanwhile is a hit, text of its own too.
         if table.text is not None or (self._prefix_caching and not sequence.is_finished):
-            n_tokens = sequence.computed_tokens
+            n_tokens = sequence.computed_tokens - sequence.unnamed_tokens
             if sequence.dropped_tokens:  # the window has slid on over blocks of its own
                 table.n_dropped = max(table.n_dropped, n_tokens // self.block_tokens - n_blocks)
             text = whole_text(sequence.request, sequence.generated_tokens)
             self._name(table, block_ranges(text, n_tokens, self.block_tokens), n_tokens)
-        self.pool.release(table, n_blocks)
+        elif self._prefix_caching:  # a text that nobody shares: an engine does not know that
+            n_hashed = min(n_blocks, (sequence.computed_tokens - sequence.unnamed_tokens) // self.block_tokens)
+        self.pool.release(table, n_blocks, n_hashed)
         if self.below is not None:
             self.below.released(sequence)
 
@@ -253,7 +258,7 @@ class PagedCache(PartitionCache):
         Whoever is preempted just before its last token is computed anew as a whole, window or not.
         """
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
-        n_blocks = -(-n_tokens // self.block_tokens) + self._watermark_blocks
+        n_blocks = -(-n_tokens // self.block_tokens)
         if request.n_samples > 1:
             n_blocks = max(n_blocks, self._blocks_together(request, n_tokens))
         if n_blocks > self.pool.n_blocks:
@@ -272,7 +277,7 @@ class PagedCache(PartitionCache):
         if window is not None and request.prompt_tokens + request.max_output_tokens - 1 > window:
             return request.n_samples * -(-min(n_tokens, window) // size)
         n_shared = request.prompt_tokens // size
-        return n_shared + request.n_samples * (-(-n_tokens // size) - n_shared) + self._watermark_blocks
+        return n_shared + request.n_samples * (-(-n_tokens // size) - n_shared)
 
     def _copy_on_write(self, sequence: Sequence, n_spare: int) -> bool:
         """A sequence writes to a block that it may share with others: unless it is the last, it needs a copy."""
@@ -298,7 +303,7 @@ class PagedCache(PartitionCache):
         n_blocks = run.n_blocks
         if len(run.tables) > 1 and n_blocks > n_spare:
             return False
-        self.pool.drop(table, n_blocks)
+        self.pool.drop(table, n_blocks, self._prefix_caching)
         self.pool.take(n_blocks)
         table.n_blocks += n_blocks
         sequence.room_tokens = room_tokens + n_blocks * self.block_tokens if table.runs else None

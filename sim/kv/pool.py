@@ -155,8 +155,8 @@ class PrefixPool(BlockPool):
         self._found = None
         self.index.name(table, text, n_tokens // self.block_tokens)
 
-    def drop(self, table: BlockTable, n_blocks: int) -> None:
-        """A sequence gives back its first blocks and goes on."""
+    def drop(self, table: BlockTable, n_blocks: int, is_hashed: bool = False) -> None:
+        """A sequence gives back its first blocks and goes on; an engine has a hash for those of a text of its own."""
         if n_blocks <= 0:
             return
         if self.n_unpopped:
@@ -166,12 +166,15 @@ class PrefixPool(BlockPool):
         n_blank = n_blocks - sum(run.n_blocks for run in left)
         self._let_go(table, left[::-1])
         self.n_free += n_blank
-        self.free_queue.park_blank(n_blank)
+        self.free_queue.park_blank(n_blank, is_hashed)
         table.n_blocks -= n_blocks
         table.n_dropped += n_blocks
 
-    def release(self, table: BlockTable, n_blocks: int) -> None:
-        """A sequence gives back all of its blocks, so many, the last first."""
+    def release(self, table: BlockTable, n_blocks: int, n_hashed: int = 0) -> None:
+        """A sequence gives back all of its blocks, so many, the last first.
+
+        Of those that nobody can ask for, an engine has a hash for so many.
+        """
         n_blank = n_blocks - table.n_named
         self.n_free += n_blank
         if not table.runs and n_blank <= self.n_unpopped:
@@ -179,7 +182,9 @@ class PrefixPool(BlockPool):
             return
         if self.n_unpopped:
             self._pop(None)
-        self.free_queue.park_blank(n_blank)
+        n_hashed = min(n_hashed, n_blank)
+        self.free_queue.park_blank(n_blank - n_hashed)
+        self.free_queue.park_blank(n_hashed, is_hashed=True)
         self._let_go(table, table.runs[::-1])
 
     def stop_sharing(self, table: BlockTable) -> bool:

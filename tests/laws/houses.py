@@ -237,7 +237,7 @@ def scenarios(draw: st.DrawFn) -> Listed:
                 at_ns,
                 head + tail,
                 output,
-                output,
+                output + draw(st.sampled_from([0, 0, 3])),  # ends by a stop token
                 None if is_private else content,
                 None if is_private else -i - 1,
                 i if has_sessions else None,

@@ -36,7 +36,7 @@ class BlankFirst:
             self.order.park(unit)  # which may cut it
         self._check()
 
-    def park_blank(self, n_blocks: int) -> None:
+    def park_blank(self, n_blocks: int, is_hashed: bool = False) -> None:  # noqa: ARG002
         """Count free blocks without content: O(1)."""
         self._blank_blocks += n_blocks
         self._check()

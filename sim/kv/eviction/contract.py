@@ -16,8 +16,8 @@ class Evictor(Protocol):
         """Take in units that nobody references any more; what comes first is given up first, among equals."""
         ...
 
-    def park_blank(self, n_blocks: int) -> None:
-        """Take in free blocks without content."""
+    def park_blank(self, n_blocks: int, is_hashed: bool = False) -> None:
+        """Take in free blocks without content, or, ``is_hashed``, with such as an engine keeps and nobody asks for."""
         ...
 
     def claim(self, units: Iterable[Unit]) -> None:

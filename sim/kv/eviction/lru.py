@@ -1,4 +1,4 @@
-"""Least recently used: one queue, in which blank blocks wait their turn like the others."""
+"""Least recently used: one queue, as vLLM's; where freed blocks without content join it is the version's."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,9 @@ _MIN_STALE = 1024  # below so many stale entries a queue is not worth tidying
 class Lru:
     """vLLM's free queue: freed blocks join at the tail, new blocks are taken from the head.
 
+    With ``blank_first`` those without a hash, which nobody can find, join at the head (vLLM pull request 42656); before
+    that they pushed content out of the cache.
+
     Freeing a request's blocks last-first makes the queue give up leaves before their prefixes. Neighbouring blank
     blocks are one entry with a count, so traffic without shared content costs O(1) per request whatever its length.
 
@@ -23,10 +26,11 @@ class Lru:
     vLLM, "Automatic Prefix Caching" design document: free queue and eviction order.
     """
 
-    def __init__(self, capacity_blocks: int) -> None:
+    def __init__(self, capacity_blocks: int, blank_first: bool = False) -> None:
         if capacity_blocks < 1:
             raise ConfigError(f"eviction.capacity_blocks must be >= 1 [blocks], got {capacity_blocks!r}")
         self.capacity_blocks = capacity_blocks
+        self.blank_first = blank_first
         self._queue: deque[Unit] = deque()
         self._n_stale = 0  # entries; each unit counts its own
         self._n_blocks = 0
@@ -46,15 +50,18 @@ class Lru:
         if n_blocks > self.capacity_blocks:
             self._refuse()
 
-    def park_blank(self, n_blocks: int) -> None:
-        """Append blank blocks at the tail: O(1)."""
+    def park_blank(self, n_blocks: int, is_hashed: bool = False) -> None:
+        """Append blank blocks at the tail, or at the head: O(1)."""
         if n_blocks < 1:
             return
         queue = self._queue
-        if queue and queue[-1].key is None:
-            queue[-1].n_blocks += n_blocks
-        else:
+        place = 0 if self.blank_first and not is_hashed else -1
+        if queue and queue[place].key is None:
+            queue[place].n_blocks += n_blocks
+        elif place:
             queue.append(Unit(None, 0, n_blocks))
+        else:
+            queue.appendleft(Unit(None, 0, n_blocks))
         self._n_blocks += n_blocks
         if self._n_blocks > self.capacity_blocks:
             self._refuse()

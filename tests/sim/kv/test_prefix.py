@@ -43,7 +43,7 @@ class Blockwise:
     def forget(self, units: Iterable[Unit]) -> None:
         self._evictor.forget(units)
 
-    def park_blank(self, n_blocks: int) -> None:
+    def park_blank(self, n_blocks: int, is_hashed: bool = False) -> None:
         self._evictor.park_blank(n_blocks)
 
     def victims(self, n_blocks: int, wanted: Keys = ()) -> list[Unit]:
