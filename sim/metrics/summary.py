@@ -207,7 +207,7 @@ def warnings(
 ) -> list[str]:
     """What a reader must know before trusting the numbers."""
     counts = total_counts(result) if counts is None else counts
-    said = []
+    said = list(result.provenance.get("notes", ()))  # what the traffic's reader took for granted
     if numbers["failed"]:
         said.append(f"{numbers['failed']:,} requests could never be served and were refused.")
     if not numbers["completed"]:
