@@ -7,8 +7,10 @@ from typing import Protocol
 import numpy as np
 
 from scenarios.distributions import Floats, Gamma, Ints, Weibull, is_number, require, require_positive
+from sim.errors import ConfigError
 from sim.units import LAST_NS, NS_PER_S
 
+LEAST_PER_CYCLE, MOST_PER_CYCLE = 1e-6, 1e7  # of bursts: fewer hang, more take all memory
 BATCH = 4096  # drawn at once; fixed, so that a longer run begins with the very requests of a shorter one
 
 
@@ -26,6 +28,27 @@ def _ticks(gaps_s: Floats, start_ns: int) -> Ints:
         since_ns = np.minimum(np.rint(np.cumsum(gaps_s) * NS_PER_S), float(LAST_NS - min(start_ns, LAST_NS)))
     times_ns: Ints = start_ns + since_ns.astype(np.int64)
     return times_ns
+
+
+def ticks_ns(seconds: Floats) -> Ints:
+    """Times or waits as ticks; those past the clock's end are at it, and refused there [ns]."""
+    with np.errstate(over="ignore"):
+        return whole_ticks(seconds * NS_PER_S)
+
+
+def whole_ticks(ticks: Floats) -> Ints:
+    """The nearest whole ticks, none past the clock's end [ns]."""
+    is_before = ticks < LAST_NS
+    whole: Ints = np.where(is_before, np.rint(ticks), 0).astype(np.int64)
+    whole[~is_before] = LAST_NS
+    return whole
+
+
+def require_before_end(key: str, waits_ns: Ints) -> None:
+    """Refuse waits that are longer than the clock goes."""
+    require(
+        key, "a longer one", int(waits_ns.max(initial=0)) < LAST_NS, f"waits of less than {LAST_NS / NS_PER_S:.3g} s"
+    )
 
 
 def _renewals(gaps_s: Callable[[], Floats]) -> Iterator[Ints]:
@@ -54,6 +77,7 @@ class GammaArrivals:
 
     def __post_init__(self) -> None:
         require_positive("scenario.arrivals", cv=self.cv)
+        require("scenario.arrivals.cv", self.cv, is_number(self.cv, 1e-6, 1e6), "from 1e-6 to 1e6")
 
     def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
         """Arrival times [ns]."""
@@ -84,7 +108,7 @@ class Regular:
         """Arrival times [ns]."""
         number = np.arange(1, BATCH + 1, dtype=np.float64)
         while True:
-            yield np.rint(number * (NS_PER_S / rate_per_s)).astype(np.int64)
+            yield whole_ticks(number * (NS_PER_S / rate_per_s))
             number += BATCH
 
 
@@ -144,6 +168,17 @@ class OnOff:
     def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
         """Arrival times [ns]."""
         burst, calm = self.rates_per_s(rate_per_s)
+        n_per_cycle = rate_per_s * (self.burst_s + self.calm_s)
+        if n_per_cycle < LEAST_PER_CYCLE:
+            raise ConfigError(
+                f"scenario.rate (or a part's share of it, by scenario.weights) must bring at least {LEAST_PER_CYCLE:g} "
+                f"arrivals in a burst and a calm of scenario.arrivals on average, got {n_per_cycle:.3g}"
+            )
+        if n_per_cycle > MOST_PER_CYCLE:
+            raise ConfigError(
+                f"scenario.rate must bring at most {MOST_PER_CYCLE:g} arrivals in a burst and a calm of "
+                f"scenario.arrivals on average, which are drawn at once, got {n_per_cycle:.3g}"
+            )
         is_burst = bool(rng.random() < self.burst_s / (self.burst_s + self.calm_s))
         start_s = 0.0
         while True:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scenarios.arrivals import require_before_end, ticks_ns
 from scenarios.classify import Classifier
 from scenarios.dialogue import Dialogue, Plan, answer_at_ns
-from scenarios.distributions import Constant, Distribution, is_number, require
+from scenarios.distributions import Constant, Distribution, is_number, require, require_room
 from sim.request import Finished, Request, stream
-from sim.units import NS_PER_S, ns_from_s
+from sim.units import ns_from_s
 
 
 @dataclass(slots=True)
@@ -32,6 +33,8 @@ class ClosedLoop:
         Users start evenly spread over this time [s].
     classify : bool
         Tag requests with what their session looks like, as their ``kind``.
+    max_sessions : int
+        More, all users together, are refused: all are planned before the first request.
     """
 
     users: int
@@ -43,6 +46,7 @@ class ClosedLoop:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
+    max_sessions: int = 1_000_000
     _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
     _plans: list[Plan] = field(init=False, default_factory=list, repr=False, compare=False)
     _rests_ns: list[int] = field(init=False, default_factory=list, repr=False, compare=False)
@@ -52,6 +56,8 @@ class ClosedLoop:
             value = getattr(self, key)
             is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             require(f"scenario.{key}", value, is_whole, "a whole number >= 1")
+        n_sessions = self.users * self.sessions_per_user
+        require_room("scenario.users", n_sessions, self.max_sessions, "sessions", "scenario.max_sessions")
         require("scenario.ramp_s", self.ramp_s, is_number(self.ramp_s, 0.0), "a finite number >= 0 [s]")
 
     def requests(self, seed: int) -> Iterator[Request]:
@@ -60,8 +66,8 @@ class ClosedLoop:
         n_sessions = self.users * self.sessions_per_user
         plans = self.dialogue.plans(seed)
         self._plans = [next(plans) for _ in range(n_sessions)]
-        rests_s = self.rest.draw(stream(seed, "rest"), n_sessions)
-        self._rests_ns = np.rint(rests_s * NS_PER_S).astype(np.int64).tolist()
+        self._rests_ns = ticks_ns(self.rest.draw(stream(seed, "rest"), n_sessions)).tolist()
+        require_before_end("scenario.rest", np.array(self._rests_ns))
         for user in range(self.users):
             yield self._request(user, 0, ns_from_s(self.ramp_s * user / self.users))
 

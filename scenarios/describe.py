@@ -17,7 +17,6 @@ from scenarios.traces.claude_code import think_times_s
 from scenarios.traces.detect import detect
 from scenarios.traces.row import Row
 from scenarios.traces.servegen import clients, is_clients
-from scenarios.traces.text import Caps
 from scenarios.walk import idle_server, walk
 from sim.errors import ConfigError
 from sim.request import Request, Scenario
@@ -191,8 +190,8 @@ def describe_task(
     if isinstance(scenario, Replay):
         requests: Iterable[Request | Row] = scenario.rows(seed, is_served=False)
         if (scenario.format or detect(scenario.path)) == "claude_code":
-            caps = Caps(scenario.max_rows, scenario.max_text_bytes, scenario.max_line_bytes)
-            think_s, has_one_clock = np.array(think_times_s(scenario.path, caps)), scenario.sort
+            think_s = np.array(think_times_s(scenario.path, scenario.reading()))
+            has_one_clock = scenario.sort
     else:
         requests = walk(scenario, seed, idle_server(first_token_s, per_token_s))
     description, look = describe(requests, think_s, _capacity(config), has_one_clock)
@@ -201,6 +200,8 @@ def describe_task(
     out.mkdir(parents=True, exist_ok=True)
     write(out / "describe.json", json.dumps(asdict(description), indent=1) + "\n")
     write(out / "describe.html", page(description, look))
+    for note in getattr(scenario, "notes", ()):
+        console.print(f"! {note}", markup=False, soft_wrap=True)
     console.print(f"Page: {out / 'describe.html'}", soft_wrap=True)
 
 

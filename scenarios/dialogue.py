@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from scenarios.distributions import Distribution, is_number, require
+from scenarios.arrivals import require_before_end, ticks_ns
+from scenarios.distributions import Distribution, is_number, require, require_room
 from scenarios.growth import Growth
 from scenarios.lengths import MAX_TOKENS, Lengths, whole_tokens
 from scenarios.prefixes import DOCUMENT, OUTPUT, PROMPT, Prefixes, text_id
 from sim.request import Finished, Request, Segment, stream
-from sim.units import NS_PER_S
 
+MAX_TURNS_KEY = "scenario.dialogue.max_turns"
 BATCH = 256  # sessions drawn at once; fixed, so that a longer run begins with the sessions of a shorter one
 
 
@@ -107,6 +108,8 @@ class Dialogue:
         Longest answer that the client allows; None asks for exactly the drawn length [tokens].
     max_document_tokens : int
         Documents are cut to this [tokens].
+    max_turns : int
+        A session of more is refused, for all of it is planned before its first request.
     """
 
     turns: Distribution
@@ -120,6 +123,7 @@ class Dialogue:
     max_prompt_tokens: int = MAX_TOKENS
     max_output_tokens: int | None = None
     max_document_tokens: int = MAX_TOKENS
+    max_turns: int = 100_000
 
     def __post_init__(self) -> None:
         require("scenario.dialogue.branch_frac", self.branch_frac, is_number(self.branch_frac, 0, 1), "between 0 and 1")
@@ -140,14 +144,18 @@ class Dialogue:
         growth_rng, branch_rng = stream(seed, "growth"), stream(seed, "branches")
         session_id = first_id = 0
         while True:
-            counts = np.maximum(np.rint(self.turns.draw(turns_rng, BATCH)), 1).astype(np.int64)
+            drawn = np.maximum(np.rint(self.turns.draw(turns_rng, BATCH)), 1)
+            most = min(float(drawn.max()), 1e18)
+            require_room("scenario.dialogue.turns", int(most), self.max_turns, "turns of one session", MAX_TURNS_KEY)
+            counts = drawn.astype(np.int64)
             total = int(counts.sum())
             starts = np.cumsum(counts) - counts
             turn = np.arange(total) - np.repeat(starts, counts)
             prompts, outputs = self.lengths.pairs(lengths_rng, total)
             if self.growth is not None:
                 prompts = whole_tokens(prompts * self.growth.factors(turn, growth_rng), MAX_TOKENS)
-            gaps_ns = np.rint(self.think.draw(think_rng, total) * NS_PER_S).astype(np.int64)
+            gaps_ns = ticks_ns(self.think.draw(think_rng, total))
+            require_before_end("scenario.dialogue.think", gaps_ns)
             heads: list[tuple[Segment, ...]] = [()] * BATCH
             if self.prefixes is not None:
                 heads = self.prefixes.heads(prefixes_rng, BATCH)

@@ -15,13 +15,23 @@ from sim.errors import ConfigError
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+MAX_SHOWN = 80  # characters of a wrong value in a message
 NORMAL_P90 = 1.2815515655446004  # 90 % quantile of the standard normal distribution
 
 
 def require(key: str, value: object, is_allowed: bool, allowed: str) -> None:
     """Refuse a configured value: ``key must be allowed, got value``."""
     if not is_allowed:
-        raise ConfigError(f"{key} must be {allowed}, got {value!r}")
+        got = repr(value)
+        raise ConfigError(f"{key} must be {allowed}, got {got if len(got) <= MAX_SHOWN else got[:MAX_SHOWN] + '…'}")
+
+
+def require_room(key: str, n: int, most: int, what: str, raised_by: str) -> None:
+    """Refuse what would take all memory before anything is said, unless its user raises the cap."""
+    if n > most:
+        raise ConfigError(
+            f"{key} asks for {n:,} {what}, all held in memory before the first request; {raised_by}={n} allows it"
+        )
 
 
 def is_number(value: object, low: float = -inf, high: float = inf) -> bool:
@@ -209,7 +219,8 @@ class LogNormalMixture:
     def draw(self, rng: np.random.Generator, n: int) -> Floats:
         """Independent samples, shape (n,)."""
         part = np.searchsorted(np.cumsum(self.shares)[:-1], rng.random(n), side="right")
-        return np.exp(np.asarray(self.mus)[part] + np.asarray(self.sigmas)[part] * rng.standard_normal(n))
+        with np.errstate(over="ignore"):  # infinite, and bounded by whoever asked
+            return np.exp(np.asarray(self.mus)[part] + np.asarray(self.sigmas)[part] * rng.standard_normal(n))
 
     def cdf(self, x: Floats) -> Floats:
         """Weighted lognormal distribution functions."""

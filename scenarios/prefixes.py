@@ -5,9 +5,11 @@ from typing import Protocol
 
 import numpy as np
 
-from scenarios.distributions import Ints, is_number, require
+from scenarios.distributions import Ints, is_number, require, require_room
 from sim.request import Segment
 
+MAX_ITEMS_KEY = "scenario.prefixes.max_items"
+BATCH = 4096  # prompts drawn at once
 SHARED, PROMPT, OUTPUT, DOCUMENT = range(4)
 
 
@@ -53,8 +55,10 @@ class PrefixTree:
     tokens: list[int]
     fanout: int = 1
     zipf: float = 0.0
+    max_items: int = 10_000_000
 
     def __post_init__(self) -> None:
+        require_room("scenario.prefixes.fanout", self.fanout, self.max_items, "children", MAX_ITEMS_KEY)
         _require_whole(fanout=self.fanout, **{f"tokens[{i}]": n for i, n in enumerate(self.tokens)})
         require("scenario.prefixes.tokens", self.tokens, len(self.tokens) >= 1, "one length or more [tokens]")
         require("scenario.prefixes.zipf", self.zipf, is_number(self.zipf, 0.0), "a finite number >= 0")
@@ -81,8 +85,12 @@ class Retrieved:
     documents_per_prompt: int
     document_tokens: int
     zipf: float = 1.0
+    max_items: int = 10_000_000
 
     def __post_init__(self) -> None:
+        require_room("scenario.prefixes.n_documents", self.n_documents, self.max_items, "documents", MAX_ITEMS_KEY)
+        n_drawn = self.documents_per_prompt * BATCH
+        require_room("scenario.prefixes.documents_per_prompt", n_drawn, self.max_items, "draws", MAX_ITEMS_KEY)
         _require_whole(
             system_tokens=self.system_tokens,
             n_documents=self.n_documents,

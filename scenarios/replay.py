@@ -1,22 +1,30 @@
 """Traffic that happened: the rows of a trace, at their times."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import chain, islice
 
 import numpy as np
 
 from scenarios.classify import Classifier
 from scenarios.distributions import is_number, require, require_positive
-from scenarios.traces.detect import rows
-from scenarios.traces.row import Row
-from scenarios.traces.text import MAX_LINE_BYTES, MAX_ROWS, MAX_TEXT_BYTES, Caps
+from scenarios.traces.detect import UNITS as UNITS_OF
+from scenarios.traces.detect import detect, rows
+from scenarios.traces.row import UNITS, Row
+from scenarios.traces.text import CHARS_PER_TOKEN, MAX_LINE_BYTES, MAX_ROWS, MAX_TEXT_BYTES, Reading
 from sim.errors import TraceError
 from sim.request import Request, new_tuple, stream
 from sim.units import LAST_NS, NS_PER_S, ns_from_s
 
+WHOLE = ("limit", "max_output_tokens", "n_samples", "hash_block_tokens", "max_rows", "max_text_bytes", "max_line_bytes")
+"""Settings that are whole numbers from 1 on."""
+MOST_PER_S, SHORTEST_S, LONGEST_S = 1_000, 0.1, 365 * 86_400
+"""Prompts a second, and lengths of a trace, beyond which its unit is in doubt: the busiest public traces have tens of
+prompts a second, and the longest lasts months."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Replay:
     """A trace file, row by row, in constant memory.
 
@@ -45,8 +53,20 @@ class Replay:
         Answers sampled from each prompt at once; None as the row says, which is one in most formats.
     classify : bool
         Tag requests with what their session looks like, as their ``kind``, instead of what the file says.
+    time_unit : str or None
+        Unit of the file's times (s, ms, us, ns); None is its format's own.
+    hash_block_tokens : int or None
+        Block size of the file's ``hash_ids``; None is its format's own, or the one power of two that fits them
+        [tokens].
+    chars_per_token : float
+        What a token is taken for in formats that hold texts [characters].
     max_rows, max_text_bytes, max_line_bytes : int
         Beyond these a file is refused.
+
+    Attributes
+    ----------
+    notes : list of str
+        What was taken for granted when the rows were last read.
     """
 
     path: str
@@ -61,14 +81,20 @@ class Replay:
     slo_class: str = ""
     n_samples: int | None = None
     classify: bool = False
+    time_unit: str | None = None
+    hash_block_tokens: int | None = None
+    chars_per_token: float = CHARS_PER_TOKEN
     max_rows: int = MAX_ROWS
     max_text_bytes: int = MAX_TEXT_BYTES
     max_line_bytes: int = MAX_LINE_BYTES
+    notes: list[str] = field(init=False, default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require("scenario.path", self.path, isinstance(self.path, str) and self.path != "", "the path of a trace file")
-        require_positive("scenario", rate_scale=self.rate_scale)
-        for key in ("limit", "max_output_tokens", "n_samples", "max_rows", "max_text_bytes", "max_line_bytes"):
+        require_positive("scenario", rate_scale=self.rate_scale, chars_per_token=self.chars_per_token)
+        is_unit = self.time_unit is None or self.time_unit in UNITS
+        require("scenario.time_unit", self.time_unit, is_unit, f"null or one of {', '.join(UNITS)}")
+        for key in WHOLE:
             value = getattr(self, key)
             if value is not None:
                 is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -88,6 +114,7 @@ class Replay:
             If the file cannot be read, at the row at fault; rows before it have been emitted by then.
         """
         own_ids: bool | None = None
+        line_of: dict[int, int] = {}  # of ids that the file gives
         classifier = Classifier() if self.classify else None
         cap, slo_class, asked_samples = self.max_output_tokens, self.slo_class, self.n_samples
         for number, row in enumerate(self.rows(seed)):
@@ -111,6 +138,8 @@ class Replay:
                 own_ids = own_id is not None
             if own_ids is not (own_id is not None):
                 raise TraceError(f"{self.path}:{line}: an id must be in every row or in none")
+            if own_id is not None and line_of.setdefault(own_id, line) != line:
+                raise TraceError(f"{self.path}:{line}: id must be new, {own_id} is in line {line_of[own_id]} too")
             if most is None or most < output:
                 most = output if cap is None or output > cap else cap
             request = new_tuple(
@@ -147,21 +176,33 @@ class Replay:
         TraceError
             If the file cannot be read, or none of its rows is wanted.
         """
-        chosen = self._in_order(is_served)
+        name = self.format or detect(self.path)
+        chosen = self._in_order(name, is_served)
         if self.time_range is not None:
             chosen = _within(chosen, *map(ns_from_s, self.time_range))
         wanted: Iterator[Row] = islice(chosen, self.limit)
         first = next(wanted, None)
         if first is None:
             raise TraceError(f"{self.path}: no row is left{self._reasons()}")
-        wanted = chain((first,), wanted)
+        wanted = self._noted(chain((first,), wanted), UNITS_OF.get(name))
         if self.shuffle:
             held = list(wanted)
             dealt = stream(seed, "shuffle").permutation(len(held)).tolist()
             wanted = (held[i]._replace(arrival_ns=row.arrival_ns) for i, row in zip(dealt, held, strict=True))
-        if self.rate_scale == 1:
+        return self._scaled(wanted, first.arrival_ns)
+
+    def _scaled(self, wanted: Iterator[Row], first_ns: int) -> Iterator[Row]:
+        """The rows at the times of the run.
+
+        What lies between them is scaled, so that the same rows come at the same distances wherever their clock begins.
+        """
+        scale = Fraction(self.rate_scale)
+        origin_ns = max(0, round(first_ns / scale))
+        if origin_ns > LAST_NS // 2:
+            origin_ns = first_ns
+        if scale == 1 and origin_ns == first_ns:
             return wanted
-        return (row._replace(arrival_ns=round(row.arrival_ns / self.rate_scale)) for row in wanted)
+        return (row._replace(arrival_ns=origin_ns + round((row.arrival_ns - first_ns) / scale)) for row in wanted)
 
     def _reasons(self) -> str:
         """Settings that leave rows out, for an error message."""
@@ -170,30 +211,52 @@ class Replay:
         ]
         return f" within {' and '.join(set_here)}" if set_here else ""
 
-    def _in_order(self, is_served: bool) -> Iterator[Row]:
-        read = rows(self.path, self.format, Caps(self.max_rows, self.max_text_bytes, self.max_line_bytes))
+    def _in_order(self, name: str, is_served: bool) -> Iterator[Row]:
+        read = rows(self.path, name, self.reading())
         if is_served:
             read = self._filled(read)
         if self.sort:
             held = list(read)
             order = np.argsort(np.array([row.arrival_ns for row in held], dtype=np.int64), kind="stable")
-            first_ns = min(held[order[0]].arrival_ns, 0) if held else 0  # times count from the file's first row
-            return (held[i]._replace(arrival_ns=held[i].arrival_ns - first_ns) for i in order.tolist())
+            return (held[i] for i in order.tolist())
         return self._ascending(read) if is_served else read
 
+    def reading(self) -> Reading:
+        """How the file is read; what readers take for granted is noted here."""
+        self.notes.clear()
+        caps = self.max_rows, self.max_text_bytes, self.max_line_bytes
+        return Reading(*caps, self.time_unit, self.hash_block_tokens, self.chars_per_token, self.notes)
+
+    def _noted(self, read: Iterator[Row], unit: str | None) -> Iterator[Row]:
+        """The rows; at their end, a note of times that can only be in another unit."""
+        n_rows, first_ns, last_ns = 0, LAST_NS, 0
+        for row in read:
+            n_rows += 1
+            arrival_ns = row[0]
+            if arrival_ns < first_ns:
+                first_ns = arrival_ns
+            if arrival_ns > last_ns:
+                last_ns = arrival_ns
+            yield row
+        if self.time_unit is None:
+            said = doubtful_unit(unit, n_rows, last_ns - first_ns)
+            self.notes.extend([said] if said else [])
+
     def _ascending(self, read: Iterator[Row]) -> Iterator[Row]:
-        last_ns = 0
-        end_ns = LAST_NS * min(self.rate_scale, 1.0)
+        first_ns = last_ns = None
+        most_ns = LAST_NS // 2 * min(self.rate_scale, 1.0)
         for row in read:
             arrival_ns = row[0]
-            if not last_ns <= arrival_ns <= end_ns:
-                if arrival_ns > end_ns:
-                    raise TraceError(
-                        f"{self.path}:{row.line}: arrives {arrival_ns / NS_PER_S:.0f} s after the first row"
-                    )
+            if last_ns is None or first_ns is None:
+                first_ns = last_ns = arrival_ns
+            if arrival_ns < last_ns:
                 raise TraceError(
                     f"{self.path}:{row.line}: arrives {(last_ns - arrival_ns) / NS_PER_S} s before the row "
                     f"above it (scenario.sort=true brings rows into order)"
+                )
+            if arrival_ns - first_ns > most_ns:
+                raise TraceError(
+                    f"{self.path}:{row.line}: arrives {(arrival_ns - first_ns) / NS_PER_S:.0f} s after the first row"
                 )
             last_ns = arrival_ns
             yield row
@@ -216,3 +279,26 @@ def _within(read: Iterator[Row], start_ns: int, end_ns: int) -> Iterator[Row]:
             return
         if row.arrival_ns >= start_ns:
             yield row._replace(arrival_ns=row.arrival_ns - start_ns)
+
+
+def doubtful_unit(unit: str | None, n_rows: int, span_ns: int) -> str | None:
+    """What to say of a trace whose times can hardly be in the unit they were taken in; None if nothing.
+
+    Parameters
+    ----------
+    unit : str or None
+        None where the format says no times, or dates.
+    span_ns : int
+        From the first row to the last [ns].
+    """
+    if unit is None or n_rows < 2 or not span_ns:
+        return None
+    span_s, per_s = span_ns / NS_PER_S, (n_rows - 1) * NS_PER_S / span_ns
+    rate = f"{per_s:,.{0 if per_s > 10 else 3}f}"
+    if per_s < MOST_PER_S and SHORTEST_S <= span_s <= LONGEST_S:
+        return None
+    others = ", ".join(other for other in UNITS if other != unit)
+    return (
+        f"Times are taken in {unit}: {n_rows:,} requests in {span_s:,.3g} s, {rate} a second. "
+        f"If they are in another unit, scenario.time_unit says so ({others})."
+    )

@@ -93,7 +93,7 @@ def run(
             raise ConfigError(TOO_LONG) from None
     check_conservation(replicas, traffic.n_arrived, recorder)
     check_durations(recorder.iterations)
-    requests = recorder.requests
+    requests, notes = recorder.requests, getattr(scenario, "notes", None)
     return Result(
         requests,
         recorder.iterations,
@@ -112,7 +112,7 @@ def run(
         config=config,
         memory=capacity.terms,
         counts=tuple(replica.counts() for replica in replicas),
-        provenance=provenance(env, cost),
+        provenance=provenance(env, cost) | ({"notes": list(notes)} if notes else {}),
     )
 
 

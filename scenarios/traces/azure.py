@@ -10,17 +10,17 @@ from datetime import UTC, datetime
 
 from scenarios.traces.row import TOKENS, Row, each
 from scenarios.traces.table import Kind, Table
-from scenarios.traces.text import Caps, Place
+from scenarios.traces.text import Place, Reading
 from sim.units import NS_PER_S
 
 HEADER = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
-def rows(path: str, caps: Caps) -> Iterator[Row]:
+def rows(path: str, reading: Reading) -> Iterator[Row]:
     """Requests in file order; time starts with the first."""
     stamp = _Stamp()
     first_ns = None
-    table = Table(path, caps, HEADER)
+    table = Table(path, reading, HEADER)
     for at_ns, prompt, output, line in table.values(Kind(stamp.read, each(stamp.read)), TOKENS, TOKENS):
         if first_ns is None:
             first_ns = at_ns

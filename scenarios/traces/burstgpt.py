@@ -10,20 +10,22 @@ https://github.com/HPMLL/BurstGPT (KDD 2025)
 from collections.abc import Iterator
 from itertools import starmap
 
-from scenarios.traces.row import SECONDS, TOKENS, Row, seconds, tokens
+from scenarios.traces.row import TOKENS, Row, times, tokens
 from scenarios.traces.table import Table
-from scenarios.traces.text import Caps, head
+from scenarios.traces.text import Reading, head
 
+UNIT = "s"
 HEADER = ("Timestamp", "Request tokens", "Response tokens")
 SESSION = ("Session ID", "SessionID")
 
 
-def rows(path: str, caps: Caps) -> Iterator[Row]:
+def rows(path: str, reading: Reading) -> Iterator[Row]:
     """Requests in file order, on the file's clock [s since its first midnight]."""
+    kind = times(reading.time_unit or UNIT)
     if not any(name in head(path).partition("\n")[0] for name in SESSION):
-        yield from starmap(Row, Table(path, caps, HEADER).values(SECONDS, TOKENS, TOKENS))
+        yield from starmap(Row, Table(path, reading, HEADER).values(kind, TOKENS, TOKENS))
         return
-    table = Table(path, caps, HEADER, SESSION)
+    table = Table(path, reading, HEADER, SESSION)
     place = table.place
     sessions: dict[str, list[int]] = {}  # name -> number, turns so far
     for cells in table.rows():
@@ -34,7 +36,7 @@ def rows(path: str, caps: Caps) -> Iterator[Row]:
             session, turn = known
             known[1] += 1
         yield Row(
-            seconds(cells[0], "Timestamp", place),
+            kind.one(cells[0], "Timestamp", place),
             tokens(cells[1], "Request tokens", place),
             tokens(cells[2], "Response tokens", place),
             place.line,

@@ -10,17 +10,18 @@ from typing import Any
 
 from scenarios.traces.records import records
 from scenarios.traces.row import MAX_TOKENS, Row, json_time, json_whole
-from scenarios.traces.text import Caps, Place
+from scenarios.traces.text import Place, Reading
 from sim.request import Segment
 from sim.units import NS_PER_S
 
+UNIT = "s"
 FIELDS = ("time", "input", "output", "duration", "think", "parent", "shared", "blocks", "branch")
 
 
-def sessions(path: str, caps: Caps) -> Iterator[tuple[Place, int, list[dict[str, Any]]]]:
+def sessions(path: str, reading: Reading) -> Iterator[tuple[Place, int, list[dict[str, Any]]]]:
     """Block size and requests of each session that is no copy, with the place of its line."""
     place = Place(path)
-    for record in records(place, caps):
+    for record in records(place, reading):
         block_tokens = json_whole(record, "bs", place, 1, MAX_TOKENS)
         entries = record.get("req")
         if not isinstance(entries, list) or not all(isinstance(e, list) and len(e) == len(FIELDS) for e in entries):
@@ -29,10 +30,10 @@ def sessions(path: str, caps: Caps) -> Iterator[tuple[Place, int, list[dict[str,
             yield place, block_tokens, [dict(zip(FIELDS, entry, strict=True)) for entry in entries]
 
 
-def rows(path: str, caps: Caps) -> Iterator[Row]:
+def rows(path: str, reading: Reading) -> Iterator[Row]:
     """Requests session by session."""
     number = 0
-    for session_id, (place, block_tokens, entries) in enumerate(sessions(path, caps)):
+    for session_id, (place, block_tokens, entries) in enumerate(sessions(path, reading)):
         prompts: list[tuple[Segment, ...]] = []
         for turn, entry in enumerate(entries):
             prompt = json_whole(entry, "input", place, 0, MAX_TOKENS)
@@ -45,9 +46,9 @@ def rows(path: str, caps: Caps) -> Iterator[Row]:
                 content = (*content, (number, prompt - shared))
             prompts.append(content)
             number += 1
-            if number > caps.rows:
-                raise place.error(f"more than {caps.rows} rows: refused")
-            at_ns = json_time(entry, "time", NS_PER_S, "s", place)
+            if number > reading.rows:
+                raise place.error(f"more than {reading.rows} rows: refused")
+            at_ns = json_time(entry, "time", reading.time_unit or UNIT, place)
             output = json_whole(entry, "output", place, 0, MAX_TOKENS)
             yield Row(at_ns, prompt, output, place.line, content or None, session_id, turn)
 
@@ -63,11 +64,11 @@ def _first(content: tuple[Segment, ...], n_tokens: int) -> tuple[Segment, ...]:
     return tuple(pieces)
 
 
-def think_times_s(path: str, caps: Caps) -> list[float]:
+def think_times_s(path: str, reading: Reading) -> list[float]:
     """Times between an answer and the next request, where the file knows them [s]."""
     return [
-        json_time(entry, "think", NS_PER_S, "s", place) / NS_PER_S
-        for place, _, entries in sessions(path, caps)
+        json_time(entry, "think", reading.time_unit or UNIT, place) / NS_PER_S
+        for place, _, entries in sessions(path, reading)
         for entry in entries
         if entry["think"] is not None
     ]

@@ -4,7 +4,7 @@ import numpy as np
 
 from scenarios.distributions import Floats
 from scenarios.traces.table import Table
-from scenarios.traces.text import Caps
+from scenarios.traces.text import Reading
 
 
 def column(path: str, name: str) -> Floats:
@@ -15,7 +15,7 @@ def column(path: str, name: str) -> Floats:
     TraceError
         If the file, the column or a value cannot be read.
     """
-    table = Table(path, Caps(), (name,))
+    table = Table(path, Reading(), (name,))
     values = []
     for (cell,) in table.rows():
         try:

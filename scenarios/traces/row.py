@@ -3,6 +3,7 @@
 Nothing is repaired: a value that is not plainly right is an error that says where it stands.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
@@ -15,8 +16,15 @@ from sim.units import NS_PER_S
 
 MAX_TOKENS = 1 << 31  # no context is longer; a larger number is a damaged one
 MAX_NS = 1 << 62  # 146 years: the clock is a 64-bit integer
-MAX_ID = 1 << 62
+MAX_ID = 1 << 63  # facts are 64-bit integers
+MAX_IDENTITY = 1 << 64  # of text: hashes have 64 bits
+PLAIN_IDENTITY = (1 << 61) - 1  # Python tells whole numbers below it apart by their hash
 LEAST = {"priority": -MAX_ID, "n_samples": 1}  # of whole numbers; of others 0
+MOST = {"n_samples": MAX_TOKENS, "max_output_tokens": MAX_TOKENS}  # below it; others below MAX_ID
+TEXT_IDS = ("output_id",)  # whole numbers that name text
+UNITS = {"s": NS_PER_S, "ms": NS_PER_S // 1_000, "us": NS_PER_S // 1_000_000, "ns": 1}
+"""Units of time [ns]."""
+MAX_SHOWN = 80
 
 
 class Row(NamedTuple):
@@ -44,17 +52,47 @@ def tokens(text: str, column: str, place: Place) -> int:
         value = int(text)
         if value < MAX_TOKENS:
             return value
-    raise place.error(f"must be a whole number from 1 to {MAX_TOKENS - 1} [tokens], got {text[:80]!r}", column)
+    raise place.error(f"must be a whole number from 0 to {MAX_TOKENS - 1} [tokens], got {text[:80]!r}", column)
 
 
-def whole(text: str, column: str, place: Place, low: int = 0) -> int:
-    """A whole number."""
+def whole(text: str, column: str, place: Place, low: int = 0, high: int = MAX_ID) -> int:
+    """A whole number; hexadecimal digits follow 0x."""
     digits = text.removeprefix("-") if low < 0 else text
-    if digits.isdigit() and digits.isascii() and len(digits) < 20:
+    if HEXADECIMAL.fullmatch(text) and text[:2] == "0x":
+        value = int(text, 16)
+    elif digits.isdigit() and digits.isascii() and len(digits) < 21:
         value = int(text)
-        if low <= value < MAX_ID:
-            return value
-    raise place.error(f"must be a whole number >= {low}, got {text[:80]!r}", column)
+    else:
+        value = low - 1
+    if low <= value < high:
+        return value
+    raise place.error(f"must be a whole number from {low} to {high - 1}, got {text[:80]!r}", column)
+
+
+HEXADECIMAL = re.compile("(0x)?[0-9a-fA-F]{1,16}")
+
+
+def identity(value: Any) -> int | None:
+    """The identity of a text, of up to 64 bits: a whole number, or its hexadecimal digits in JSON text; else None.
+
+    Beyond 61 bits it is hashed, for Python takes numbers that differ by 2**61 - 1 for equal where it hashes them.
+
+    Examples
+    --------
+    >>> identity(7), identity("0x1f"), identity("ff"), identity(-1), identity("conv-1")
+    (7, 31, 255, None, None)
+    """
+    if isinstance(value, str) and HEXADECIMAL.fullmatch(value):
+        value = int(value, 16)
+    if type(value) is not int or not 0 <= value < MAX_IDENTITY:
+        return None
+    return value if value < PLAIN_IDENTITY else hash((value >> 32, value)) & PLAIN_IDENTITY
+
+
+def shown(value: Any) -> str:
+    """A wrong value in a message, in full where it is short."""
+    text = repr(str(value) if isinstance(value, Decimal) else value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def seconds(text: str, column: str, place: Place) -> int:
@@ -67,7 +105,7 @@ def seconds(text: str, column: str, place: Place) -> int:
 
 def scaled(text: str, ns_per_unit: int, unit: str, column: str, place: Place) -> int:
     """A time in some unit, exact in decimal and then rounded to the nanosecond [ns]."""
-    problem = f"must be a time >= 0 [{unit}], got {text[:80]!r}"
+    problem = f"must be a time from 0 to {(MAX_NS - 1) / ns_per_unit:.15g} [{unit}], got {text[:80]!r}"
     try:
         value = Decimal(text) if text.isascii() and "_" not in text and len(text) < 64 else None
     except InvalidOperation:
@@ -125,25 +163,43 @@ def each(one: Callable[[str, str, Place], int]) -> Callable[[Sequence[str]], lis
 
 
 TOKENS = Kind(tokens, _many_tokens)
-WHOLE = Kind(whole, _many_whole)
 SECONDS = Kind(seconds, _many_seconds)
+
+
+def times(unit: str) -> Kind:
+    """How a column of times in some unit is read."""
+    if unit == "s":
+        return SECONDS
+
+    def one(text: str, column: str, place: Place) -> int:
+        return scaled(text, UNITS[unit], unit, column, place)
+
+    return Kind(one, _many_whole if unit == "ns" else each(one))
 
 
 def json_whole(record: dict[str, Any], column: str, place: Place, low: int = 0, high: int = MAX_ID) -> int:
     """A whole number of a JSON object."""
     value = record.get(column)
     if type(value) is not int or not low <= value < high:
-        shown = "nothing" if column not in record else repr(value)[:80]
-        raise place.error(f"must be a whole number from {low} to {high - 1}, got {shown}", column)
+        got = shown(value) if column in record else "nothing"
+        raise place.error(f"must be a whole number from {low} to {high - 1}, got {got}", column)
     return value
 
 
-def json_time(record: dict[str, Any], column: str, ns_per_unit: int, unit: str, place: Place) -> int:
-    """A time of a JSON object, whole or decimal [ns]."""
+def json_id(record: dict[str, Any], column: str, place: Place, low: int = 0, high: int = MAX_ID) -> int:
+    """A whole number of a JSON object, or a text that can only be one in hexadecimal: 0x before it, or 16 digits."""
     value = record.get(column)
+    if isinstance(value, str) and HEXADECIMAL.fullmatch(value) and (value[:2] == "0x" or len(value) == 16):
+        record = {column: int(value, 16)}
+    return json_whole(record, column, place, low, high)
+
+
+def json_time(record: dict[str, Any], column: str, unit: str, place: Place) -> int:
+    """A time of a JSON object, whole or decimal, in some unit [ns]."""
+    value, ns_per_unit = record.get(column), UNITS[unit]
     if type(value) is int and 0 <= value < MAX_NS // ns_per_unit:
         return value * ns_per_unit
     if isinstance(value, float | Decimal) and not isinstance(value, bool):
         return scaled(str(value), ns_per_unit, unit, column, place)
-    shown = "nothing" if column not in record else repr(value)[:80]
-    raise place.error(f"must be a time >= 0 [{unit}], got {shown}", column)
+    got = shown(value) if column in record else "nothing"
+    raise place.error(f"must be a time from 0 to {(MAX_NS - 1) / ns_per_unit:.15g} [{unit}], got {got}", column)

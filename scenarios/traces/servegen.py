@@ -16,7 +16,7 @@ import numpy as np
 from scenarios.distributions import Floats
 from scenarios.traces.row import seconds
 from scenarios.traces.table import Table
-from scenarios.traces.text import Caps, head
+from scenarios.traces.text import Reading, head
 from sim.units import NS_PER_S
 
 HEADER = ("category", "client", "mean_rate", "rate_weighted_cv")
@@ -38,7 +38,7 @@ def is_clients(path: str) -> bool:
 
 def clients(path: str) -> list[Clients]:
     """The table, category by category in the order of the file."""
-    table = Table(path, Caps(), HEADER)
+    table = Table(path, Reading(), HEADER)
     found: dict[str, list[tuple[float, float]]] = {}
     for category, _, rate, cv in table.rows():
         rate_per_s = seconds(rate, "mean_rate", table.place) / NS_PER_S

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from scenarios.traces.text import Caps, Place, lines
+from scenarios.traces.text import Place, Reading, lines
 
 
 class Kind(NamedTuple):
@@ -42,9 +42,9 @@ class Table:
         reading has begun.
     """
 
-    def __init__(self, path: str, caps: Caps, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: str, reading: Reading, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
         self.place = Place(path)
-        self.caps = caps
+        self.reading = reading
         self.needed = needed
         self.optional = optional
         self._header: list[str] = []
@@ -81,7 +81,7 @@ class Table:
 
     def _columns(self, block: list[str], kinds: tuple[Kind, ...]) -> list[list[int]] | None:
         """A whole block read at once, or None where any line needs a closer look."""
-        if self._n_rows + len(block) > self.caps.rows:
+        if self._n_rows + len(block) > self.reading.rows:
             return None
         n_cells = len(self._header)
         joined = ",".join(block)
@@ -101,14 +101,14 @@ class Table:
             if len(cells) != n_cells:
                 raise place.error(f"must have {n_cells} cells ({','.join(self._header)}), got {len(cells)}")
             self._n_rows += 1
-            if self._n_rows > self.caps.rows:
-                raise place.error(f"more than {self.caps.rows} rows: refused")
+            if self._n_rows > self.reading.rows:
+                raise place.error(f"more than {self.reading.rows} rows: refused")
             yield [cells[i] for i in where]
 
     def _blocks(self) -> Iterator[list[str]]:
         """Blocks of lines below the header."""
         place = self.place
-        for block in lines(place.path, self.caps):
+        for block in lines(place.path, self.reading):
             if not self._header:
                 place.line += 1
                 self._read_header(split(block[0], place))

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
@@ -27,15 +27,24 @@ BINARY = {
 MAX_ROWS = 50_000_000
 MAX_TEXT_BYTES = 1 << 34
 MAX_LINE_BYTES = 1 << 22
+CHARS_PER_TOKEN = 4.0
+"""Of English text: OpenAI, "What are tokens and how to count them?" ("1 token ~= 4 chars in English")."""
 
 
 @dataclass(frozen=True, slots=True)
-class Caps:
-    """How much of a file is believed to be a trace; past any of these it is refused, so a gzip bomb stops there."""
+class Reading:
+    """How a file is read: how much of it is believed, what its user says of it, and what a reader took for granted.
+
+    Past a cap a file is refused, so a gzip bomb stops there.
+    """
 
     rows: int = MAX_ROWS
     text_bytes: int = MAX_TEXT_BYTES  # decompressed
     line_bytes: int = MAX_LINE_BYTES
+    time_unit: str | None = None  # of its times: s, ms, us or ns; None is the format's own
+    hash_block_tokens: int | None = None  # of its hash_ids; None is the format's own, or the one size that fits
+    chars_per_token: float = CHARS_PER_TOKEN  # of formats that hold texts
+    notes: list[str] = field(default_factory=list)  # what was taken for granted
 
 
 @dataclass(slots=True)
@@ -88,7 +97,7 @@ def head(path: str, n_bytes: int = 1 << 16) -> str:
     return begin.removeprefix(BYTE_ORDER_MARK).decode(errors="replace")
 
 
-def lines(path: str, caps: Caps) -> Iterator[list[str]]:
+def lines(path: str, reading: Reading) -> Iterator[list[str]]:
     """Blocks of consecutive lines without their ends; empty lines stay, so that numbers can be counted.
 
     Raises
@@ -97,7 +106,7 @@ def lines(path: str, caps: Caps) -> Iterator[list[str]]:
         If the file is missing, damaged, not UTF-8, or beyond a cap.
     """
     with opened(path) as file:
-        yield from _blocks(file, Place(path), caps)
+        yield from _blocks(file, Place(path), reading)
 
 
 def _refuse_bytes(begin: bytes, place: Place) -> None:
@@ -115,7 +124,7 @@ def _refuse_bytes(begin: bytes, place: Place) -> None:
         raise place.error("is not text: there is a zero byte in this line")
 
 
-def _blocks(file: IO[bytes], place: Place, caps: Caps) -> Iterator[list[str]]:
+def _blocks(file: IO[bytes], place: Place, reading: Reading) -> Iterator[list[str]]:
     rest = b""
     n_bytes = 0
     while block := file.read(BLOCK_BYTES):
@@ -123,30 +132,30 @@ def _blocks(file: IO[bytes], place: Place, caps: Caps) -> Iterator[list[str]]:
             _refuse_bytes(block, place)
             block = block.removeprefix(BYTE_ORDER_MARK)
         n_bytes += len(block)
-        if n_bytes > caps.text_bytes:
-            raise place.error(f"more than {caps.text_bytes} bytes of text: refused")
+        if n_bytes > reading.text_bytes:
+            raise place.error(f"more than {reading.text_bytes} bytes of text: refused")
         whole, newline, block_rest = block.rpartition(b"\n")
         if newline:
-            complete = _decode(rest + whole, place, caps)
+            complete = _decode(rest + whole, place, reading)
             yield complete
             place.line += len(complete)
             rest = block_rest
         else:
             rest += block_rest
-        if len(rest) > caps.line_bytes:
+        if len(rest) > reading.line_bytes:
             place.line += 1
-            raise place.error(f"line longer than {caps.line_bytes} bytes: refused")
+            raise place.error(f"line longer than {reading.line_bytes} bytes: refused")
     if rest:
-        yield _decode(rest, place, caps)
+        yield _decode(rest, place, reading)
 
 
-def _decode(block: bytes, place: Place, caps: Caps) -> list[str]:
+def _decode(block: bytes, place: Place, reading: Reading) -> list[str]:
     try:
         decoded = [line.removesuffix("\r") for line in block.decode().split("\n")]
     except UnicodeDecodeError as problem:
         place.line += block.count(b"\n", 0, problem.start) + 1
         raise place.error(f"not UTF-8 text: {problem.reason}") from None
-    if len(block) > caps.line_bytes and max(map(len, decoded)) > caps.line_bytes:
-        place.line += 1 + next(i for i, line in enumerate(decoded) if len(line) > caps.line_bytes)
-        raise place.error(f"line longer than {caps.line_bytes} bytes: refused")
+    if len(block) > reading.line_bytes and max(map(len, decoded)) > reading.line_bytes:
+        place.line += 1 + next(i for i, line in enumerate(decoded) if len(line) > reading.line_bytes)
+        raise place.error(f"line longer than {reading.line_bytes} bytes: refused")
     return decoded

@@ -1,49 +1,61 @@
 """Results of ``vllm bench serve --save-result --save-detailed``: one JSON object with a list per quantity.
 
 Used are ``start_times`` [s], ``input_lens`` and ``output_lens``. Older versions wrote no start times: such a file does
-not say when its requests were sent. A failed request has 0 output tokens (``scenario.skip_empty=true``).
+not say when its requests were sent. A failed request has 0 output tokens (``scenario.skip_empty=true``). With
+``--append-result`` a file holds one such object a line, each of a benchmark of its own.
+
+References
+----------
+https://github.com/vllm-project/vllm, vllm/benchmarks/serve.py
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from scenarios.traces.records import parse
+from scenarios.traces.records import document, first_keys
 from scenarios.traces.row import MAX_TOKENS, Row, json_time, json_whole
-from scenarios.traces.text import BYTE_ORDER_MARK, Caps, Place, opened
-from sim.units import NS_PER_S
+from scenarios.traces.text import Place, Reading, lines
 
 LISTS = ("start_times", "input_lens", "output_lens")
-MAX_BYTES = 1 << 28  # the whole object is held in memory
+UNIT = "s"
 
 
-def rows(path: str, caps: Caps) -> Iterator[Row]:
+def rows(path: str, reading: Reading) -> Iterator[Row]:
     """Requests in the order of the lists; time starts with the earliest."""
-    place = Place(path)
-    most = min(caps.text_bytes, MAX_BYTES)
-    with opened(path) as file:
-        text = file.read(most + 1)
-    if len(text) > most:
-        raise place.error(f"more than {most} bytes of text: refused")
-    try:
-        record = parse(text.removeprefix(BYTE_ORDER_MARK).decode(), place)
-    except UnicodeDecodeError as problem:
-        raise place.error(f"not UTF-8 text: {problem.reason}") from None
+    place, unit = Place(path), reading.time_unit or UNIT
+    _refuse_several(place, reading)
+    record = document(place, reading)
     starts, prompts, outputs = (_list(record, name, place) for name in LISTS)
     if not len(starts) == len(prompts) == len(outputs) >= 1:
         sizes = f"{len(starts)}, {len(prompts)} and {len(outputs)}"
         raise place.error(f"must hold one or more requests in lists of one length, got {sizes}", ", ".join(LISTS))
-    if len(starts) > caps.rows:
-        raise place.error(f"more than {caps.rows} rows: refused")
+    if len(starts) > reading.rows:
+        raise place.error(f"more than {reading.rows} rows: refused")
     requests = []
     for k, values in enumerate(zip(starts, prompts, outputs, strict=True), 1):
         entry = dict(zip((f"{name}[{k - 1}]" for name in LISTS), values, strict=True))
         start, prompt, output = entry
-        at_ns = json_time(entry, start, NS_PER_S, "s", place)
+        at_ns = json_time(entry, start, unit, place)
         n_prompt = json_whole(entry, prompt, place, 0, MAX_TOKENS)
         requests.append(Row(at_ns, n_prompt, json_whole(entry, output, place, 0, MAX_TOKENS), k))
     first_ns = min(row.arrival_ns for row in requests)
     for row in requests:
         yield row._replace(arrival_ns=row.arrival_ns - first_ns)
+
+
+def _refuse_several(place: Place, reading: Reading) -> None:
+    """Say what a file of several results is."""
+    if not first_keys(place.path)[1]:
+        return
+    number = 0
+    for block in lines(place.path, Reading(line_bytes=reading.text_bytes)):
+        for line in block:
+            number += 1
+            if number > 1 and line.strip().startswith("{"):
+                raise Place(place.path, number).error(
+                    "a second result, as --append-result writes them: put each in a file of its own, for their "
+                    "requests were sent in different benchmarks"
+                )
 
 
 def _list(record: Any, name: str, place: Place) -> list[Any]:

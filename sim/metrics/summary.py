@@ -207,7 +207,7 @@ def warnings(
 ) -> list[str]:
     """What a reader must know before trusting the numbers."""
     counts = total_counts(result) if counts is None else counts
-    said = []
+    said = list(result.provenance.get("notes", ()))  # what the traffic's reader took for granted
     if numbers["failed"]:
         said.append(f"{numbers['failed']:,} requests could never be served and were refused.")
     if not numbers["completed"]:
@@ -219,6 +219,9 @@ def warnings(
     for name, value in (*counts.items(), *result.provenance.items()):
         if "extrapolated" in name and value:
             said.append(f"{value:,} {name.replace('_', ' ')}: outside the range the costs were measured in.")
+    cost = result.provenance.get("cost")
+    if isinstance(cost, Mapping) and str(cost.get("source", "")).startswith("data sheet"):
+        said.append("Iteration times follow from the device's data sheet (cost=roofline): nobody measured them.")
     if not slo.is_set:
         said.append("No latency objective is set, so there is no goodput.")
     return said

@@ -148,6 +148,67 @@ def damaged_tree(rng, name):
     return json.dumps(record).encode()
 
 
+REQUESTS = {  # of each result: where its requests are, and the keys of their numbers
+    "aiperf": (lambda text: [json.loads(line) for line in text.splitlines()], (
+        ("metadata", "request_start_ns"), ("metrics", "input_sequence_length", "value"),
+        ("metrics", "output_sequence_length", "value"),
+    )),
+    "guidellm": (lambda text: json.loads(text)["benchmarks"][0]["requests"]["successful"], (
+        ("request_start_time",), ("prompt_tokens",), ("output_tokens",),
+    )),
+    "inference_perf": (json.loads, (
+        ("start_time",), ("info", "request_metrics", "text", "input_tokens"),
+        ("info", "response_metrics", "output_tokens"),
+    )),
+    "prompts": (lambda text: [json.loads(line) for line in text.splitlines()], (("output_tokens",), ("prompt",))),
+}  # fmt: skip
+
+
+def damaged_request(rng, name):
+    """A number that is none, or missing, in a load generator's result."""
+    requests, keys = REQUESTS[name]
+    held = requests(SAMPLES[name])
+    *owners, key = rng.choice(keys)
+    request = rng.choice(held)
+    for owner in owners:
+        request = request[owner]
+    request[key] = rng.choice([value for value in NO_VALUES if value != "5" or key != "prompt"])
+    if name == "guidellm":
+        return json.dumps({"benchmarks": [{"requests": {"successful": held}}]}).encode()
+    return (json.dumps(held) if name == "inference_perf" else "\n".join(map(json.dumps, held))).encode()
+
+
+def damaged_span(rng, name):
+    export = json.loads(SAMPLES["otel"].splitlines()[0])
+    spans = export["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    span = rng.choice(spans)
+    damage = rng.randrange(4)
+    if damage == 0:
+        span["startTimeUnixNano"] = rng.choice([None, "x", "-1", 10**30, [1]])
+    elif damage == 1:
+        span["attributes"][rng.choice([2, 3])]["value"]["intValue"] = rng.choice(["x", "-1", 10**30, [1], "NaN", "1.5"])
+    elif damage == 2:
+        span["attributes"] = rng.choice([5, "x", [1], {}])
+    else:
+        export["resourceSpans"][0]["scopeSpans"] = rng.choice([5, "x", [1], [{"spans": 7}]])
+    return json.dumps(export).encode()
+
+
+def damaged_list(rng, name):
+    text = SAMPLES[name]
+    damage = rng.randrange(3)
+    if damage == 0:
+        return text[: rng.randrange(1, len(text) - 1)].encode()
+    held = json.loads(text)
+    if damage == 1:
+        held[rng.randrange(len(held))] = rng.choice([5, "x", [1], None])
+    else:
+        rng.choice(held)["conversations" if name == "sharegpt" else "start_time"] = rng.choice(
+            [True, "x", None, [1, 2]]
+        )
+    return json.dumps(held).encode()
+
+
 DAMAGES = (
     [(damaged_cell, TABLES)] * 6
     + [(damaged_shape, TABLES), (damaged_header, TABLES)]
@@ -156,6 +217,8 @@ DAMAGES = (
     + [(damaged_order, sorted({*TABLES, *RECORDS} - {"lengths", "bailian"}))]
     + [(damaged_result, ["vllm"])] * 2
     + [(damaged_tree, ["claude_code"])] * 2
+    + [(damaged_request, sorted(REQUESTS))] * 3
+    + [(damaged_span, ["otel"]), (damaged_list, ["sharegpt", "inference_perf"])]
 )
 
 

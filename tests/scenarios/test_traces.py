@@ -26,7 +26,9 @@ def samples():
 
 
 SAMPLES = samples()
-TIMED = sorted(set(SAMPLES) - {"lengths", "claude_code", "azure", "vllm"})
+UNTIMED = {"lengths", "claude_code", "sharegpt", "prompts"}
+FROM_THE_FIRST = ["azure", "vllm", "aiperf", "guidellm", "inference_perf", "otel"]
+TIMED = sorted(set(SAMPLES) - UNTIMED - set(FROM_THE_FIRST))
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_arrivals_are_read_to_the_nanosecond(name, file):
     assert arrivals == [500_000_000, 1_250_000_000, 3_000_000_000]
 
 
-@pytest.mark.parametrize("name", ["azure", "vllm"])
+@pytest.mark.parametrize("name", FROM_THE_FIRST)
 def test_absolute_times_start_with_the_first_request(name, file):
     assert [row.arrival_ns for row in rows(file(SAMPLES[name]))] == [0, 750_000_000, 2_500_000_000]
 
@@ -76,7 +78,7 @@ def test_gzip_byte_order_mark_and_windows_lines_change_nothing(name, file):
     assert list(rows(file(SAMPLES[name].replace("\n", "\r\n")))) == plain
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLES if SAMPLES[n].count("\n") == 4])
+@pytest.mark.parametrize("name", [n for n in SAMPLES if SAMPLES[n].count("\n") == 4 and SAMPLES[n][0] not in "{["])
 def test_columns_may_stand_in_any_order_and_in_quotes(name, file):
     header, *lines = [line.split(",") for line in SAMPLES[name].splitlines()]
     turned = "\n".join(",".join(f'"{cell}"' for cell in reversed(line)) for line in (header, *lines))
