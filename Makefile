@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test fast bench reproduce clean
+.PHONY: run test fast bench reproduce validate clean
 
 run: .venv/core  ## simulate a chatbot's traffic and write the report
 	.venv/bin/python -m sim scenario=chatbot
@@ -25,6 +25,13 @@ bench: .venv/core  ## how fast the simulator is: outputs/bench.json
 
 reproduce: .venv/core  ## published tables, row by row
 	.venv/bin/python -m tests.reproductions
+
+validate: .venv/core  ## recorded runs of real engines, predicted: outputs/recordings, plain and compiled
+	.venv/bin/python -m calibration step=recordings
+	if $(MAKE) --no-print-directory fast; then \
+		.fast/bin/python -m calibration step=recordings out=outputs/recordings_compiled && \
+		cmp outputs/recordings/recordings.json outputs/recordings_compiled/recordings.json; \
+	fi
 
 .venv/core: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv

@@ -18,7 +18,7 @@ from sim.cost.calibrated import CalibratedOperations
 from sim.cost.dense import all_reduce_curve
 from sim.cost.host import HostCost
 from sim.cost.iteration import IterationCost
-from sim.cost.operations import Operations
+from sim.cost.operations import DecodeCurve, FusedAttention, Operations
 from sim.cost.roofline import Roofline, gathered_as, interconnect_words, n_all_reduces
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.kv.capacity import KVCapacity
@@ -33,6 +33,7 @@ from sim.profile import (
 from sim.record import Ints, Result, Table
 from sim.run import run
 from sim.spec import ACTIVATION_BYTES, HardwareSpec, ModelSpec
+from sim.step import Chunks
 from sim.units import GIB
 
 N_NULL_BLOCKS = 1
@@ -219,6 +220,42 @@ class RankOperations:
         return seconds
 
 
+class Scaled:
+    """Operations that take a multiple of what others do: to see what hangs on a few percent of an iteration."""
+
+    def __init__(self, operations: Operations, factor: float) -> None:
+        self._operations, self._factor = operations, factor
+        self.n_launches = getattr(operations, "n_launches", 0)
+        self.is_fused = bool(getattr(operations, "is_fused", False))
+
+    def dense_s(self, n_tokens: int) -> float:
+        """All layers but attention [s]."""
+        return self._factor * self._operations.dense_s(n_tokens)
+
+    def sequences_s(self, n_seqs: int) -> float:
+        """lm_head and sampler [s]."""
+        return self._factor * self._operations.sequences_s(n_seqs)
+
+    def prefill_attention_s(self, chunks: Chunks) -> float:
+        """Attention of chunks [s]."""
+        return self._factor * self._operations.prefill_attention_s(chunks)
+
+    def fused_attention_s(self, chunks: Chunks, batch: int, context_tokens: int, longest_tokens: int) -> float:
+        """Attention of chunks and decoding sequences in one launch [s]."""
+        assert isinstance(self._operations, FusedAttention), "asked only where is_fused"
+        return self._factor * self._operations.fused_attention_s(chunks, batch, context_tokens, longest_tokens)
+
+    def decode_attention(self, batch: int) -> DecodeCurve:
+        """Attention of decoding sequences."""
+        curve = self._operations.decode_attention(batch)
+        seconds = tuple(self._factor * s for s in curve.seconds)
+        return curve._replace(seconds=seconds, skew_s=self._factor * curve.skew_s)
+
+    def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
+        """Copies [s]."""
+        return self._factor * self._operations.copy_s(moved_bytes, host_bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class Predictor:
     """Simulates one recorded run under any host time; the kernels' tables are made once."""
@@ -228,15 +265,16 @@ class Predictor:
     operations: Operations
     derived: KVCapacity
 
-    def __call__(self, host: HostCost) -> Predicted:
-        """Simulate.
+    def __call__(self, host: HostCost, factor: float = 1.0) -> Predicted:
+        """Simulate, the device's times multiplied by ``factor``.
 
         Raises
         ------
         TraceError
             If the simulation refuses requests that the engine served.
         """
-        cost = IterationCost(self.operations, host, self.recorded.settings.capture_sizes)
+        operations = self.operations if factor == 1.0 else Scaled(self.operations, factor)
+        cost = IterationCost(operations, host, self.recorded.settings.capture_sizes)
         result = run(self.config, Recorded(self.recorded), cost=cost)
         if result.refusals:
             number, reason = next(iter(result.refusals.items()))

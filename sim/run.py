@@ -118,11 +118,14 @@ def run(
 
 def provenance(env: "Clock", cost: "CostModel") -> dict[str, Any]:
     """Where the numbers come from: the cost's profile, versions, and what the simulation took."""
+    from sim.cost.iteration import IterationCost
+
     operations = getattr(cost, "operations", None)
     extrapolated = getattr(cost, "extrapolated_runs", 0) + getattr(operations, "extrapolated_runs", 0)
     return {
         "cost": getattr(cost, "provenance", None) or {"source": "data sheet (roofline)"},
         "extrapolated_runs": extrapolated,
+        "extrapolated": cost.extrapolations() if isinstance(cost, IterationCost) and extrapolated else [],
         "simpy_events": next(env._eid),
         "versions": versions(),
     }

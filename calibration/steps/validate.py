@@ -2,20 +2,26 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from calibration.comparison import Line, compare, summary
 from calibration.engine_run import read_engine_run
 from calibration.host_time import TERMS, first_third, learn_host
 from calibration.measurements import replace
-from calibration.prediction import CAPACITY_TOLERANCE_FRAC, Predictor, kernels_of, predictor
+from calibration.prediction import CAPACITY_TOLERANCE_FRAC, Predicted, Predictor, kernels_of, predictor
 from calibration.validation_page import validation_page
+from sim.cost.host import HostCost
 from sim.cost.roofline import Roofline, interconnect_words
 from sim.errors import TraceError
 from sim.kv.capacity import arithmetic
 from sim.profile import KernelProfile
+from sim.units import NS_PER_S
 
+NUDGE_FRAC, SATURATED_TIMES = 0.03, 2.0  # of the iterations' time; and how much more TTFT moves where a queue decides
 COLUMNS = ("kernels alone", "default host time", "learnt host time")
 
 
@@ -41,30 +47,70 @@ def validate(run: str, hardware: str | None, out: str, peer_to_peer: bool = True
     predictions = {COLUMNS[0]: predict(predict.host()), COLUMNS[1]: predict(predict.default_host())}
     lines = {name: compare(recorded, predicted) for name, predicted in predictions.items()}
     notes = [*recorded.notes, capacity_words(predict), _kernel_words(profile)]
+    learnt: HostCost | None = None
     try:
         judged = ~first_third(recorded)
-        host = learn_host(predict)
+        learnt = host = learn_host(predict)
     except TraceError as error:
         notes.append(f"no learnt column: {error}")
     else:
         predictions[COLUMNS[2]] = predict(host)
         lines[COLUMNS[2]] = compare(recorded, predictions[COLUMNS[2]], judged)
-        learnt = ", ".join(f"{name} {getattr(host, name):.3g}" for name in TERMS)
+        terms = ", ".join(f"{name} {getattr(host, name):.3g}" for name in TERMS)
         notes.append(
-            f"learnt from the first {int((~judged).sum())} requests: {learnt}; its column is of the other "
+            f"learnt from the first {int((~judged).sum())} requests: {terms}; its column is of the other "
             f"{int(judged.sum())}, throughput of all"
         )
     if words := interconnect_of(predict):
         notes.append(words)
-    extrapolated = predictions[COLUMNS[0]].result.provenance.get("extrapolated_runs", 0)
-    if extrapolated:
-        notes.append(f"{extrapolated} runs of iterations lie outside what was measured: their times are extrapolated")
+    notes += [*learnt_nothing(lines, learnt), *saturation(predict, predictions[COLUMNS[1]])]
+    outside = predictions[COLUMNS[0]].result.provenance
+    if outside["extrapolated_runs"]:
+        notes.append(
+            f"{outside['extrapolated_runs']} runs of iterations lie outside what was measured, their times are "
+            f"extrapolated: {'; '.join(outside['extrapolated'])}"
+        )
     console.print(error_table(lines))
     for note in notes:
         console.print(note, soft_wrap=True)
     replace(folder / "validation.json", json.dumps({"lines": summary(lines), "notes": notes}, indent=1).encode())
     replace(folder / "validation.html", validation_page(recorded, predictions, lines, notes).encode())
     console.print(f"Report: {folder / 'validation.html'}", soft_wrap=True)
+
+
+def learnt_nothing(lines: Mapping[str, list[Line]], learnt: HostCost | None) -> list[str]:
+    """What a host time of zero says: nothing is missing, or the kernels' times leave no room for any."""
+    if learnt is None or any(getattr(learnt, name) for name in TERMS):
+        return []
+    tpot = mean_error(lines[COLUMNS[0]], "tpot")
+    return [
+        f"the learnt host time is 0: with kernels alone TPOT is {tpot:+.1%} off, so "
+        + ("the kernels' times are already too slow, and no host time could be seen" if tpot > 0 else "none is missing")
+    ]
+
+
+def mean_error(lines: list[Line], metric: str) -> float:
+    """Error of a metric's mean [fraction]; 0 where it was not recorded."""
+    return next((line.error_frac for line in lines if (line.metric, line.statistic) == (metric, "mean")), 0.0)
+
+
+def saturation(predict: Predictor, usual: Predicted) -> list[str]:
+    """How far TTFT moves with the iterations' time, where it moves by several times as much: a queue near saturation.
+
+    There a few percent of TPOT decide over TTFT, and an error of TTFT says little more than one of TPOT.
+    """
+
+    def ttft_s(predicted: Predicted) -> float:
+        return float(np.mean(predicted.first_token_ns - predicted.queued_ns)) / NS_PER_S
+
+    base, host = ttft_s(usual), predict.default_host()
+    moved = [ttft_s(predict(host, factor)) / base - 1.0 for factor in (1.0 - NUDGE_FRAC, 1.0 + NUDGE_FRAC)]
+    if max(map(abs, moved)) < SATURATED_TIMES * NUDGE_FRAC:
+        return []
+    return [
+        f"near saturation: iterations {NUDGE_FRAC:.0%} shorter or longer move the mean TTFT by {moved[0]:+.1%} or "
+        f"{moved[1]:+.1%}; its error says little more than that of TPOT"
+    ]
 
 
 def interconnect_of(predict: Predictor) -> str | None:

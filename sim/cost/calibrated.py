@@ -131,6 +131,14 @@ class CalibratedOperations:
         self._most_context = prompts.get("context_tokens", (0.0, self._most_new))[1]
         self.is_fused = self._fused is not None
         self.extrapolated_runs = 0  # iterations with chunks outside the range the profile was fitted in
+        prompt = "prompt attention"
+        self.ranges: dict[tuple[str, str], tuple[float, float]] = {
+            (prompt, "new tokens"): (prompts["new_tokens"][0], self._most_new),
+            (prompt, "cached tokens"): (prompts.get("context_tokens", (0.0, 0.0))[0], self._most_context),
+            ("decode attention", "sequences"): (reach["decode_seqs"][0], reach["decode_seqs"][1]),
+            ("decode attention", "tokens a sequence"): (reach["decode_mean_tokens"][0], self._most_mean),
+        }
+        self.asked = dict.fromkeys(self.ranges, 0)  # the most that was asked for outside of them
 
     def dense_s(self, n_tokens: int) -> float:
         """GEMMs, norms, activations of all layers on ``n_tokens`` tokens [s]."""
@@ -144,7 +152,7 @@ class CalibratedOperations:
         """Attention of chunks in one launch per layer [s]."""
         for new, context in chunks:
             if new > self._most_new or context > self._most_context:
-                self.extrapolated_runs += 1
+                self._outside(chunks, 0, 0)
                 break
         seconds = 0.0
         for layers in self._attention:
@@ -157,12 +165,19 @@ class CalibratedOperations:
         n_layers, attention = self._fused
         for new, context in chunks:
             if new > self._most_new or context > self._most_context:
-                self.extrapolated_runs += 1
+                self._outside(chunks, 0, 0)
                 break
         else:
             if batch > self._most_seqs or longest_tokens > self._most_mean:
-                self.extrapolated_runs += 1
+                self._outside(chunks, batch, longest_tokens)
         return n_layers * attention.fused_s(chunks, batch, context_tokens, longest_tokens)
+
+    def _outside(self, chunks: Chunks, batch: int, tokens: int) -> None:
+        """Count an iteration outside of what was measured, and note how far it reaches along each axis."""
+        self.extrapolated_runs += 1
+        reached = (max(new for new, _ in chunks), max(context for _, context in chunks), batch, tokens)
+        for axis, most in zip(self.ranges, reached, strict=True):
+            self.asked[axis] = max(self.asked[axis], most)
 
     def decode_attention(self, batch: int) -> DecodeCurve:
         """Attention of ``batch`` decoding sequences over their total context, all layers.

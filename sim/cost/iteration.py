@@ -53,6 +53,7 @@ class IterationCost(CostModel):
         self.capture_sizes = tuple(capture_sizes)
         self.provenance = provenance or getattr(operations, "provenance", {})  # where the operations' times come from
         self.extrapolated_runs = 0  # decode paces asked for outside the operations' range
+        self._most_seqs_outside = self._most_mean_outside = 0  # of those: sequences, and tokens of one on average
         if any(size < 1 for size in self.capture_sizes) or sorted(set(self.capture_sizes)) != [*self.capture_sizes]:
             raise ConfigError(f"cost.capture_sizes must be ascending and >= 1 [tokens], got {self.capture_sizes}")
         self._decode: dict[int, _Decode] = {}
@@ -84,7 +85,7 @@ class IterationCost(CostModel):
         growth = slope * growing
         n_steps = -((context - knots[i + 1]) // growing) if growing else FAR
         if context > valid_to:
-            self.extrapolated_runs += 1
+            self._outside(batch, context)
         if skew:
             device += skew * (longest * batch - context)
             if growing != batch:  # the longest slides over its window and stays, the others catch up
@@ -124,11 +125,29 @@ class IterationCost(CostModel):
             if skew:
                 device += skew * (longest * batch - context)
             if context > valid_to:
-                self.extrapolated_runs += 1
+                self._outside(batch, context)
         if moved or hosted:
             device += ps_from_s(self.operations.copy_s(moved, hosted))
         host = self._base_ps + n_seqs * self._per_seq_ps + finished * self._finished_ps
         return device + host if self._is_sync else max(device, host)
+
+    def _outside(self, batch: int, context: int) -> None:
+        """Count a decode iteration outside of what was measured, and how far it reaches."""
+        self.extrapolated_runs += 1
+        self._most_seqs_outside = max(self._most_seqs_outside, batch)
+        self._most_mean_outside = max(self._most_mean_outside, context // batch)
+
+    def extrapolations(self) -> list[str]:
+        """What was asked for outside of what was measured: operation, axis, how far, and the range."""
+        operations = self.operations
+        asked = dict(getattr(operations, "asked", {}))
+        for axis, most in (("sequences", self._most_seqs_outside), ("tokens a sequence", self._most_mean_outside)):
+            asked["decode attention", axis] = max(most, asked.get(("decode attention", axis), 0))
+        return [
+            f"{operation}: {axis} up to {asked[operation, axis]:,}, measured {low:,.0f} to {high:,.0f}"
+            for (operation, axis), (low, high) in getattr(operations, "ranges", {}).items()
+            if asked.get((operation, axis), 0) > high
+        ]
 
     def _tabulate(self, batch: int) -> _Decode:
         """Integer tables of one batch size, made when it first occurs."""

@@ -217,8 +217,10 @@ def warnings(
             f"Percentiles rest on {numbers['completed']:,} requests; a p99 needs at least {TRUSTED_P99_REQUESTS:,}."
         )
     for name, value in (*counts.items(), *result.provenance.items()):
-        if "extrapolated" in name and value:
-            said.append(f"{value:,} {name.replace('_', ' ')}: outside the range the costs were measured in.")
+        if name.endswith("extrapolated_runs") and value:
+            reached = "; ".join(result.provenance.get("extrapolated", ()))
+            where = f" ({reached})" if reached else ""
+            said.append(f"{value:,} {name.replace('_', ' ')}: outside the range the costs were measured in{where}.")
     cost = result.provenance.get("cost")
     if isinstance(cost, Mapping) and str(cost.get("source", "")).startswith("data sheet"):
         said.append("Iteration times follow from the device's data sheet (cost=roofline): nobody measured them.")

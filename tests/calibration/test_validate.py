@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from calibration.engine_run import read_engine_run
 from calibration.host_time import first_third, learn_host
 from calibration.prediction import configuration, kernels_of, predictor, queued_ns
 from calibration.steps.fit import fit
-from calibration.steps.validate import validate
+from calibration.steps.validate import learnt_nothing, saturation, validate
+from sim.cost.host import HostCost
 from sim.errors import ConfigError, ProfileError, TraceError
 from sim.profile import read_profile
 from sim.record import ITERATION_COLUMNS, Table
@@ -271,6 +273,9 @@ def test_errors_beyond_the_tolerance_are_missed():
     assert not Line("tpot", "p99", "ms", 100.0, 91.9).is_met
 
 
+COLUMNS = ("arrival_ns", "queued_ns", "first_token_ns", "last_token_ns", "prompt_tokens", "output_tokens", "prompts")
+
+
 @pytest.fixture(scope="module")
 def recorded():
     run = read_engine_run(RUN)
@@ -314,6 +319,29 @@ def test_prompts_that_begin_alike_are_computed_once(recorded):
     assert hits[1] == 0
 
 
+def test_a_learnt_host_of_nothing_says_whether_the_kernels_are_already_too_slow():
+    def alone(simulated: float) -> dict[str, list[Line]]:
+        return {"kernels alone": [Line("tpot", "mean", "ms", 100.0, simulated)]}
+
+    nothing, something = HostCost(0.0, 0.0), HostCost(0.0, 0.0, gap_s=1e-4)
+    assert learnt_nothing(alone(104.0), something) == []
+    assert learnt_nothing(alone(104.0), None) == []
+    assert "TPOT is +4.0% off, so the kernels' times are already too slow" in learnt_nothing(alone(104.0), nothing)[0]
+    assert "TPOT is -0.1% off, so none is missing" in learnt_nothing(alone(99.9), nothing)[0]
+
+
+@needs_run
+def test_a_run_near_saturation_says_what_three_percent_of_an_iteration_do_to_ttft(recorded):
+    run, _, predict = recorded
+    said = saturation(predict, predict(predict.default_host()))
+    shorter, longer = (float(x) for x in re.search(r"by (-[\d.]+)% or \+([\d.]+)%", said[0]).groups())
+    assert shorter < -6.0
+    assert longer > 6.0
+    few = dataclasses.replace(run, **{name: getattr(run, name)[:4] for name in COLUMNS})
+    calm = dataclasses.replace(predict, recorded=few)  # four requests wait for nobody
+    assert saturation(calm, calm(calm.default_host())) == []
+
+
 @needs_run
 def test_an_idle_device_is_seen_in_every_statistic(recorded):
     run, _, predict = recorded
@@ -325,10 +353,7 @@ def test_an_idle_device_is_seen_in_every_statistic(recorded):
 @needs_run
 def test_host_time_learnt_from_a_third_predicts_the_rest_of_a_run_simulated_with_it(recorded):
     run, _, predict = recorded
-    columns = (
-        "arrival_ns", "queued_ns", "first_token_ns", "last_token_ns", "prompt_tokens", "output_tokens", "prompts",
-    )  # fmt: skip
-    short = dataclasses.replace(run, **{name: getattr(run, name)[:90] for name in columns})
+    short = dataclasses.replace(run, **{name: getattr(run, name)[:90] for name in COLUMNS})
     predict = dataclasses.replace(predict, recorded=short)
     made = predict(predict.host(gap_s=1e-3, prefill_gap_s=4e-3))
     times = {name: getattr(made, name) for name in ("queued_ns", "first_token_ns", "last_token_ns")}

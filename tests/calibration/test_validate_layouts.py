@@ -17,6 +17,7 @@ from calibration.comparison import compare
 from calibration.engine_run import read_engine_run
 from calibration.importers.llmservingsim import import_llmservingsim, model_key
 from calibration.prediction import Predicted, RankOperations, configuration, kernels_of, predictor, queued_ns
+from calibration.steps.recordings import recordings
 from calibration.steps.validate import capacity_words, validate
 from sim.config import compose, make
 from sim.cost.host import HostCost
@@ -167,6 +168,28 @@ def test_the_command_prints_the_table_of_two_ranks(two_ranks, tmp_path, capsys):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: whether the page is drawn cannot be seen")
+def test_every_run_of_a_folder_is_predicted_and_each_mechanism_weighed(short_of_memory, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "lock_step").symlink_to(short_of_memory)
+    assert main(["step=recordings", f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "lock_step, kernels alone: TTFT +0.0%, TPOT +0.0%, E2EL +0.0%, THROUGHPUT +0.0%" in printed
+    found = json.loads((tmp_path / "out" / "recordings.json").read_text())
+    means = {
+        row["prediction"]: row["error_frac"]
+        for row in found["ablation"]["lock_step"]
+        if (row["metric"], row["statistic"]) == ("e2el", "mean")
+    }
+    assert means["all"] > 0.0  # the documented host, which this engine had not
+    assert means["without what passes between kernels"] < means["all"]
+    assert means["without unequal contexts"] == means["all"]  # its kernels were not measured with any
+    assert means["without the engine's own KV capacity (derived instead)"] < means["all"]  # which was short
+    page = (tmp_path / "out" / "recordings.html").read_text()
+    assert "What each mechanism is worth" in page
+    with pytest.raises(TraceError, match="no recorded run"):
+        recordings(str(tmp_path / "out"), str(tmp_path))
+
+
 def test_the_page_is_drawn_in_light_and_dark_without_network(two_ranks, tmp_path, capsys):
     validate(str(two_ranks), None, str(tmp_path))
     capsys.readouterr()

@@ -10,6 +10,8 @@ from sim.config import compose, make
 from sim.cost.attention import nodes
 from sim.cost.calibrated import CalibratedOperations, draw_errors
 from sim.cost.dense import TABULATED_SEQS, TABULATED_TOKENS, Curve
+from sim.cost.host import HostCost
+from sim.cost.iteration import IterationCost
 from sim.cost.surface import SoftRoofline, monotone
 from sim.cost.table import Axis, Plane, Space, Table
 from sim.errors import ConfigError, ProfileError
@@ -154,6 +156,23 @@ def test_outside_the_range_is_counted(rtx):
     rtx.prefill_attention_s((Chunk(4_096, 0),))
     rtx.prefill_attention_s((Chunk(16, 20_000),))
     assert rtx.extrapolated_runs == before + 2
+
+
+def test_what_lies_outside_is_named_with_its_axis_and_the_range_measured(rtx):
+    device = part("hardware", "hardware=rtxpro6000").device
+    cost = IterationCost(
+        CalibratedOperations(find_profile(None, device.name), part("model"), device), HostCost(0.0, 0.0)
+    )
+    cost.pace(StepShape((Chunk(512, 0),), 4, 400, 100, 4))
+    assert cost.extrapolations() == []
+    cost.pace(StepShape((Chunk(4_096, 20_000),)))
+    cost.pace(StepShape((), 300, 300 * 30_000, 30_000, 300))
+    assert cost.extrapolations() == [
+        "prompt attention: new tokens up to 4,096, measured 16 to 2,048",
+        "prompt attention: cached tokens up to 20,000, measured 0 to 16,384",
+        "decode attention: sequences up to 300, measured 1 to 256",
+        "decode attention: tokens a sequence up to 30,000, measured 17 to 16,385",
+    ]
 
 
 def test_a_profile_of_one_model_refuses_another():
