@@ -22,6 +22,7 @@ from sim.spec import (
     DeviceSpec,
     Gemm,
     Layers,
+    Mla,
     ModelSpec,
     as_given,
     positive,
@@ -39,14 +40,27 @@ SAMPLER_PASSES = 6.0
 128 sequences of 128,256 logits: 64 us."""
 
 
+class Reached(NamedTuple):
+    """What attention kernels of one kind reach."""
+
+    prefill_floor_s: float
+    prefill_flops_frac: float
+    decode_floor_s: float
+    decode_flops_frac: float
+    decode_bandwidth_frac: float
+    prefill_passes: float = 0.0
+    decode_passes: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Efficiency:
     """Shares of the data sheet's peaks that kernels reach, and what a kernel takes however little it does.
 
     Source of the defaults: least absolute error in log time over NVIDIA's aiconfigurator tables of an H200 with vLLM
     0.24, GEMMs of at least 2,048 x 4,096, FlashAttention-3 with 32 and 64 heads; elementwise kernels from
-    LLMServingSim's times on an RTX PRO 6000; experts, as the sum of floor, arithmetic and traffic, from the same H200
-    tables, evenly routed, over at most 8 ranks: Triton's kernels in bf16 and in fp8 by blocks, 4-bit ones in mxfp4;
+    LLMServingSim's times on an RTX PRO 6000; from the same H200 tables, as sums of floor, arithmetic and traffic,
+    latent attention (DeepSeek-V3's module less its matrices, FlashAttention and FlashMLA) and experts (evenly routed,
+    over at most 8 ranks: Triton's kernels in bf16 and in fp8 by blocks, 4-bit ones in mxfp4);
     all-reduce from vLLM's own on 2, 4 and 8 H200, and over PCIe from NCCL on two RTX PRO 6000 (LLMServingSim,
     profiler/perf/RTXPRO6000/hardware.yaml: 12.7 us for 4 KiB, 587 us for 20 MiB; a floor and a bandwidth give all its
     sizes within 10 %). That other devices reach the same shares is an assumption.
@@ -67,6 +81,14 @@ class Efficiency:
     fp8_decode_floor_s: float = 13.5e-6
     elementwise_bandwidth_frac: float = 0.84
     elementwise_floor_s: float = 2.7e-6
+    latent_floor_s: float = 63e-6  # a layer's kernels between the matrices together
+    latent_prefill_flops_frac: float = 0.84
+    latent_prefill_passes: float = 1.8  # times that queries, keys and values of a token are read or written
+    latent_decode_flops_frac: float = 0.74
+    latent_decode_bandwidth_frac: float = 0.92
+    latent_decode_passes: float = 3.4
+    fp8_latent_floor_s: float = 75e-6
+    fp8_latent_decode_bandwidth_frac: float = 0.65
     expert_flops_frac: float = 0.78
     expert_bandwidth_frac: float = 0.93
     expert_floor_s: float = 17.2e-6  # of one of an expert's two products
@@ -89,6 +111,31 @@ class Efficiency:
             if name.endswith("_frac") and share > 1.0:
                 raise ConfigError(f"cost.operations.efficiency.{name} must be > 0 and <= 1, got {as_given(share)}")
 
+    def of(self, attention: Attention, is_fp8: bool) -> Reached:
+        """What kernels of this kind of attention reach, with KV in fp8 or not."""
+        if isinstance(attention, Mla):
+            floor_s = self.fp8_latent_floor_s if is_fp8 else self.latent_floor_s
+            return Reached(
+                prefill_floor_s=floor_s,
+                prefill_flops_frac=self.latent_prefill_flops_frac,
+                decode_floor_s=floor_s,
+                decode_flops_frac=self.latent_decode_flops_frac,
+                decode_bandwidth_frac=self.fp8_latent_decode_bandwidth_frac
+                if is_fp8
+                else self.latent_decode_bandwidth_frac,
+                prefill_passes=self.latent_prefill_passes,
+                decode_passes=self.latent_decode_passes,
+            )
+        is_small = attention.head_dim < SMALL_HEAD_DIM
+        flops_frac = self.prefill_small_head_flops_frac if is_small else self.prefill_flops_frac
+        return Reached(
+            prefill_floor_s=self.prefill_floor_s,
+            prefill_flops_frac=flops_frac,
+            decode_floor_s=self.fp8_decode_floor_s if is_fp8 else self.decode_floor_s,
+            decode_flops_frac=flops_frac,
+            decode_bandwidth_frac=self.fp8_decode_bandwidth_frac if is_fp8 else self.decode_bandwidth_frac,
+        )
+
 
 class _AttentionTimes(NamedTuple):
     """What attention of some layers of one kind takes [s]."""
@@ -102,7 +149,10 @@ class _AttentionTimes(NamedTuple):
     per_unpack_s: float  # per entry read in prefill, before all pairs
     per_scan_pair_s: float  # per (query, key) pair to select from, in prefill
     per_scan_s: float  # per entry to select from, in decode
-    per_token_s: float  # per token, whatever it attends to
+    per_token_s: float  # per token of a prompt, whatever it attends to
+    per_decode_s: float  # per decoding sequence, whatever it attends to
+    prefill_floor_s: float
+    decode_floor_s: float
     per_seq_s: float  # a state read and written
 
 
@@ -117,42 +167,41 @@ class Roofline:
     peer_to_peer: bool = True  # whether devices on PCIe reach one another without passing through host memory
     _stack: tuple[Layers, ...] = field(init=False, repr=False)  # as one rank holds it
     _attention: tuple[_AttentionTimes, ...] = field(init=False, repr=False)
-    _decode_floor_s: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        efficiency, is_fp8 = self.efficiency, self.model.kv_dtype == "fp8"
         attentions = self.model.rank_attentions(self.tensor_parallel)
         derived = {
             "_stack": self.model.rank_stack(self.tensor_parallel),
             "_attention": tuple(self._attention_times(*one) for one in attentions),
-            "_decode_floor_s": efficiency.fp8_decode_floor_s if is_fp8 else efficiency.decode_floor_s,
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 
     def _attention_times(self, n_layers: int, attention: Attention) -> _AttentionTimes:
-        device, efficiency = self.device, self.efficiency
-        entry_bytes, work = attention.kv_bytes_per_token(self.model.kv_bytes), attention.work(TILE_ROWS)
+        device, model = self.device, self.model
+        entry_bytes, work = attention.kv_bytes_per_token(model.kv_bytes), attention.work(TILE_ROWS)
+        reached = self.efficiency.of(attention, model.kv_dtype == "fp8")
         bandwidth, peak = device.bandwidth_bytes_per_s, device.flops_per_s("bf16")
-        is_small = attention.head_dim < SMALL_HEAD_DIM
-        prefill_frac = efficiency.prefill_small_head_flops_frac if is_small else efficiency.prefill_flops_frac
-        is_fp8 = self.model.kv_dtype == "fp8"
-        decode_frac = efficiency.fp8_decode_bandwidth_frac if is_fp8 else efficiency.decode_bandwidth_frac
-        per_read_s = (entry_bytes - work.scan_bytes) / (bandwidth * decode_frac)
-        multiplied_per_s, elementwise_per_s = peak * prefill_frac, bandwidth * efficiency.elementwise_bandwidth_frac
-        scanned_per_s = device.flops_per_s("fp8") * prefill_frac
+        multiplied_per_s, elementwise_per_s = peak * reached.prefill_flops_frac, self._elementwise_bytes_per_s
+        scanned_per_s = device.flops_per_s("fp8") * reached.prefill_flops_frac
+        read_per_s = bandwidth * reached.decode_bandwidth_frac
+        per_read_s = (entry_bytes - work.scan_bytes) / read_per_s
         return _AttentionTimes(
             n_layers=n_layers,
             n_read=attention.n_read,
             per_pair_s=work.pair_flops / multiplied_per_s,
             per_read_s=per_read_s,
-            per_entry_s=max(per_read_s, work.entry_flops / multiplied_per_s),
+            per_entry_s=max(per_read_s, work.entry_flops / (peak * reached.decode_flops_frac)),
             per_append_s=entry_bytes / elementwise_per_s,
-            per_unpack_s=work.unpack_flops / (peak * efficiency.gemm_flops_frac),
+            per_unpack_s=work.unpack_flops / (peak * self.efficiency.gemm_flops_frac),
             per_scan_pair_s=work.scan_flops / scanned_per_s,
-            per_scan_s=max(work.scan_flops / scanned_per_s, work.scan_bytes / (bandwidth * decode_frac)),
-            per_token_s=work.token_flops / multiplied_per_s,
+            per_scan_s=max(work.scan_flops / scanned_per_s, work.scan_bytes / read_per_s),
+            per_token_s=work.token_flops / multiplied_per_s
+            + reached.prefill_passes * work.prefill_token_bytes / bandwidth,
+            per_decode_s=reached.decode_passes * work.decode_token_bytes / bandwidth,
             per_seq_s=2.0 * attention.state_bytes_per_seq() / elementwise_per_s,
+            prefill_floor_s=reached.prefill_floor_s,
+            decode_floor_s=reached.decode_floor_s,
         )
 
     def dense_s(self, n_tokens: int) -> float:
@@ -191,7 +240,7 @@ class Roofline:
                 new_tokens += new
                 cached += context
                 scanned += attended_pairs(new, context)
-            attention = efficiency.prefill_floor_s + max(pairs * kind.per_pair_s, entries * kind.per_read_s)
+            attention = kind.prefill_floor_s + max(pairs * kind.per_pair_s, entries * kind.per_read_s)
             attention += cached * kind.per_unpack_s + scanned * kind.per_scan_pair_s
             attention += new_tokens * kind.per_token_s + len(chunks) * kind.per_seq_s
             append = efficiency.elementwise_floor_s + new_tokens * kind.per_append_s
@@ -286,7 +335,10 @@ class Roofline:
             if kind.n_read is not None and kind.n_read != self.model.window:
                 tokens = min(tokens, batch * kind.n_read)
             total += kind.n_layers * (
-                self._decode_floor_s + tokens * kind.per_entry_s + batch * (kind.per_append_s + kind.per_seq_s)
+                kind.decode_floor_s
+                + tokens * kind.per_entry_s
+                + context_tokens * kind.per_scan_s
+                + batch * (kind.per_append_s + kind.per_seq_s + kind.per_decode_s)
             )
         return total
 

@@ -55,6 +55,8 @@ class AttentionWork(NamedTuple):
     scan_flops: float = 0.0  # of one (query, key) pair to select what is read, over all the context [FLOP]
     scan_bytes: float = 0.0  # of one cached token to select from [B]
     token_flops: float = 0.0  # of one token, whatever it attends to [FLOP]
+    prefill_token_bytes: float = 0.0  # queries, keys, values and outputs of a prompt's token, between matrices [B]
+    decode_token_bytes: float = 0.0  # of a decoding sequence's token [B]
 
 
 class Attention(Protocol):

@@ -10,10 +10,18 @@ from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
 from sim.spec.kinds import AttentionWork, Gemm
-from sim.spec.values import whole
+from sim.spec.values import ACTIVATION_BYTES, whole
 
 INDEX_SCALE_BYTES = 4.0
 """Beside each cached fp8 key of the indexer, its scale. Source: vLLM, DeepseekV32IndexerCache: head_dim + 4 bytes."""
+
+
+COMPRESSED_PASSES = 16
+"""Times that a token's compressed queries and latent vector are read or written for each time that its heads' are.
+
+They are split, normed, turned, cached and gathered by small kernels of their own. Source: fitted with the passes of
+`sim.cost.roofline.Efficiency` to NVIDIA's aiconfigurator table of DeepSeek-V3's attention module on an H200.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +116,23 @@ class Mla:
         return 0.0
 
     def n_rotated(self) -> int:
-        """The part of queries and key with positions."""
-        return (self.n_heads + 1) * self.rope_dim
+        """None apart: what becomes of queries and keys between the matrices is counted as a whole (`work`)."""
+        return 0
 
     def work(self, tile_rows: int) -> AttentionWork:
         """Prompts multiply every head's query, key and value; decoding, all heads read the one latent vector."""
         n_tiles = -(-self.n_heads // tile_rows)
+        absorbed = 2 * self.kv_rank + self.rope_dim
+        compressed = COMPRESSED_PASSES * ((self.q_rank or 0) + self.kv_rank + self.rope_dim)
         return AttentionWork(
             pair_flops=2.0 * self.n_heads * (self.head_dim + self.v_dim),
-            entry_flops=2.0 * (2 * self.kv_rank + self.rope_dim) * n_tiles * tile_rows,
+            entry_flops=2.0 * absorbed * n_tiles * tile_rows,
             unpack_flops=2.0 * self.kv_rank * self.n_heads * (self.nope_dim + self.v_dim),
             scan_flops=2.0 * self.index_heads * self.index_dim if self.n_selected else 0.0,
             scan_bytes=self._index_bytes,
+            prefill_token_bytes=ACTIVATION_BYTES * (4 * self.n_heads * (self.head_dim + self.v_dim) + compressed),
+            decode_token_bytes=ACTIVATION_BYTES
+            * (2 * self.n_heads * (self.head_dim + absorbed + self.v_dim) + compressed),
         )
 
     @property
