@@ -1,3 +1,4 @@
+import itertools
 import time
 
 import pytest
@@ -52,7 +53,7 @@ def test_arrivals_come_when_the_clock_says(clock):
 
 def test_conversations_share_their_beginnings_and_are_the_same_at_any_rate():
     requests = conversations(60, 10.0, 500)
-    assert all(a.arrival_ns < b.arrival_ns for a, b in zip(requests, requests[1:], strict=False))
+    assert all(a.arrival_ns < b.arrival_ns for a, b in itertools.pairwise(requests))
     assert len({request.session_id for request in requests}) < 60
     later = [request for request in requests if request.turn]
     assert later
