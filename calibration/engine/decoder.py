@@ -7,7 +7,6 @@ positions are learnt), so other families have their shapes here, and their cost,
 """
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from calibration.engine import cpu_ops
+from calibration.engine.clocks import Clock, Wall
 from kernels.angles import cos_sin_table
 from kernels.decode_plan import DecodePlan
 from kernels.operations import operations
@@ -26,6 +26,7 @@ from kernels.paging import extents
 from kernels.prefill_plan import PrefillPlan
 from sim.errors import ConfigError
 from sim.spec import Dense, Gemm, Gqa, ModelSpec
+from sim.units import NS_PER_S
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SAFE_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -119,7 +120,7 @@ class Pool:
 
 
 class Decoder:
-    """The model. ``clock`` is told the name of each part when it is done, to time them in place; None costs nothing."""
+    """The model. With ``times`` a list, each part's name and seconds are added to it as it is done, by ``clock``."""
 
     def __init__(
         self,
@@ -128,8 +129,9 @@ class Decoder:
         dtype: str | None = None,
         seed: int = 0,
         folder: Path | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self.clock = model, device, clock or Wall()
         self.dtype = DTYPES[dtype or ("bf16" if device.type == "cuda" else "fp32")]
         self.ops: ModuleType | SimpleNamespace = operations(device) if device.type == "cuda" else cpu_ops
         found = random_weights(model, seed) if folder is None else read_weights(model, folder)
@@ -206,12 +208,12 @@ class Decoder:
     def _done(self, name: str) -> None:
         if self.times is not None:
             self.times.append((name, self._now_s() - self._since_s))
-            self._since_s = time.perf_counter()
+            self._since_s = self.clock.now_ns() / NS_PER_S
 
     def _now_s(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.clock.now_ns() / NS_PER_S
 
 
 def sample(logits: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:

@@ -7,7 +7,6 @@ The host's time is that of the same loop around a decoder that computes nothing.
 """
 
 import platform
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from calibration.engine.clocks import Clock
 from calibration.engine.decoder import Decoder, sample
 from calibration.engine.memory import Extents, Hierarchical, Paged, Sequence
 from calibration.engine.serving import Engine, make_batch, pool_of
@@ -30,6 +30,7 @@ from sim.kv.allocator import FirstFit
 from sim.kv.reservation import Growing
 from sim.request import Request
 from sim.step import Chunk
+from sim.units import NS_PER_S
 
 N_PASSES, N_REPEATS = 3, 2  # all shapes in another order each pass, so that no burst of a neighbour's hits one alone
 N_CALLS = 5  # of a copy
@@ -118,7 +119,7 @@ def measure(decoder: Decoder, shapes: Shapes) -> Measurements:
     return Measurements(
         device=torch.cuda.get_device_name() if decoder.device.type == "cuda" else f"CPU {platform.machine()}",
         source="kvtwin engine",
-        convention=f"parts of whole forward passes, clocked in place, median of {N_PASSES * N_REPEATS} and all layers",
+        convention=f"parts of whole passes, {decoder.clock.name} clock, median of {N_PASSES * N_REPEATS} and layers",
         provenance={"torch": torch.__version__, "threads": torch.get_num_threads()},
         subject={
             "model": model.name, "tensor_parallel": 1, "d_model": model.d_model, "d_ff": decoder.feed_forward.d_ff,
@@ -148,9 +149,9 @@ def timed_forward(decoder: Decoder, chunks: list[Chunk], decoding: list[int]) ->
     for repeat in range(N_REPEATS + 1):
         decoder.times = []
         logits = decoder.forward(batch, pool)
-        start = time.perf_counter()
+        start_ns = decoder.clock.now_ns()
         sample(logits, 0.0).tolist()
-        decoder.times.append(("sampler", time.perf_counter() - start))
+        decoder.times.append(("sampler", (decoder.clock.now_ns() - start_ns) / NS_PER_S))
         if repeat:  # the first allocates
             for name, seconds in decoder.times:
                 found[name].append(max(seconds, 1e-9))
@@ -184,7 +185,7 @@ def copies(decoder: Decoder, shapes: Shapes) -> list[Any]:
     pool = pool_of(decoder, n_slots, extent_tokens=shapes.most_tokens)
     extents = Extents(pool, decoder.ops.kv_copy, FirstFit, Growing())
     for n in powers(16, shapes.most_tokens):
-        seconds = repeated(lambda n=n: extents._move(list(range(n)), list(range(n_slots - n, n_slots))))  # type: ignore[misc]
+        seconds = repeated(decoder.clock, lambda n=n: extents._move(list(range(n)), list(range(n_slots - n, n_slots))))  # type: ignore[misc]
         rows.append(frame("block_copy", n=n, bytes=n * extents.token_bytes, seconds=seconds))
     n_blocks = shapes.most_tokens // 16
     host = Hierarchical(pool_of(decoder, n_slots), decoder.ops.kv_copy, n_blocks)
@@ -200,17 +201,19 @@ def copies(decoder: Decoder, shapes: Shapes) -> list[Any]:
                         there.copy_(here)
 
             n_bytes = n * 16 * host.token_bytes
-            rows.append(frame("transfer", detail=f"{way} pinned", n=n, bytes=n_bytes, seconds=repeated(move)))
+            rows.append(
+                frame("transfer", detail=f"{way} pinned", n=n, bytes=n_bytes, seconds=repeated(decoder.clock, move))
+            )
     return rows
 
 
-def repeated(run: Callable[[], Any]) -> float:
+def repeated(clock: Clock, run: Callable[[], Any]) -> float:
     """Median time of a call [s]."""
     times = []
     for _ in range(N_CALLS + 1):
-        start = time.perf_counter()
+        start_ns = clock.now_ns()
         run()
-        times.append(time.perf_counter() - start)
+        times.append((clock.now_ns() - start_ns) / NS_PER_S)
     return median(times[1:])
 
 
@@ -240,9 +243,9 @@ def measure_host(decoder: Decoder, shapes: Shapes) -> HostCost:
                 engine.step()
             while min(s.n_generated for s in engine.decoding) < 2:
                 engine.step()
-            start = time.perf_counter()
+            start_ns = decoder.clock.now_ns()
             engine.step()
-            found.append(time.perf_counter() - start)
+            found.append((decoder.clock.now_ns() - start_ns) / NS_PER_S)
         rows.append((1.0, float(batch), float(n_ending)))
         seconds.append(median(found))
     base, per_seq, per_finished = np.linalg.lstsq(np.array(rows), np.array(seconds), rcond=None)[0]

@@ -6,7 +6,6 @@ admitted last gives way when memory is short, and computes its KV anew. Planning
 another (`plans_ahead` false): the host's time adds to the device's.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Row
@@ -22,8 +21,8 @@ from kernels.decode_plan import DecodePlan, plan_decode
 from kernels.prefill_plan import plan_prefill
 from sim.errors import ConfigError
 from sim.request import Request
+from sim.units import NS_PER_S
 
-NS_PER_S = 1_000_000_000
 CAPTURED = (1, 2, 4, *range(8, 257, 8))  # batch sizes whose decode iteration becomes a CUDA graph, as vLLM's
 
 
@@ -40,7 +39,7 @@ class Iteration:
 
 @dataclass(eq=False)
 class Engine:
-    """A decoder, its memory, and who is being served. Clock and sleep are given, for tests.
+    """A decoder, its memory, and who is being served.
 
     Parameters
     ----------
@@ -55,7 +54,6 @@ class Engine:
     max_num_batched_tokens: int = 512
     max_num_seqs: int = 32
     temperature: float = 0.0
-    clock: Callable[[], int] = time.perf_counter_ns
     told: Callable[[Sequence, int], None] | None = None  # of every token as it is generated
     waiting: deque[Sequence] = field(default_factory=deque)
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
@@ -88,7 +86,7 @@ class Engine:
         n_tokens, most = len(sequence.tokens) + sequence.request.output_tokens, self.decoder.model.max_len
         if not sequence.tokens or n_tokens > most:
             raise ConfigError(f"prompt and answer must have 2 to {most} tokens together, got {n_tokens}")
-        sequence.queued_ns = self.clock()
+        sequence.queued_ns = self.decoder.clock.now_ns()
         self.waiting.append(sequence)
 
     def abort(self, sequence: Sequence) -> None:
@@ -99,15 +97,17 @@ class Engine:
         if sequence.holding is not None:
             self.memory.release(sequence)
 
-    def serve(self, requests: Iterable[Sequence], sleep: Callable[[float], None] = time.sleep) -> list[Sequence]:
-        """Serve sequences as their requests arrive, in real time from now on; all of them, answered."""
+    def serve(self, requests: Iterable[Sequence]) -> list[Sequence]:
+        """Serve sequences as their requests arrive, in the clock's time from now on; all of them, answered."""
         todo = deque(sorted(requests, key=lambda sequence: sequence.request.arrival_ns))
-        served, start_ns = list(todo), self.clock()
+        served, start_ns = list(todo), self.decoder.clock.now_ns()
         while todo or not self.is_idle:
-            while todo and start_ns + todo[0].request.arrival_ns <= self.clock():
+            while todo and start_ns + todo[0].request.arrival_ns <= self.decoder.clock.now_ns():
                 self.submit(todo.popleft())
             if self.is_idle:
-                sleep((start_ns + todo[0].request.arrival_ns - self.clock()) / NS_PER_S)
+                self.decoder.clock.sleep(
+                    (start_ns + todo[0].request.arrival_ns - self.decoder.clock.now_ns()) / NS_PER_S
+                )
             else:
                 self.step()
         return served
@@ -126,14 +126,14 @@ class Engine:
             chunks = self._plan()  # all gave way: now they come back one by one
         if not chunks and not self.decoding:
             raise ConfigError(f"{self.waiting[0].target_tokens} tokens of a sequence alone exceed the KV memory")
-        now_ns = self.clock()
+        now_ns = self.decoder.clock.now_ns()
         for sequence, _ in chunks:
             sequence.scheduled_ns = now_ns if sequence.scheduled_ns is None else sequence.scheduled_ns
         decoding = list(self.decoding)
         logits = self._forward(chunks, decoding)
         complete = [one for one, n in chunks if one.computed_tokens + n == one.target_tokens]
         tokens = sample(logits, self.temperature, self._generator).tolist() if len(logits) else []
-        end_ns = self.clock()
+        end_ns = self.decoder.clock.now_ns()
         for sequence, n_new in [*chunks, *((one, 1) for one in decoding)]:
             sequence.computed_tokens += n_new
             sequence.resident_tokens += n_new

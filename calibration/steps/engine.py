@@ -29,6 +29,7 @@ class Told(NamedTuple):
 
 def engine(
     device: str,
+    clock: str,
     model: Row[str],
     caches: Mapping[str, Row[str]],
     settings: Row[str],
@@ -44,6 +45,8 @@ def engine(
     ----------
     device : str
         cuda or cpu.
+    clock : str
+        wall, or cpu: this thread's processor time in place of it, where neighbours take the processor away.
     model, settings : list of str
         Overrides of the simulator's configuration, for the model, and for memory and batching.
     caches : mapping
@@ -65,6 +68,7 @@ def engine(
     from rich.console import Console
 
     from calibration.engine.build import device_of
+    from calibration.engine.clocks import clock_of
     from calibration.engine.decoder import Decoder
     from calibration.engine.measure import Shapes, measure, measure_host
     from calibration.engine.traffic import conversations
@@ -80,11 +84,13 @@ def engine(
         raise ConfigError(f"host_gib must be > 0, got {host_gib}")
     base = compose([*model, *settings, *FOR_ALL])
     spec = make(base["model"], "model")
-    decoder = Decoder(spec, device_of(device), spec.kv_dtype, seed, Path(weights) if weights else None)
+    decoder = Decoder(
+        spec, device_of(device), spec.kv_dtype, seed, Path(weights) if weights else None, clock_of(clock, device)
+    )
     batching = base["batching"]
     shapes = Shapes(spec.max_len, batching["max_num_seqs"], batching["max_num_batched_tokens"])
     say = console.print
-    say(f"{spec.name}: {spec.n_params / 1e6:.1f} M parameters on {device}; measuring its parts in place")
+    say(f"{spec.name}: {spec.n_params / 1e6:.1f} M parameters on {device}, by the {clock} clock; measuring")
     write_measurements(measure(decoder, shapes), folder)
     host = measure_host(decoder, shapes)
     terms = {name: getattr(host, name) for name in ("base_s", "per_seq_s", "per_finished_s")}
@@ -139,7 +145,7 @@ def served(config: Mapping[str, Any], decoder: "Decoder", traffic: Row["Request"
     one = engine_of(config, decoder)
     sequences = [sequence_of(request, decoder.model.vocab) for request in traffic]
     gc.collect()
-    start_ns = one.clock()
+    start_ns = decoder.clock.now_ns()
     done = one.serve(sequences)
     write_run(folder, one, done, start_ns, {"device_name": config["hardware"]["device"]["name"]})
     return told_of(done, start_ns)

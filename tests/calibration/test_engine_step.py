@@ -36,7 +36,7 @@ def closed(tmp_path_factory, caches):
     folder = tmp_path_factory.mktemp("engine")
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        engine("cpu", TINY, caches, SETTINGS, 12, 0.01, None, str(folder), 0)
+        engine("cpu", "cpu", TINY, caches, SETTINGS, 12, 0.01, None, str(folder), 0)
     return folder, said.getvalue()
 
 
