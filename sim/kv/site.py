@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+
+import simpy
 
 from sim.kv.cache import Copies
 from sim.kv.capacity import KVCapacity
@@ -12,9 +13,6 @@ from sim.kv.tiers import Tiers
 from sim.record import Recorder
 from sim.spec import HardwareSpec, ModelSpec
 from sim.step import CostModel
-
-if TYPE_CHECKING:
-    import simpy
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Site:
         Where caches note what the next iteration waits for: one for all that serve the same batch.
     """
 
-    env: "simpy.Environment"
+    env: simpy.Environment
     cost: CostModel
     recorder: Recorder
     replica: int
