@@ -75,9 +75,11 @@ def run(
 
     check_run(config)
     made = Builder(config)
+    if cost is not None:
+        made.cost = cost
+    cost = made.cost
     scenario = scenario or made("scenario")
     capacity = made.capacity()
-    cost = cost or made.cost
     env = Clock()
     recorder = Recorder()
     fleet = Fleet(lambda index: made.replica(index, capacity, env, cost, recorder, traffic))

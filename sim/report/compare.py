@@ -168,7 +168,7 @@ def comparison_page(points: Sequence[Point]) -> str:
     if len(points) <= MAX_SIDE_BY_SIDE:
         headings, *rows = (list(row) for row in zip(headings, *rows, strict=True))
     table = Table(rows, headings, style="wide")
-    rates, found_again = over_rate(points), reuse(points, names)
+    rates, found_again, curves = over_rate(points), reuse(points, names), distributions(points, names)
     sections = [
         Section("table", "All points", "The best of each number in green and bold.", tables=[table]),
         *(
@@ -179,7 +179,7 @@ def comparison_page(points: Sequence[Point]) -> str:
         Section("speed", "Speed", "", [pareto(points, names), *speed(points, names)]),
         *([Section("reuse", "Reuse", REUSE, found_again)] if found_again else []),
         Section("memory", "Memory", "", memory(points, names)),
-        Section("latency", "Latency", "Every request of every run.", distributions(points, names)),
+        *([Section("latency", "Latency", "Every request of every run.", curves)] if curves else []),
         Section("words", "Words", "What the terms on this page mean.", tables=[Table(TERMS, style="facts")]),
     ]
     page = Page(

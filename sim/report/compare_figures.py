@@ -282,7 +282,10 @@ def _over_rate(groups: dict[str, list[Point]], key: str, title: str, unit: str, 
 
 
 def distributions(points: Sequence[Point], names: Sequence[str]) -> list[Figure]:
-    """Latency distributions of the points over one another, read from their requests; the best few by goodput."""
+    """Latency distributions of the points over one another, read from their requests; the best few by goodput.
+
+    A point that wrote its summary alone has none.
+    """
     import pyarrow.parquet as pq
 
     def merit(i: int) -> float:
@@ -290,9 +293,12 @@ def distributions(points: Sequence[Point], names: Sequence[str]) -> list[Figure]
         goodput = numbers["request_goodput"]
         return -float(numbers["request_throughput"] if goodput is None else goodput)
 
-    chosen = sorted(sorted(range(len(points)), key=merit)[:MAX_CURVES])
+    kept = [i for i, point in enumerate(points) if (point.path / "requests.parquet").is_file()]
+    chosen = sorted(sorted(kept, key=merit)[:MAX_CURVES])
+    if not chosen:
+        return []
     tables = {names[i]: pq.read_table(points[i].path / "requests.parquet", columns=list(LIMITS)) for i in chosen}
-    caption = f"The {MAX_CURVES} points of the best goodput." if len(points) > MAX_CURVES else ""
+    caption = f"The {MAX_CURVES} points of the best goodput." if len(kept) > MAX_CURVES else ""
     return [
         overlay(f"cdf-{key[:4]}", title, {name: _values(table, key) for name, table in tables.items()}, caption)
         for key, title in TITLES.items()
