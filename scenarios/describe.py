@@ -152,7 +152,9 @@ def nearest(description: Description, quantity: str) -> tuple[str, Distribution]
 
 
 def capacity_tokens_per_s(model: ModelSpec, device: DeviceSpec, n_devices: int, dtype: str = "bf16") -> float:
-    """Tokens that a replica's peak arithmetic allows, attention left out: peak FLOP/s / (2 * parameters) [tokens/s].
+    """Tokens that a replica's peak arithmetic allows, attention left out [tokens/s].
+
+    Peak FLOP/s / (2 * parameters that a token is multiplied with).
 
     An upper bound: a real engine stays below it.
 
@@ -160,7 +162,7 @@ def capacity_tokens_per_s(model: ModelSpec, device: DeviceSpec, n_devices: int, 
     ----------
     Kaplan et al., "Scaling laws for neural language models", 2020: 2 FLOP per parameter and token in a forward pass.
     """
-    return n_devices * device.peak_flops.get(dtype, device.peak_flops["bf16"]) / (2 * model.n_params)
+    return n_devices * device.flops_per_s(dtype) / (2 * model.n_active_params)
 
 
 def describe_task(

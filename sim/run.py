@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sim.engine import Replica
     from sim.record import Recorder, Result, Table
     from sim.request import Scenario
+    from sim.spec import ModelSpec
     from sim.step import CostModel
 
 TOO_LONG = "iterations take longer than 106 days, 2**63 ps: look for a unit in hardware, cost and model"
@@ -114,17 +115,24 @@ def run(
         config=config,
         memory=capacity.terms,
         counts=tuple(replica.counts() for replica in replicas),
-        provenance=provenance(env, cost) | ({"notes": list(notes)} if notes else {}),
+        provenance=provenance(env, cost, made.model) | ({"notes": list(notes)} if notes else {}),
     )
 
 
-def provenance(env: "Clock", cost: "CostModel") -> dict[str, Any]:
-    """Where the numbers come from: the cost's profile, versions, and what the simulation took."""
+def provenance(env: "Clock", cost: "CostModel", model: "ModelSpec") -> dict[str, Any]:
+    """Where the numbers come from: the model, the cost's profile, versions, and what the simulation took."""
     from sim.cost.iteration import IterationCost
 
     operations = getattr(cost, "operations", None)
     extrapolated = getattr(cost, "extrapolated_runs", 0) + getattr(operations, "extrapolated_runs", 0)
     return {
+        "model": {
+            "source": model.source,
+            "parameters": model.n_params,
+            "active_parameters": model.n_active_params,
+            "kv_bytes_per_token": model.kv_bytes_per_token(),
+            "state_bytes_per_sequence": model.state_bytes_per_seq(),
+        },
         "cost": getattr(cost, "provenance", None) or {"source": "data sheet (roofline)"},
         "extrapolated_runs": extrapolated,
         "extrapolated": cost.extrapolations() if isinstance(cost, IterationCost) and extrapolated else [],

@@ -44,7 +44,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["scenario=replay", "scenario.path=no/such/file.csv"], "no/such/file.csv"),
         (["model=llama-3.1-70b"], "model=llama-3.1-70b (bf16 weights) does not fit hardware=NVIDIA H200 SXM"),
         (["slo.ttft_ms=-5"], "slo.ttft_ms must be"),
-        (["model=null"], "model must be one of falcon-7b, gpt2, "),
+        (["model=null"], "model must be one of codellama-34b, deepseek-r1, "),
         (["tiers=3"], "tiers must be one of dram, dram_nvme, got 3"),
         (["out=x"], "out is not a setting; did you mean hydra.run.dir?"),
         (["cache=streaming", "cache.window=3"], "cache.window is not a setting; did you mean cache.retention.window?"),
