@@ -66,6 +66,7 @@ class EngineSettings:
     block_tokens: int
     has_prefix_caching: bool
     is_async: bool
+    long_prefill_tokens: int  # of one prompt in an iteration at most; 0: no limit
     capture_sizes: tuple[int, ...]  # none: eager
     memory_utilization_frac: float
     weight_dtype: str
@@ -183,6 +184,7 @@ def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
         block_tokens=recorded.setting("block_size", int),
         has_prefix_caching=recorded.setting("enable_prefix_caching", bool),
         is_async=_is_async(recorded, version),
+        long_prefill_tokens=recorded.find("long_prefill_token_threshold") or 0,
         capture_sizes=_capture_sizes(recorded, max_num_seqs, max_tokens),
         memory_utilization_frac=recorded.setting("gpu_memory_utilization", float),
         weight_dtype=DTYPES[dtype],
@@ -207,7 +209,6 @@ def _not_simulated(recorded: Recorded) -> list[str]:
     left_out = [
         f"{name} {recorded.find(name)}"
         for name, harmless in (
-            ("long_prefill_token_threshold", (None, 0)),
             ("max_num_partial_prefills", (None, 1)),
             ("prefill_schedule_interval", (None, 1)),
             ("kv_offloading_size", (None, 0)),

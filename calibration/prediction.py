@@ -117,6 +117,7 @@ def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: 
     if hardware is None:
         raise ConfigError(f"no data sheet of {device!r} in conf/hardware, there are {', '.join(names('hardware'))}")
     overrides = [
+        f"engine={engine_of(settings.vllm_version)}",
         f"model={model}",
         f"model.weight_dtype={settings.weight_dtype}",
         f"model.kv_dtype={settings.kv_dtype}",
@@ -131,6 +132,7 @@ def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: 
         f"batching.max_num_seqs={settings.max_num_seqs}",
         f"batching.max_num_batched_tokens={settings.max_num_batched_tokens}",
         f"batching.plans_ahead={str(settings.is_async).lower()}",
+        f"batching.long_prefill_token_threshold={settings.long_prefill_tokens}",
         "cache=paged",
         f"cache.block_tokens={settings.block_tokens}",
         f"cache.prefix_caching={str(settings.has_prefix_caching).lower()}",
@@ -145,6 +147,26 @@ def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: 
     if settings.device_memory_bytes is not None:
         overrides.append(f"hardware.device.memory_gib={settings.device_memory_bytes / GIB}")
     return compose(overrides)
+
+
+def engine_of(version: str) -> str:
+    """The file in conf/engine of the newest vLLM that is no newer than a recorded one, else the oldest.
+
+    A version that is none, a nightly build, is taken for the newest. Where a switch came between two of the files, the
+    recorded settings say so, or their defaults by version (`engine_settings`).
+    """
+    engines = sorted((_version(name.removeprefix("vllm-")) or NEWEST, name) for name in names("engine"))
+    asked = _version(version) or NEWEST
+    return next((name for known, name in reversed(engines) if known <= asked), engines[0][1])
+
+
+NEWEST = (1 << 30, 0)
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    """Major and minor of a version, None if it is not one."""
+    parts = text.removeprefix("v").split(".")[:2]
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(part.isdecimal() for part in parts) else None
 
 
 def names(group: str) -> list[str]:

@@ -71,10 +71,11 @@ def contracts() -> dict[str, Any]:
     from sim.metrics import Slo
     from sim.request import Scenario
     from sim.router import Router
-    from sim.spec import HardwareSpec, ModelSpec
+    from sim.spec import EngineSpec, HardwareSpec, ModelSpec
     from sim.step import CostModel
 
     return {
+        "engine": EngineSpec,
         "model": ModelSpec,
         "hardware": HardwareSpec,
         "cost": CostModel,
@@ -98,6 +99,7 @@ class Builder:
         self.trusted = trusted_packages(config)
         self.model = self("model")
         self.hardware = self("hardware")
+        self.engine = self("engine")
 
     def __call__(self, group: str, **given: Any) -> Any:
         """The object that a group of the configuration describes."""

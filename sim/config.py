@@ -30,6 +30,7 @@ from sim.check import (
 )
 from sim.errors import ConfigError, SimError
 from sim.override import Override, argument, as_text
+from sim.resolvers import register
 
 RESULTS_FOLDER = dict.fromkeys(("out", "output", "out_dir", "output_dir", "folder"), "hydra.run.dir")
 """What the folder of results is called elsewhere."""
@@ -368,6 +369,7 @@ def _resolved(tree: dict[str, Any], removed: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    register()
     try:
         cfg = OmegaConf.create(tree)
         if missing := sorted(OmegaConf.missing_keys(cfg)):

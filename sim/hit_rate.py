@@ -123,7 +123,9 @@ def made_by(policy: str, config: Mapping[str, Any], trace: Trace) -> MadeBy:
 
     node: Any = config.get("eviction") if config.get("choices", {}).get("eviction") == policy else None
     if node is None:
-        node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "eviction" / f"{policy}.yaml"))
+        file: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "eviction" / f"{policy}.yaml"))
+        # What is the engine's concerns free blocks without content, and none are freed here.
+        node = {key: value for key, value in file.items() if not str(value).startswith("${engine.")}
     maker = make(node, "eviction", tuple(config.get("trusted_packages", ())), Evictor)
     order = node.get("order")
     if isinstance(order, Mapping) and "future" in signature(str(order["_target_"]), "eviction.order").parameters:

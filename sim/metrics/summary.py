@@ -101,6 +101,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
     preemptions = result.preemptions
     return {
         "seed": result.seed,
+        "engine": result.config.get("engine", {}).get("name"),
         "n_devices": result.n_devices,
         "n_replicas": result.n_replicas,
         "slo": {name: slo.limits()[name] for name in LIMITS},

@@ -105,7 +105,7 @@ def choices(config: Mapping[str, Any]) -> str:
     chosen = config.get("choices", {})
     parts = []
     swaps = () if chosen.get("preemption", "recompute") == "recompute" else ("preemption", "tiers")
-    for group in ("scenario", "cache", *swaps, "eviction", "batching", "queue", "router"):
+    for group in ("scenario", "engine", "cache", *swaps, "eviction", "batching", "queue", "router"):
         target = config.get(group, {}).get("_target_") if isinstance(config.get(group), Mapping) else None
         if group in chosen:
             parts.append(f"{group} {chosen[group]}")

@@ -1,6 +1,7 @@
 """Data sheets: what a model is a stack of, and the hardware under it. Facts made once from configuration."""
 
 from sim.spec.dense import Dense
+from sim.spec.engine import BatchLimit, EngineSpec
 from sim.spec.gqa import Gqa
 from sim.spec.hardware import DeviceSpec, HardwareSpec
 from sim.spec.kinds import Attention, FeedForward, Gemm
@@ -15,8 +16,10 @@ __all__ = [
     "COMPUTED_AS",
     "DTYPE_BYTES",
     "Attention",
+    "BatchLimit",
     "Dense",
     "DeviceSpec",
+    "EngineSpec",
     "FeedForward",
     "Gemm",
     "Gqa",

@@ -112,6 +112,7 @@ def short_of_memory(tmp_path_factory) -> Path:
     (folder / "requests.jsonl").write_text(json.dumps(PLACEHOLDER) + "\n")
     profile = kernels_of(read_engine_run(folder), folder, lambda _: None)
     overrides = [
+        "engine=vllm-0.10",
         "model=llama-3.1-8b", "hardware=rtxpro6000", "hardware.kv_blocks=699", "cache=paged", "batching=chunked",
         "batching.max_num_seqs=32", "batching.max_num_batched_tokens=512", "batching.plans_ahead=false",
     ]  # fmt: skip
@@ -324,8 +325,8 @@ def test_a_data_sheet_is_found_by_the_name_that_cuda_gives_the_device(short_of_m
 
 def test_settings_that_only_shade_the_schedule_are_noted(two_ranks, tmp_path):
     folder = spoil(
-        two_ranks, tmp_path, "meta.json", lambda t: t.replace('"fcfs"', '"fcfs", "long_prefill_token_threshold": 512')
+        two_ranks, tmp_path, "meta.json", lambda t: t.replace('"fcfs"', '"fcfs", "max_num_partial_prefills": 2')
     )
     notes = " ".join(read_engine_run(folder).notes)
-    assert "long_prefill_token_threshold 512" in notes
+    assert "max_num_partial_prefills 2" in notes
     assert "not simulated" in notes

@@ -49,7 +49,7 @@ def test_a_key_added_with_a_plus_is_refused_with_the_nearest_known_one(override:
         ("batching.max_num_seqs=many", "batching.max_num_seqs must be a whole number, got 'many'"),
         ("batching.max_num_seqs=1.5", "batching.max_num_seqs must be a whole number, got 1.5"),
         ("batching.max_num_seqs=[1]", "batching.max_num_seqs must be a whole number"),
-        ("batching.max_num_batched_tokens=4", "batching.max_num_batched_tokens must be >= batching.max_num_seqs"),
+        ("batching.max_num_seqs=8193", "batching.max_num_batched_tokens must be >= batching.max_num_seqs"),
     ],
 )
 def test_a_value_out_of_range_or_of_another_type_is_refused(override: str, expected: str) -> None:
@@ -83,7 +83,7 @@ def test_a_target_that_does_not_exist_is_named() -> None:
             "queue._target_ must be a subclass of sim.batching.queue.Queue, got sim.router.RoundRobin",
         ),
         (
-            "eviction={_target_:sim.router.RoundRobin}",
+            "eviction={_target_:sim.router.RoundRobin,blank_first:null}",
             "eviction._target_ must have the methods of Evictor, got sim.router.RoundRobin without claim()",
         ),
     ],

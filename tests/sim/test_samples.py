@@ -320,7 +320,7 @@ def test_sharing_saves_what_the_closed_form_says():
         for name, value in (("prompt", 160), ("output", 320))
         for end in ("low", "high")
     ]
-    how = ("scenario=synthetic", "scenario.n_requests=5", "scenario.rate=0.01", *lengths)
+    how = ("scenario=synthetic", "scenario.n_requests=5", "scenario.rate=0.01", "batching.forks_samples=true", *lengths)
     shared, single = (
         summary(simulate(*how, f"scenario.n_samples={n}"), Slo())["kvtwin"]["kv"]["saved_frac"] for n in (4, 1)
     )

@@ -10,6 +10,8 @@ from sim.report import table
 from sim.report.words import percent
 from tests.sim.tiny_run import tiny_run
 
+SHARED = "batching.forks_samples=true"  # as vLLM v0: answers share their prompt
+
 
 def printed(renderable, width=100):
     console = Console(file=StringIO(), width=width)
@@ -62,8 +64,8 @@ def test_a_run_without_requests_or_objectives_has_dashes():
 
 def test_what_answers_to_one_prompt_share_is_told_where_there_are_several():
     few = ("scenario=synthetic", "scenario.n_requests=20", "scenario.rate=2")
-    alone, several = (printed(table(simulate(*few, f"scenario.n_samples={n}"), Slo())) for n in (1, 4))
+    alone, several = (printed(table(simulate(*few, f"scenario.n_samples={n}", SHARED), Slo())) for n in (1, 4))
     assert "shared blocks" not in alone
-    saved = summary(simulate(*few, "scenario.n_samples=4"), Slo())["kvtwin"]
+    saved = summary(simulate(*few, "scenario.n_samples=4", SHARED), Slo())["kvtwin"]
     line = next(line for line in several.splitlines() if line.startswith("shared blocks"))
     assert f"save {percent(saved['kv']['saved_frac'])} of the slots; {saved['counts']['copied_blocks']} copied" in line
