@@ -17,7 +17,7 @@ from scenarios.traces.mooncake import BLOCK_TOKENS
 from scenarios.traces.plain import COLUMNS
 from scenarios.walk import Server, idle_server, recorded_server, walk
 from sim.errors import ConfigError
-from sim.request import FollowUps, Request, Scenario, block_keys
+from sim.request import Request, Scenario, block_keys, follow_up_of
 from sim.units import MS_PER_S, NS_PER_S
 
 FORMATS = ("csv", "mooncake")
@@ -182,7 +182,7 @@ def export_task(
     to = out / name if path is None else Path(path)
     server = idle_server(first_token_s, per_token_s) if run is None else recorded(Path(run))
     n = export(scenario, to, seed, format, server)
-    if run is None and isinstance(scenario, FollowUps):
+    if run is None and follow_up_of(scenario) is not None:
         console.print(
             f"Clients wait for answers here: they came after {first_token_s:g} s + {per_token_s:g} s a token; "
             "task.run=FOLDER takes them from a run."

@@ -12,7 +12,7 @@ import numpy as np
 from scenarios.distributions import require, require_positive
 from scenarios.sessions import Sessions
 from scenarios.synthetic import Synthetic
-from sim.request import Finished, FollowUps, Request, Segment, stream
+from sim.request import Finished, Request, Segment, follow_up_of, stream
 
 
 @dataclass(slots=True)
@@ -68,7 +68,8 @@ class Mixed:
         number = finished.request.id % len(self._running)
         answered = replace(finished, request=_map(finished.request, lambda i: i // len(self._running)))
         part = self._running[number]
-        request = part.follow_up(answered) if isinstance(part, FollowUps) else None
+        follow_up = follow_up_of(part)
+        request = None if follow_up is None else follow_up(answered)
         return None if request is None else self._mine(request, number)
 
     def _renumbered(self, requests: Iterator[Request], number: int) -> Iterator[Request]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from scenarios.distributions import is_number, require
 from sim.errors import ConfigError
-from sim.request import Finished, FollowUps, Request, Scenario
+from sim.request import Finished, Request, Scenario, follow_up_of
 from sim.units import ns_from_s
 
 
@@ -61,14 +61,14 @@ def walk(scenario: Scenario, seed: int, server: Server) -> Iterator[Request]:
     arriving: list[tuple[int, int, Request]] = []  # follow-ups: time, order
     ending: list[tuple[int, int, int, Finished]] = []  # answers: time, rank, order
     stream = scenario.requests(seed)
-    follow_ups = scenario if isinstance(scenario, FollowUps) else None
+    follow_up = follow_up_of(scenario)
     following = next(stream, None)
     order = last_ns = 0
     while following is not None or arriving or ending:
         outside_ns = inf if following is None else following.arrival_ns
         follow_up_ns = arriving[0][0] if arriving else inf
-        if follow_ups is not None and ending and ending[0][0] < min(outside_ns, follow_up_ns):
-            answer = follow_ups.follow_up(heappop(ending)[3])
+        if follow_up is not None and ending and ending[0][0] < min(outside_ns, follow_up_ns):
+            answer = follow_up(heappop(ending)[3])
             if answer is not None:
                 order += 1
                 heappush(arriving, (answer.arrival_ns, order, answer))
@@ -81,7 +81,7 @@ def walk(scenario: Scenario, seed: int, server: Server) -> Iterator[Request]:
             raise ConfigError(f"scenario: request {request.id} arrives before one that it follows has ended")
         last_ns = request.arrival_ns
         yield request
-        if follow_ups is not None:
+        if follow_up is not None:
             finished, rank = server(request)
             if finished.finish_ns < request.arrival_ns:
                 raise ConfigError(f"scenario: request {request.id} cannot end before it arrives")

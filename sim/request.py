@@ -1,8 +1,8 @@
 """What a client asks for, and the identity of the tokens it sends."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -47,20 +47,20 @@ class Finished:
 
 
 class Scenario(Protocol):
-    """Traffic: an open stream of requests."""
+    """Traffic: an open stream of requests, and where it has a method ``follow_up``, what finished ones bring about."""
 
     def requests(self, seed: int) -> Iterator[Request]:
         """Requests in order of arrival. Every call starts the same stream anew."""
         ...
 
 
-@runtime_checkable
-class FollowUps(Scenario, Protocol):
-    """Traffic in which requests that end bring about others: conversations, closed loops."""
+FollowUp = Callable[[Finished], Request | None]
+"""The request that a finished one brings about (next turn, next of a closed loop), at or after its finish."""
 
-    def follow_up(self, finished: Finished) -> Request | None:
-        """The request that a finished one brings about (next turn, next of a closed loop), at or after its finish."""
-        ...
+
+def follow_up_of(scenario: Scenario) -> FollowUp | None:
+    """What a scenario makes of a request's end; None of an open stream, which does not listen."""
+    return getattr(scenario, "follow_up", None)
 
 
 def stream(seed: int, purpose: str) -> np.random.Generator:

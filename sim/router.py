@@ -12,7 +12,7 @@ from sim.clock import Arrival, Clock
 from sim.engine import Replica
 from sim.errors import ConfigError, InvariantError
 from sim.fleet import Fleet
-from sim.request import Finished, FollowUps, Request, Scenario
+from sim.request import Finished, Request, Scenario, follow_up_of
 from sim.samples import sampled
 from sim.sequence import Sequence
 from sim.units import LAST_NS
@@ -68,7 +68,7 @@ class Traffic:
         self.fleet = fleet
         self.n_arrived = 0
         self._stream: Iterator[Request] = scenario.requests(seed)
-        self._follow_ups = scenario if isinstance(scenario, FollowUps) else None
+        self._follow_up = follow_up_of(scenario)
         self._next: Request | None = None
         self._arrival = Arrival(env)  # of the stream, one at a time
 
@@ -80,11 +80,11 @@ class Traffic:
     @property
     def is_closed_loop(self) -> bool:
         """Whether requests bring about others when they end."""
-        return self._follow_ups is not None
+        return self._follow_up is not None
 
     def ended(self, finished: Finished) -> None:
         """A request ended; what it brings about arrives in its time."""
-        request = None if self._follow_ups is None else self._follow_ups.follow_up(finished)
+        request = None if self._follow_up is None else self._follow_up(finished)
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")

@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Evictor, Unit
-from sim.request import Finished, FollowUps, Request, Scenario, block_keys
+from sim.request import Finished, Request, Scenario, block_keys, follow_up_of
 
 Touch = Literal["tail_first", "head_first", "head_first_once"]
 """How a request's blocks reach the evictor.
@@ -125,7 +125,7 @@ class Hits:
 
 def all_requests(scenario: Scenario, seed: int) -> Iterator[Request]:
     """Every request in order of arrival, each answered as it arrives: who waits for answers goes on at once."""
-    stream = scenario.requests(seed)
+    stream, follow_up = scenario.requests(seed), follow_up_of(scenario)
     following = next(stream, None)
     answers: list[tuple[int, int, Request]] = []  # follow-ups: time, order
     order = 0
@@ -135,7 +135,7 @@ def all_requests(scenario: Scenario, seed: int) -> Iterator[Request]:
         else:
             request = heappop(answers)[2]
         yield request
-        answer = scenario.follow_up(Finished(request, request.arrival_ns)) if isinstance(scenario, FollowUps) else None
+        answer = None if follow_up is None else follow_up(Finished(request, request.arrival_ns))
         if answer is not None:
             order += 1
             heappush(answers, (answer.arrival_ns, order, answer))
