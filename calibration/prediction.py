@@ -125,7 +125,7 @@ def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: 
         f"hardware.tensor_parallel={settings.tensor_parallel}",
         f"hardware.memory_utilization_frac={settings.memory_utilization_frac}",
         f"hardware.counts_graphs={str(settings.counts_graphs).lower()}",
-        *(("cost=calibrated", f"cost.profile={profile.path}") if profile else ("cost=roofline",)),
+        "cost=roofline",  # for its host and graphs: the predictor brings operations, which may be another device's
         f"cost.capture_sizes={list(settings.capture_sizes)}",
         f"cost.host.scheduling={'async' if settings.is_async else 'sync'}",
         "batching=chunked",
@@ -208,6 +208,7 @@ class RankOperations:
         degree = hardware.tensor_parallel
         self.alone = alone = CalibratedOperations(profile, model, hardware.device, degree)
         self.provenance, self.is_fused = alone.provenance, alone.is_fused
+        self.n_launches, self.ranges, self.asked = alone.n_launches, alone.ranges, alone.asked
         self.prefill_attention_s, self.fused_attention_s = alone.prefill_attention_s, alone.fused_attention_s
         self.decode_attention, self.copy_s = alone.decode_attention, alone.copy_s
         self._model, self._has_ranks = model, degree > 1

@@ -97,8 +97,11 @@ def mean_error(lines: list[Line], metric: str) -> float:
 def saturation(predict: Predictor, usual: Predicted) -> list[str]:
     """How far TTFT moves with the iterations' time, where it moves by several times as much: a queue near saturation.
 
-    There a few percent of TPOT decide over TTFT, and an error of TTFT says little more than one of TPOT.
+    There a few percent of TPOT decide over TTFT, and an error of TTFT says little more than one of TPOT. Answers of a
+    single token have none.
     """
+    if (predict.recorded.output_tokens == 1).all():
+        return []
 
     def ttft_s(predicted: Predicted) -> float:
         return float(np.mean(predicted.first_token_ns - predicted.queued_ns)) / NS_PER_S

@@ -343,6 +343,12 @@ def test_a_run_near_saturation_says_what_three_percent_of_an_iteration_do_to_ttf
 
 
 @needs_run
+def test_a_rank_launches_what_its_kernels_alone_launch(recorded):
+    _, _, predict = recorded
+    assert predict.operations.n_launches == predict.operations.alone.n_launches == 324
+
+
+@needs_run
 def test_an_idle_device_is_seen_in_every_statistic(recorded):
     run, _, predict = recorded
     alone, slow = (compare(run, predict(predict.host(gap_s=gap))) for gap in (0.0, 4e-3))
