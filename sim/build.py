@@ -172,6 +172,7 @@ class Builder:
             below=self("tiers") if self.config.get("tiers") else None,
             preemption=self("preemption"),
             max_batched_tokens=self.scheduler.most_tokens,
+            chunk_tokens=self.scheduler.chunk_tokens,
         )
         cache: KVCache = make(
             self._swapping(),

@@ -64,6 +64,11 @@ class Chunked(Scheduler):
         return self.max_num_batched_tokens
 
     @property
+    def chunk_tokens(self) -> int:
+        """``long_prefill_token_threshold``, or the whole budget."""
+        return min(self._most_at_once, self.max_num_batched_tokens)
+
+    @property
     def most_seqs(self) -> int:
         """``max_num_seqs``."""
         return self.max_num_seqs

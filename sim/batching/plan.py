@@ -183,6 +183,11 @@ class Scheduler(ABC):
         """Tokens of the largest iteration it plans; where it has no budget, vLLM's for a large device [tokens]."""
         return 8192
 
+    @property
+    def chunk_tokens(self) -> int | None:
+        """Tokens of one prompt that an iteration computes at most; None: prompts are computed whole [tokens]."""
+        return None
+
     @abstractmethod
     def plan(self, batch: Batch, now_ns: int) -> Plan | int | None:
         """The next iteration; the time at which to ask again if nothing arrives before; or None, on arrival."""

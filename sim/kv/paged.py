@@ -72,6 +72,7 @@ class PagedCache(PartitionCache):
         self.is_endless = False
         self.copies = site.copies
         self._window_blocks = None if window_tokens is None else -(-window_tokens // block_tokens)
+        self._chunk_blocks = None if site.chunk_tokens is None else -(-site.chunk_tokens // block_tokens)
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.pool.n_blocks)
         self._reserves_prompt = reserves_prompt
@@ -133,7 +134,11 @@ class PagedCache(PartitionCache):
                 n_tokens += n_loaded
         start = n_found * size
         n_new = -(-(start + n_tokens) // size) - n_found
-        n_asked = n_new if not self._reserves_prompt else -(-sequence.target_tokens // size) - n_found
+        n_asked = n_new
+        if self._reserves_prompt:
+            n_left = -(-sequence.target_tokens // size) - n_found
+            n_held = n_found if found is None else n_found - found.n_dropped
+            n_asked = max(n_new, min(n_left, self._most_blocks(sequence.target_tokens) - n_held))
         n_kept = self._watermark_blocks if pool.held_tokens else 0
         if n_asked + n_unparked + n_kept > pool.n_spare(ledger):
             return False
@@ -255,10 +260,10 @@ class PagedCache(PartitionCache):
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
 
-        Whoever is preempted just before its last token is computed anew as a whole, window or not.
+        Whoever is preempted just before its last token is computed anew up to there.
         """
         n_tokens = request.prompt_tokens + request.output_tokens - 1  # the last token's KV is never needed
-        n_blocks = -(-n_tokens // self.block_tokens)
+        n_blocks = self._most_blocks(n_tokens)
         if request.n_samples > 1:
             n_blocks = max(n_blocks, self._blocks_together(request, n_tokens))
         if n_blocks > self.pool.n_blocks:
@@ -270,6 +275,18 @@ class PagedCache(PartitionCache):
         pool = self.pool
         counts = {"evicted_blocks": pool.n_evicted, "kv_blocks": pool.n_blocks, "copied_blocks": self._n_copied}
         return counts if self.below is None else {**counts, **self.below.counts()}
+
+    def _most_blocks(self, n_tokens: int) -> int:
+        """Blocks that a sequence holds at most while so many tokens are computed.
+
+        Where a window slides over prompts in pieces, those of the window and of one piece, and one that both lie
+        across: ``SlidingWindowSpec.max_memory_usage_bytes`` (vLLM, v1/kv_cache_interface.py). What is loaded from below
+        comes as a whole.
+        """
+        n_blocks = -(-n_tokens // self.block_tokens)
+        if self._window_blocks is None or self._chunk_blocks is None or self.below is not None:
+            return n_blocks
+        return min(n_blocks, self._window_blocks + self._chunk_blocks + 1)
 
     def _blocks_together(self, request: Request, n_tokens: int) -> int:
         """Blocks of all answers to a prompt just before the last token of each."""

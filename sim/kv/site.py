@@ -38,6 +38,8 @@ class Site:
         What preempted sequences do about KV below.
     max_batched_tokens : int
         Tokens that an iteration computes at most, for estimates [tokens].
+    chunk_tokens : int or None
+        Tokens of one prompt that an iteration computes at most; None: prompts are computed whole [tokens].
     copies : Copies
         Where caches note what the next iteration waits for: one for all that serve the same batch.
     """
@@ -53,6 +55,7 @@ class Site:
     below: Tiers | None
     preemption: Preemption
     max_batched_tokens: int
+    chunk_tokens: int | None = None
     copies: Copies = field(default_factory=Copies)
 
     @property

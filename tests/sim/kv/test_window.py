@@ -90,3 +90,31 @@ def test_a_conversation_goes_on_from_the_last_window_of_its_answer():
     house = serve(Listed([first], {0: [(50, 6, 3)]}), kv=windowed(20))
     assert cached(house) == [0, 13 * SIZE]
     assert max(row["held_tokens"] for row in house.iterations()) == WINDOW + SIZE
+
+
+def sliding_in_pieces(n_blocks: int, **settings: object) -> partial:
+    """A window of 64 and prompts computed 32 tokens at a time: 4 + 2 + 1 blocks at most."""
+    return partial(cache_on, PagedCache, n_blocks * SIZE, Lru, SIZE, window_tokens=WINDOW, chunk_tokens=32, **settings)
+
+
+@pytest.mark.parametrize("reserves_prompt", [False, True])
+@pytest.mark.parametrize("max_steps", [None, 1])
+def test_a_prompt_longer_than_the_memory_is_served_where_a_window_and_a_piece_fit(reserves_prompt, max_steps):
+    listed = [asked(i, 7 * i, 1_000 + i, 40, content=((i % 2, 500), (10 + i, 500 + i))) for i in range(3)]
+    house = serve(
+        Listed(listed),
+        kv=sliding_in_pieces(7, reserves_prompt=reserves_prompt),
+        scheduler=partial(Chunked, 32, 4),
+        max_steps=max_steps,
+    )
+    assert len(house.requests()) == 3
+    assert max(row["held_tokens"] for row in house.iterations()) <= 7 * SIZE
+
+
+def test_less_than_a_window_and_a_piece_is_refused():
+    house = serve(Listed([asked(0, 0, 1_000, 40)]), kv=sliding_in_pieces(6), scheduler=partial(Chunked, 32, 4))
+    assert house.recorder.refusals == {0: "7 KV blocks needed, the device has 6"}
+
+
+def test_a_prompt_that_is_computed_whole_needs_room_as_a_whole():
+    assert windowed(7)().refuses(asked(0, 0, 1_000, 40)) == "65 KV blocks needed, the device has 7"
