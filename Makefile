@@ -12,7 +12,7 @@ test: .venv/dev  ## format, lint, types, import contracts, tests
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto --dist worksteal
 
 fast: .fast/built  ## the same program, its hot loop compiled: .fast/bin/kvtwin
 
@@ -49,7 +49,7 @@ validate: .venv/core  ## recorded runs of real engines, predicted: outputs/recor
 	rm -rf build
 	KVTWIN_COMPILED=1 .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv --clear .fast
-	.fast/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/kvtwin-*.whl
+	.fast/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt build/wheel/kvtwin-*.whl
 	touch $@
 
 clean:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from calibration.__main__ import main
-from calibration.bench import run_bench
+from calibration.bench import gather, run_bench
 from calibration.cpu import CpuBench
 from calibration.measurements import frame, read_measurements, write_measurements
 from calibration.points import Point, cpu_points, decode, point
@@ -180,6 +180,32 @@ def test_timings_of_another_device_are_not_mixed_in(tmp_path):
     (tmp_path / "timings.jsonl").write_text(json.dumps({"device": "NVIDIA H200"}) + "\n", encoding="utf-8")
     with pytest.raises(ProfileError, match="timings of 'NVIDIA H200', this machine is 'CPU test'"):
         run_bench(FewPoints(), tmp_path, minutes=1.0, seed=0)
+
+
+class Drifting(FewPoints):
+    """Each point takes 10 us at first and 30 us afterwards; the sentinel, timed in between, does not count."""
+
+    def seconds(self, at: Point) -> float:
+        n_before = self.asked.count(at.key)
+        self.asked.append(at.key)
+        return 30e-6 if n_before else 10e-6
+
+    def points(self) -> list[Point]:
+        return super().points()[:3]
+
+
+def test_a_points_time_is_the_mean_of_its_passes(tmp_path):
+    run_bench(Drifting(), tmp_path, minutes=1.0, seed=0)
+    rows = [json.loads(line) for line in (tmp_path / "timings.jsonl").read_text().splitlines()[1:]]
+    by_key: dict[str, list[float]] = {}
+    for row in rows:
+        if row["pass"] >= 0:
+            by_key.setdefault(row["key"], []).append(row["seconds"])
+    gathered = gather(tmp_path)
+    assert len(by_key) == 3
+    assert {len(seconds) for seconds in by_key.values()} == {2}
+    assert sorted(gathered.rows["seconds"]) == pytest.approx(sorted(sum(two) / 2 for two in by_key.values()))
+    assert 20e-6 in [pytest.approx(seconds) for seconds in gathered.rows["seconds"]]
 
 
 def test_nothing_timed_is_an_error(tmp_path):

@@ -13,6 +13,7 @@ from sim.command import help_text, main
 from sim.config import compose, conf_dir
 from sim.errors import ConfigError
 from sim.run import run
+from sim.sequence import Sequence
 
 SMALL = ["scenario=chatbot", "scenario.n_sessions=20"]
 
@@ -348,6 +349,27 @@ def test_a_run_that_loses_a_request_is_a_bug_that_shows() -> None:
 
     with pytest.raises(InvariantError, match="3 requests arrived, but 0 were served or refused"):
         check_conservation([], 3, Recorder())
+
+
+def test_every_run_is_asked_whether_it_lost_a_request_or_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sim.batching.queue import Fcfs
+    from sim.errors import InvariantError
+    from sim.kv.paged import PagedCache
+
+    push, release = Fcfs.push, PagedCache.release
+    config = compose(SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Fcfs, "push", lambda queue, one: push(queue, one) if one.request.id != 3 else None)
+        with pytest.raises(InvariantError, match=r"requests arrived, but \d+ were served or refused"):
+            run(config)
+
+    def forgetful(kv: PagedCache, sequence: Sequence, now_ns: int) -> None:
+        if sequence.request.id != 3:
+            release(kv, sequence, now_ns)
+
+    monkeypatch.setattr(PagedCache, "release", forgetful)
+    with pytest.raises(InvariantError, match=r"still holds [1-9]"):
+        run(config)
 
 
 def test_the_config_is_checked_before_anything_runs() -> None:

@@ -48,6 +48,30 @@ def test_a_preempted_sequence_returns_to_its_rank():
     assert drained(queue) == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("sequences", "victim"),
+    [
+        (((0, 5, 0), (1, 5, 2), (2, 5, 1)), 1),  # (arrival, prompt, priority): the last in priority goes
+        (((3, 5, 1), (7, 5, 1), (5, 5, 1)), 1),  # of one priority the one that arrived last
+        (((4, 5, 1), (4, 5, 1), (4, 5, 1)), 2),  # of one priority and arrival the one admitted last
+        (((9, 5, 0), (1, 5, 1), (1, 5, 1)), 2),
+    ],
+)
+def test_by_priority_the_last_in_order_is_preempted(sequences, victim):
+    running = waiting(*sequences)
+    assert Ranked("priority").victim(reversed(running)) is running[victim]
+    queue = Ranked("priority")
+    for sequence in running:
+        queue.push(sequence)
+    assert drained(queue)[-1] == victim, "who is preempted is who would be admitted last"
+
+
+def test_by_prompt_and_first_come_the_one_admitted_last_is_preempted():
+    running = waiting((0, 50, 0), (1, 5, 9), (2, 20, 0))
+    for queue in (Ranked("prompt"), Fcfs()):
+        assert queue.victim(reversed(running)) is running[2]
+
+
 def test_an_unknown_rank_is_refused():
     with pytest.raises(ConfigError, match=r"queue.by must be one of prompt, priority, got 'size'"):
         Ranked("size")

@@ -342,3 +342,14 @@ def test_swap_space_by_hand(preemption, rate, next_ns, is_swap):
 def test_bad_settings_are_refused_with_key_value_and_range(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 8, 12, 256])
+def test_transfers_are_cut_into_pieces_of_whole_blocks(chunk_tokens):
+    """Blocks are of 4 tokens and 40 bytes: a piece is as many as a chunk holds, and one at least."""
+    sent = house(**conversation_and_crowd(), chunk_tokens=chunk_tokens).recorder.transfers
+    piece_bytes = max(1, chunk_tokens // 4) * 40
+    n_bytes, n_pieces = sent.column("n_bytes"), sent.column("n_pieces")
+    assert len(sent) > 0
+    assert n_bytes.max() >= 3 * 40, "one of several blocks"
+    assert n_pieces.tolist() == (-(-n_bytes // piece_bytes)).tolist()
