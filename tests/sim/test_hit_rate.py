@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -158,6 +159,23 @@ def test_the_quick_ways_count_what_the_replay_of_every_block_counts(policy, touc
     maker = made_by(policy, {}, trace)
     capacities = [capacity, capacity + 7]
     assert hits(maker, Requests(trace), capacities, touch) == [replay(trace, maker(one), touch) for one in capacities]
+
+
+@pytest.mark.parametrize("policy", ["fifo", "lfu", "belady", "lru"])
+def test_the_quick_ways_agree_where_much_is_held_while_room_is_made(policy):
+    random = np.random.default_rng(7)
+    for _ in range(40):
+        conversations = [[(key, 12)] for key in range(6)]
+        prompts = []
+        for number in range(120):  # turns of six conversations, each longer than the one before until it starts anew
+            talk = conversations[int(random.integers(6))]
+            talk[1:] = [] if len(talk) > 4 else [*talk[1:], (100 + number, int(random.integers(1, 20)))]
+            prompts.append([*talk])
+        trace = traced(prompts)
+        capacities = [int(capacity) for capacity in random.integers(20, 60, 2)]
+        maker = made_by(policy, {}, trace)
+        found = hits(maker, Requests(trace), capacities, "tail_first")
+        assert found == [replay(trace, maker(capacity)) for capacity in capacities]
 
 
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"belady"}))
