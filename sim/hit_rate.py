@@ -135,7 +135,8 @@ def made_by(policy: str, config: Mapping[str, Any], trace: Trace) -> MadeBy:
 
 def hits(maker: Any, requests: Requests, capacities: Sequence[int], touch: Touch) -> list[Hits]:
     """What a policy finds at each capacity, in the quickest way there is to it; each gives what `replay` does."""
-    if maker.func is Lru and touch != "head_first_once":
+    is_stack = maker.func is Lru and not (maker.keywords.get("blank_first") and any(requests.n_blank))
+    if is_stack and touch != "head_first_once":
         return lru_hits(requests.trace, capacities, touch)
     order = maker.keywords.get("order") if maker.func is BlankFirst else None
     blocks = BY_REQUEST.get(getattr(order, "func", None)) if touch == "tail_first" else None

@@ -18,16 +18,22 @@ import own_parts
 ROOT = Path(__file__).parents[1]
 TIGHT = ("scenario=synthetic", "scenario.rate=40", "scenario.n_requests=400", "hardware.kv_blocks=1500")
 TALKS = ("scenario=chatbot", "scenario.n_sessions=150", "hardware.kv_blocks=3000")
-CACHES = ("static", "dynamic", "predictive", "paged", "streaming", "compressed", "hierarchical")
-EVICTIONS = ("lru", "fifo", "lfu", "arc", "s3fifo", "gdsf")
+
+
+def choices_of(group: str, *left_out: str) -> list[str]:
+    """Names of the files in a folder of conf/, but for those that need more settings and have lines of their own."""
+    return sorted({path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {*left_out})
+
+
+CACHES = choices_of("cache", "static", "by_class")
 RUNS = (
-    *((*TIGHT, f"cache={cache}") for cache in CACHES if cache != "static"),
+    *((*TIGHT, f"cache={cache}") for cache in CACHES),
     (*TIGHT, "cache=static", "cache.max_len=2048"),
-    *((*TALKS, f"cache={cache}") for cache in CACHES if cache != "static"),
+    *((*TALKS, f"cache={cache}") for cache in CACHES),
     (*TALKS, "cache=static", "cache.max_len=8192"),
-    *((*TALKS, f"eviction={eviction}") for eviction in EVICTIONS),
-    *((*TIGHT, f"batching={batching}") for batching in ("static", "dynamic", "continuous")),
-    *((*TIGHT, f"queue={queue}") for queue in ("sjf", "priority")),
+    *((*TALKS, f"eviction={eviction}") for eviction in choices_of("eviction", "belady")),
+    *((*TIGHT, f"batching={batching}") for batching in choices_of("batching", "chunked")),
+    *((*TIGHT, f"queue={queue}") for queue in choices_of("queue", "fcfs")),
     *((*TIGHT, "cache=hierarchical", f"preemption={how}") for how in ("swap", "auto")),
     (*TALKS, "cache=by_class", "classify=true"),
     (*TIGHT, "scenario.n_samples=4"),

@@ -17,6 +17,8 @@ from sim.cost.dense import gemm_curve
 from sim.cost.surface import StandardError
 from sim.profile import read_profile, shipped_profiles
 
+pytestmark = pytest.mark.slow  # two minutes: tables of 240,000 rows are read and predicted
+
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 H200 = DATA / "published_kernels" / "h200_sxm"
 RTX = DATA / "engine_runs" / "rtxpro6000_llama-3.1-8b_vllm-0.19" / "profile"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a minute: every kernel is compiled for three architectures
+
 ROOT = Path(__file__).parents[2]
 KIND = re.compile("prefill|decode|quant_decode")
 SHARED_BYTES = {90: 232448, 80: 166912, 89: 101376}  # per program: CUDA C++ Programming Guide, table of capabilities

@@ -1,4 +1,5 @@
 import json
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -159,6 +160,21 @@ def test_the_quick_ways_count_what_the_replay_of_every_block_counts(policy, touc
     maker = made_by(policy, {}, trace)
     capacities = [capacity, capacity + 7]
     assert hits(maker, Requests(trace), capacities, touch) == [replay(trace, maker(one), touch) for one in capacities]
+
+
+@cache
+def composed_with(blank_first: bool) -> dict:
+    return compose(["task=hit_rate", f"eviction.blank_first={blank_first}"])
+
+
+@pytest.mark.parametrize("blank_first", [False, True])
+@given(prompts=mixed_prompts, capacity=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_lru_is_replayed_as_the_engine_frees_blocks_without_content(blank_first, prompts, capacity):
+    config = composed_with(blank_first)
+    trace = traced(prompts)
+    maker = made_by("lru", config, trace)
+    assert hits(maker, Requests(trace), [capacity], "tail_first") == [replay(trace, maker(capacity))]
 
 
 @pytest.mark.parametrize("policy", ["fifo", "lfu", "belady", "lru"])

@@ -1,8 +1,7 @@
 """Times small enough to check by hand, from data sheets and counting alone, each with the law that a wrong one breaks.
 
 Llama-3.1-8B: 32 layers of width 4,096, 32 query heads and 8 KV heads of 128. H200: 989 TFLOP/s in bf16, 4.8 TB/s, 450
-GB/s between accelerators. Kernels reach 80 % of the arithmetic and 84 % of the bandwidth in a GEMM, 52.5 % of the
-arithmetic in a prompt's attention, 80 % of the bandwidth in decoding, 40 % of the link (`Efficiency`).
+GB/s between accelerators. Shares of these that kernels reach are set here, so that a new fit moves nothing.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from functools import cache
 import pytest
 
 from sim.config import compose, make
-from sim.cost import DecodeCurve, HostCost, IterationCost, Roofline
+from sim.cost import DecodeCurve, Efficiency, HostCost, IterationCost, Roofline
 from sim.cost.calibrated import CalibratedOperations
 from sim.cost.work import attention_work, gemm_work
 from sim.profile import find_profile
@@ -20,10 +19,24 @@ from sim.step import Chunk, StepShape
 US = 1_000_000  # [ps]
 
 
+REACHED = Efficiency(
+    gemm_flops_frac=0.8,
+    gemm_bandwidth_frac=0.84,
+    gemm_floor_s=4.4e-6,
+    prefill_flops_frac=0.525,
+    prefill_floor_s=15e-6,
+    decode_bandwidth_frac=0.8,
+    elementwise_bandwidth_frac=0.84,
+    elementwise_floor_s=2.7e-6,
+    all_reduce_bandwidth_frac=0.4,
+    all_reduce_floor_s=4.5e-6,
+)
+
+
 @cache
 def sheet(ranks: int = 1) -> Roofline:
     overrides = ["cost=roofline", "model=llama-3.1-8b", "hardware=h200", f"hardware.tensor_parallel={ranks}"]
-    return make(compose(overrides)["cost"], "cost").operations
+    return replace(make(compose(overrides)["cost"], "cost").operations, efficiency=REACHED)
 
 
 @cache

@@ -8,19 +8,15 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sim.kv.eviction import Arc, BlankFirst, Divider, Evictor, Fifo, Gdsf, Lfu, Lru, S3Fifo, Unit
+from sim.kv.eviction import Divider, Evictor, Lru, Unit
 from sim.kv.paged import PagedCache
 from sim.kv.prefix import BlockTable, PrefixIndex, Run
 from sim.ledger import DecodeLedger
 from sim.request import Request, block_keys, block_ranges
 from sim.sequence import Sequence
+from tests.sim.kv.policies import EVICTORS
 from tests.sim.kv.sites import cache_on
 from tests.sim.serving import Listed, serve
-
-EVICTORS: dict[str, Callable[[int], Evictor]] = {
-    "lru": Lru,
-    **{order.__name__.lower(): partial(BlankFirst, order=order) for order in (Fifo, Lfu, Gdsf, S3Fifo, Arc)},
-}
 
 
 class Blockwise:

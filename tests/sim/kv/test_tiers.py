@@ -7,20 +7,17 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.kv.eviction import Arc, BlankFirst, Fifo, Gdsf, Lfu, Lru, S3Fifo
+from sim.kv.eviction import Lru
 from sim.kv.hierarchical import HierarchicalCache
 from sim.kv.preemption import Cheaper, Recompute, Swap
 from sim.kv.tiers import Tier, Tiers, TierSpec, after
 from sim.record import Recorder
 from sim.request import block_ranges
+from tests.sim.kv.policies import EVICTORS
 from tests.sim.kv.sites import cache_on
 from tests.sim.kv.test_prefix import Blockwise, Runwise
 from tests.sim.serving import LinearCost, Listed, asked, serve
 
-POLICIES = {
-    "lru": Lru,
-    **{order.__name__: partial(BlankFirst, order=order) for order in (Lfu, Fifo, S3Fifo, Arc, Gdsf)},
-}
 SIZE = 4  # tokens of a block, of 40 bytes
 
 
@@ -32,11 +29,11 @@ def text(identity, n_blocks):
     return block_ranges(((identity, n_blocks * SIZE),), n_blocks * SIZE, SIZE)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVICTORS)
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 12)), min_size=1, max_size=40))
 def test_a_tier_keeps_as_many_blocks_as_came_less_those_it_gave_up_and_never_more_than_fit(policy, puts):
-    tier = Tier(spec(POLICIES[policy]), SIZE, 40, simpy.Environment(), Recorder(), 0, 0)
+    tier = Tier(spec(EVICTORS[policy]), SIZE, 40, simpy.Environment(), Recorder(), 0, 0)
     assert tier.n_blocks == 30
     n_kept = 0
     for identity, n_blocks in puts:
@@ -51,12 +48,12 @@ def test_a_tier_keeps_as_many_blocks_as_came_less_those_it_gave_up_and_never_mor
     )
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVICTORS)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 6), st.integers(1, 12)), min_size=10, max_size=60))
 def test_a_tier_of_runs_gives_up_what_one_of_single_blocks_does(policy, puts):
     runs, blocks = (
-        Tier(spec(partial(one_by, form, POLICIES[policy])), SIZE, 40, simpy.Environment(), Recorder(), 0, 0)
+        Tier(spec(partial(one_by, form, EVICTORS[policy])), SIZE, 40, simpy.Environment(), Recorder(), 0, 0)
         for form in (Runwise, Blockwise)
     )
     for identity, start, n_blocks in puts:
@@ -105,11 +102,11 @@ STRESS = {
 }
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", EVICTORS)
 @pytest.mark.parametrize("stress", STRESS)
 @pytest.mark.parametrize("how", [{}, {"write": "back"}, {"write": "preempted"}, {"overlap": False}])
 def test_under_stress_everybody_is_served_and_all_memory_comes_back(stress, policy, how):
-    run = house(STRESS[stress](POLICIES[policy]), Cheaper(), **how)
+    run = house(STRESS[stress](EVICTORS[policy]), Cheaper(), **how)
     assert len(run.requests()) == 24
     assert len(run.recorder.preemptions) > 0
     kv = run.replicas[0].kv
