@@ -28,6 +28,9 @@ class FewPoints:
     def points(self) -> list[Point]:
         return [p for p in cpu_points() if p.operation == "decode_attention"]
 
+    def comes_first(self, at: Point) -> bool:
+        return False
+
     def seconds(self, at: Point) -> float:
         self.asked.append(at.key)
         if at["decode_seqs"] == 16 and at["decode_longest_tokens"] == 512:

@@ -44,7 +44,7 @@ def site(
     preemption: Preemption | None = None,
     host_bytes_per_s: float | None = None,
     max_batched_tokens: int = 8192,
-    chunk_tokens: int | None = None,
+    prompt_chunk_tokens: int | None = None,
     tensor_parallel: int = 1,
 ) -> Site:
     """So many slots, and of everything else what is asked for; the host link is as fast as the first tier takes."""
@@ -66,7 +66,7 @@ def site(
         tiers,
         preemption or Swap(),
         max_batched_tokens,
-        chunk_tokens,
+        prompt_chunk_tokens,
     )
 
 

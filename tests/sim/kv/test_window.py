@@ -94,7 +94,9 @@ def test_a_conversation_goes_on_from_the_last_window_of_its_answer():
 
 def sliding_in_pieces(n_blocks: int, **settings: object) -> partial:
     """A window of 64 and prompts computed 32 tokens at a time: 4 + 2 + 1 blocks at most."""
-    return partial(cache_on, PagedCache, n_blocks * SIZE, Lru, SIZE, window_tokens=WINDOW, chunk_tokens=32, **settings)
+    return partial(
+        cache_on, PagedCache, n_blocks * SIZE, Lru, SIZE, window_tokens=WINDOW, prompt_chunk_tokens=32, **settings
+    )
 
 
 @pytest.mark.parametrize("reserves_prompt", [False, True])
