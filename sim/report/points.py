@@ -12,7 +12,19 @@ from sim.report.files import SCHEMA_VERSION
 from sim.report.words import class_words
 
 Settings = dict[str, Any]
-IMPLIED = {"preemption._target_": "cache."}
+IMPLIED = {
+    "preemption._target_": ("cache.",),
+    "batching.max_num_batched_tokens": ("hardware.", "engine."),
+    "batching.max_num_seqs": ("hardware.", "engine."),
+    "batching.plans_ahead": ("engine.",),
+    "batching.long_prefill_token_threshold": ("engine.",),
+    "batching.forks_samples": ("engine.",),
+    "cache.reserves_prompt": ("engine.",),
+    "eviction.blank_first": ("engine.",),
+    "cost.host.scheduling": ("engine.",),
+    "cost.capture_sizes": ("engine.",),
+    "hardware.counts_graphs": ("engine.",),
+}
 """Settings that come with another part's choice, unless they are chosen too: told as if they were that part's own."""
 
 
@@ -72,9 +84,8 @@ def differences(points: Sequence[Point]) -> list[Settings]:
     for point in points:
         mine = {}
         for key in varying:
-            owners = [
-                c for c in classes if key != c and f"{IMPLIED.get(key, '')}{key}".startswith(c[: -len("_target_")])
-            ]
+            names = [key, *(f"{part}{key}" for part in IMPLIED.get(key, ()))]
+            owners = [c for c in classes if key != c and any(one.startswith(c[: -len("_target_")]) for one in names)]
             peers = [p for p in points if all(p.settings.get(c) == point.settings.get(c) for c in owners)]
             differs = len({repr(p.settings.get(key)) for p in peers}) > 1
             if key in point.settings and (not owners or differs) and key not in copies:
@@ -121,7 +132,8 @@ def shown(key: str, value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
-    return class_words(key.split(".")[0], str(value)) if key.endswith("_target_") else str(value)
+    is_class = key.endswith("_target_") and str(value).rpartition(".")[2][:1].isupper()  # not a file's name
+    return class_words(key.split(".")[0], str(value)) if is_class else str(value)
 
 
 def _copies(points: Sequence[Point], varying: Sequence[str]) -> set[str]:
@@ -131,7 +143,7 @@ def _copies(points: Sequence[Point], varying: Sequence[str]) -> set[str]:
     """
     by_values: dict[str, list[str]] = {}
     for key in varying:
-        if not key.endswith("._target_"):
+        if key.count(".") > 1 or not key.endswith("._target_"):
             by_values.setdefault(repr([point.settings.get(key) for point in points]), []).append(key)
     ranked = (sorted(keys, key=lambda key: (key.startswith("cost."), key.count("."))) for keys in by_values.values())
     return {key for keys in ranked for key in keys[1:]}

@@ -9,7 +9,7 @@ from scenarios.replay import Replay
 from scenarios.walk import idle_server, walk
 from sim.config import compose, make
 from sim.errors import ConfigError, TraceError
-from sim.request import Finished
+from sim.request import Finished, follow_up_of
 
 SCENARIOS = ["synthetic", "chatbot", "benchmark", "rag", "agentic"]
 TRACES = {
@@ -33,7 +33,8 @@ def trace(tmp_path, kind, n_samples):
 def test_every_request_and_every_turn_after_it_asks_for_so_many(name):
     scenario = scenario_of(f"scenario={name}", "scenario.n_samples=3")
     requests = list(islice(scenario.requests(0), 50))
-    turns = [scenario.follow_up(Finished(request, request.arrival_ns + 1)) for request in requests]
+    follow_up = follow_up_of(scenario) or (lambda _: None)
+    turns = [follow_up(Finished(request, request.arrival_ns + 1)) for request in requests]
     assert {request.n_samples for request in (*requests, *filter(None, turns))} == {3}
 
 

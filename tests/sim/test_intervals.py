@@ -54,7 +54,7 @@ def test_an_interval_spans_nine_of_ten_draws():
     assert "request_goodput" not in {other.key for other in others}, "without objectives there is none"
 
 
-@pytest.mark.parametrize("overrides", [["cost=roofline"], ["hardware=l40s"]])
+@pytest.mark.parametrize("overrides", [["cost=roofline"], ["hardware=h20"]])
 def test_a_data_sheet_knows_no_errors(tmp_path, overrides):
     with pytest.raises(ConfigError, match="needs a profile's standard errors"):
         written(tmp_path, *overrides)
