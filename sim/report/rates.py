@@ -95,8 +95,22 @@ class Probe:
 
     @property
     def is_saturated(self) -> bool:
-        """Whether the queue grows, and would without end."""
-        return self.n_requests >= FEWEST_SATURATED and self.wait_growth > SATURATED_ABOVE
+        """Whether the queue grows, or the batch as long as it has places left, and would without end.
+
+        Fewer requests end than arrive at first in any case; so that is asked only where half of them take less time
+        than passes before the first is judged. The others show in the wait.
+        """
+        if self.n_requests < FEWEST_SATURATED:
+            return False
+        e2el_ms = self.latency_ms["e2el_p50_ms"]
+        is_settled = e2el_ms is not None and e2el_ms < 500.0 * self.window_s
+        surplus = 1.0 - self.served_per_s / self.offered_per_s
+        return self.wait_growth > SATURATED_ABOVE or (is_settled and surplus > SATURATED_ABOVE + self.chance_frac)
+
+    @property
+    def chance_frac(self) -> float:
+        """Two standard deviations of a Poisson count, as a share of it: what chance alone may add to the arrivals."""
+        return 2.0 / float(np.sqrt(self.n_requests))
 
     def content(self) -> dict[str, Any]:
         """As written down."""
@@ -153,8 +167,9 @@ def in_words(probes: Sequence[Probe]) -> str:
     if over is None:
         return f"No rate up to {ordered[-1].rate:,.4g}/s overloads it."
     return (
-        f"Overloaded from {over.rate:,.4g}/s on: {rate(over.offered_per_s)} requests/s arrive, and each second "
-        f"the wait for a first token grows by {duration(1_000.0 * over.wait_growth)}."
+        f"Overloaded from {over.rate:,.4g}/s on: {rate(over.offered_per_s)} requests/s arrive, "
+        f"{rate(over.served_per_s)} are served, and each second the wait for a first token grows by "
+        f"{duration(1_000.0 * over.wait_growth)}."
     )
 
 
