@@ -31,7 +31,7 @@ class LoadCurve:
 
     def __post_init__(self) -> None:
         if isinstance(self.rates, str) or not isinstance(self.rates, Sequence) or not self.rates:
-            raise ConfigError(f"rates must be a list of at least one, got {self.rates!r}")
+            raise ConfigError(f"rates must be a list of at least one, for example rates=[2,5,10], got {self.rates!r}")
         for one in self.rates:
             if type(one) not in (int, float) or not 0.0 < one < float("inf"):
                 raise ConfigError(f"rates must be finite numbers > 0 [1/s], got {one!r}")

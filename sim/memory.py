@@ -78,13 +78,10 @@ class Memory:
             raise ConfigError(
                 f"task.lengths must be <= {model.max_len} [tokens], the model's maximum, got {lengths[-1]}"
             )
-        chosen = config.get("choices", {}).get("cache", "")
-        names = list(dict.fromkeys((*self.caches, *([chosen] if chosen in choices_of("cache") else []))))
-        caches = [name for name in names if name != "by_class"]
-        held = {name: footprints(config, made, name, lengths) for name in caches}
-        own = chosen if chosen in held else "paged"
-        if own not in held:
-            held[own] = footprints(config, made, own, lengths)
+        own = str(config.get("choices", {}).get("cache", "paged"))
+        if own == "by_class":
+            raise ConfigError("task=memory needs one cache, but cache=by_class gives each class of requests its own")
+        held = {name: footprints(config, made, name, lengths) for name in dict.fromkeys((*self.caches, own))}
         matrices = [attention_matrix_bytes(model, length, ranks) * self.attention_matrix for length in lengths]
         largest = made.scheduler.most_tokens, made.scheduler.most_seqs, len(getattr(made.cost, "capture_sizes", ()))
         per_token = model.kv_bytes_per_token(ranks)

@@ -90,6 +90,33 @@ def test_one_token_costs_two_flop_a_parameter_and_what_it_attends_to():
     assert generation_flops(spec, 1)["cached"] == 2.0 * spec.n_active_params + 32 * 4.0 * 32 * 128
 
 
+@pytest.mark.parametrize("n", [2, 40])
+def test_every_token_attends_to_all_before_it(n):
+    spec = Builder(compose([])).model
+    assert generation_flops(spec, n)["cached"] == pytest.approx(
+        2.0 * n * spec.n_active_params + 32 * 4.0 * 32 * 128 * n * (n + 1) / 2
+    )
+
+
+def test_no_token_attends_to_more_than_its_window():
+    spec = Builder(compose(["model=gpt-oss-20b"])).model
+    step = generation_flops(spec, 1001)["cached"] - generation_flops(spec, 1000)["cached"]
+    assert step == pytest.approx(2.0 * spec.n_active_params + 12 * 4.0 * 64 * 64 * (1001 + 128))
+
+
+def test_other_devices_serve_under_the_conditions_of_the_run():
+    found = facts(
+        "hardware.tensor_parallel=2", "hardware.memory_utilization_frac=0.8", "hardware.kv_blocks=10", lengths=[4096]
+    )
+    own, *others = found.fits
+    assert own.left_bytes == 10 * 16 * found.kv_bytes_per_token
+    for fit in others:
+        memory = fit.hardware.device.memory_bytes
+        assert fit.terms["kept free"] == pytest.approx(-0.2 * memory)
+        assert fit.terms["weights"] == own.terms["weights"] == -found.weights_bytes
+        assert fit.left_bytes == pytest.approx(sum(fit.terms.values()))
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_cache_not_chosen_is_read_from_its_file_as_if_it_were(cache):
     chosen = compose([f"cache={cache}", "preemption=recompute"])
@@ -140,3 +167,8 @@ def test_tables_page_and_file_say_the_same(tmp_path):
 def test_what_is_wrong_is_named(settings, words):
     with pytest.raises(ConfigError, match=words):
         facts(**settings)
+
+
+def test_classes_with_a_cache_each_are_no_one_cache():
+    with pytest.raises(ConfigError, match="task=memory needs one cache"):
+        facts("cache=by_class")
