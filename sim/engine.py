@@ -377,7 +377,7 @@ class Replica(Turning):
         Nobody is to be admitted by it or asks for a prompt's next piece, and who decodes has what it needs.
         """
         batch, kv, ledger = self.batch, self.kv, self.ledger
-        if len(batch.waiting) or batch.partial or ledger.alarms or not kv.steps_within(ledger, 1):
+        if len(batch.waiting) or batch.partial or ledger.steps_to_event() == 0 or not kv.steps_within(ledger, 1):
             return
         for sequence in batch.leaving:
             if sequence.order in ledger.members:

@@ -15,7 +15,9 @@ from sim.sequence import Sequence
 def audit(replica: Replica) -> None:
     """Blocks, slots and tokens are conserved now, between two iterations."""
     kv, ledger = replica.kv, replica.ledger
-    admitted = [*ledger, *replica.batch.partial, *replica.batch.leaving]
+    admitted = [
+        *dict.fromkeys((*ledger, *replica.batch.partial, *replica.batch.leaving))
+    ]  # some leave while they decode
     resident = {one: resident_now(one, ledger) for one in admitted}
     assert kv.held_tokens >= 0
     assert kv.idle_tokens >= 0
