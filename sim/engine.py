@@ -296,13 +296,16 @@ class Replica(Turning):
         n_emitting = ledger.n_emitting if n_decoding else 0
         live_tokens = ledger.resident_tokens
         held_tokens, shared_tokens, rounding_tokens = kv.held_tokens, kv.shared_tokens, kv.rounding_tokens
-        n_prefilled = n_joined = 0
+        n_prefilled = n_joined = n_padding = 0
+        pad_to_tokens = plan.pad_to_tokens
         complete: list[Sequence] = []
         if partial:
             for sequence in partial:
                 live_tokens += sequence.computed_tokens - sequence.dropped_tokens
             for sequence, n_tokens in chunks:
                 n_prefilled += n_tokens
+                if pad_to_tokens is not None:
+                    n_padding += pad_to_tokens - sequence.computed_tokens - n_tokens
                 if sequence.computed_tokens + n_tokens == sequence.target_tokens:
                     complete.append(sequence)
                     n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.output_tokens)
@@ -336,6 +339,7 @@ class Replica(Turning):
                 rounding_tokens,
                 kv.external_tokens,
                 shared_tokens,
+                n_padding,
             )
         )
         last_start_ps = carry_ps + elapsed_ps(first_ps, growth_ps, n_steps - 1)
@@ -350,7 +354,7 @@ class Replica(Turning):
             kv.trim(sequence, ledger)
         for sequence in complete:
             partial.remove(sequence)
-            self._start_decoding(sequence, plan.pad_to_tokens, end_ns)
+            self._start_decoding(sequence, pad_to_tokens, end_ns)
         if self._unseen or leaving:
             self._catch_up(self._start_ns + last_start_ps // PS_PER_NS)
         self._n_ended = 0

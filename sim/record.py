@@ -56,6 +56,7 @@ ITERATION_COLUMNS = (
     "internal_tokens",  # held slots that rounding added and no token is meant for: ends of blocks, powers of two
     "external_tokens",  # free slots outside the longest hole, where an extent must lie in one piece
     "shared_tokens",  # live ones that share a slot with another sequence's: live - shared slots hold KV
+    "padding_tokens",  # computed beside prefill_tokens, to pad prompts to the batch's longest (request-level batches)
 )
 PREEMPTION_COLUMNS = (
     "request_id",

@@ -24,7 +24,7 @@ class Load:
     busy_s: float  # engine time, summed over replicas
     decoded_tokens: int  # tokens that decode iterations produced
     prefill_tokens: int  # prompt tokens computed, recomputation included
-    padding_tokens: int  # rows of decode batches computed for answers that had ended
+    padding_tokens: int  # computed for nobody: what pads prompts, and rows of decode batches whose answer had ended
     mean_held_tokens: float  # KV slots held by admitted sequences: live, reserved and internal ones
     mean_live_tokens: float  # of these, slots with KV
     mean_reserved_tokens: float  # of these, empty and meant for tokens to come
@@ -63,7 +63,7 @@ def load(result: Result) -> Load:
         totals["decode_steps"] += int(n[decoding > 0].sum())
         totals["decoded"] += int(np.dot(n, decoding))
         totals["prefill"] += int(column["prefill_tokens"].sum())
-        totals["padding"] += int(np.dot(n, column["padding_seqs"]))
+        totals["padding"] += int(np.dot(n, column["padding_seqs"]) + column["padding_tokens"].sum())
         spans = slots(column, result)
         at = _mean_progress(n, column["first_ps"], column["growth_ps"]) * weights
         for name in SLOTS:

@@ -1,13 +1,16 @@
 """Batches of whole requests, by hand."""
 
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
 
-from sim.batching import Ranked, RequestLevel
+from sim.batching import Chunked, Continuous, Ranked, RequestLevel
 from sim.errors import ConfigError
+from sim.metrics.load import load
 from tests.sim.batching.test_chunked import COST, small, times
 from tests.sim.serving import LinearCost, Listed, asked, serve
+from tests.sim.tiny_run import tiny_run
 
 WAIT_2_US = partial(RequestLevel, max_batch_size=2, max_wait_time_ms=0.002)
 
@@ -26,6 +29,58 @@ def test_a_batch_is_padded_and_returns_when_its_longest_has_ended():
     assert times(house) == {0: (0, 1040, 3126), 1: (0, 1040, 3126), 2: (3126, 4134, 4134)}
     assert [row["padding_seqs"] for row in house.iterations()] == [0, 0, 1, 0]
     assert [row["decode_seqs"] for row in house.iterations()] == [0, 2, 1, 0]
+
+
+@dataclass(frozen=True)
+class Counting(LinearCost):
+    """What it was asked the time of: tokens computed in each iteration that computes prompts."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def pace(self, shape):
+        if shape[0]:
+            self.asked.append(sum(new for new, _ in shape[0]) + shape[1])
+        return super().pace(shape)
+
+
+def document(number, at_ns, prompt, output):
+    """A request whose prompt begins like every other's."""
+    return asked(number, at_ns, prompt, output, content=((7, 24), (100 + number, prompt - 24)))
+
+
+@pytest.mark.parametrize("prompts", [(128, 256, 256, 512), (64, 64, 64, 64), (40,), (512, 30, 25, 31, 100, 26, 400)])
+@pytest.mark.parametrize(
+    "scheduler",
+    [partial(RequestLevel, 4), WAIT_2_US, partial(Chunked, 96, 8), Continuous],
+    ids=["4", "2", "chunks", "first"],
+)
+@pytest.mark.parametrize("memory", [{}, {"kv": small(160)}], ids=["ample", "short"])
+def test_what_is_computed_is_prompts_and_decodes_and_padding_and_all_of_it_is_counted(prompts, scheduler, memory):
+    """Prefixes that are found cached and members that come back from a preemption are padded by less."""
+    cost = Counting()
+    listed = [document(i, 0, n_tokens, 40 + i) for i, n_tokens in enumerate(prompts)]
+    rows = serve(Listed(listed), scheduler=scheduler, cost=lambda: cost, **memory).iterations()
+    decoding = [row["decode_seqs"] + row["padding_seqs"] for row in rows]
+    computed = [row["prefill_tokens"] + row["padding_tokens"] + n for row, n in zip(rows, decoding, strict=True)]
+    assert [n for row, n in zip(rows, computed, strict=True) if row["prefill_tokens"]] == cost.asked
+    assert all(row["prefill_tokens"] or not row["padding_tokens"] for row in rows)
+
+
+@pytest.mark.parametrize(("scheduler", "n_padding"), [(partial(RequestLevel, 4), 896), (WAIT_2_US, 128 + 256)])
+def test_prompts_are_padded_to_the_longest_of_their_own_batch(scheduler, n_padding):
+    listed = [asked(i, 0, n_tokens, 8) for i, n_tokens in enumerate((128, 256, 256, 512))]
+    house = serve(Listed(listed), scheduler=scheduler, cost=lambda: COST)
+    assert sum(row["prefill_tokens"] for row in house.iterations()) == 1152
+    assert sum(row["padding_tokens"] for row in house.iterations()) == n_padding
+
+
+def test_the_summary_counts_padded_prompts_beside_rows_that_pad():
+    """Prompts of 10 and 4 are padded to 10, and B's row pads one iteration, as by hand above."""
+    listed = [asked(0, 0, 10, 3), asked(1, 0, 4, 2), asked(2, 10, 4, 1)]
+    house = serve(Listed(listed), scheduler=partial(RequestLevel, 2), cost=lambda: COST)
+    assert [row["padding_tokens"] for row in house.iterations()] == [6, 0, 0, 0]
+    found = replace(tiny_run().result, requests=house.recorder.requests, iterations=house.recorder.iterations)
+    assert load(found).padding_tokens == 6 + 1
 
 
 def test_a_batch_that_is_not_full_starts_when_its_first_has_waited_long_enough():
