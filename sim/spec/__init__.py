@@ -9,7 +9,7 @@ from sim.spec.linear_attention import LinearAttention
 from sim.spec.mla import Mla
 from sim.spec.model import Layers, ModelSpec
 from sim.spec.moe import Moe
-from sim.spec.values import ACTIVATION_BYTES, COMPUTED_AS, DTYPE_BYTES, as_given, known_dtype, positive, whole
+from sim.spec.values import ACTIVATION_BYTES, COMPUTED_AS, DTYPE_BYTES, as_given, known, positive, whole
 
 __all__ = [
     "ACTIVATION_BYTES",
@@ -30,7 +30,7 @@ __all__ = [
     "ModelSpec",
     "Moe",
     "as_given",
-    "known_dtype",
+    "known",
     "positive",
     "whole",
 ]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from sim.errors import ConfigError
-from sim.spec.values import COMPUTED_AS, as_given, positive, whole
+from sim.spec.values import COMPUTED_AS, DTYPE_BYTES, INTERCONNECTS, as_given, known, positive, whole
 from sim.units import GIB
 
 
@@ -33,6 +33,12 @@ class DeviceSpec:
             host_link_latency_s=self.host_link_latency_s,
         )
         whole("hardware.device", n_sms=self.n_sms)
+        known("hardware.device", INTERCONNECTS, interconnect=self.interconnect)
+        for dtype in self.peak_flops:
+            if dtype not in DTYPE_BYTES:
+                raise ConfigError(
+                    f"hardware.device.peak_flops must name some of {', '.join(DTYPE_BYTES)}, got {dtype!r}"
+                )
         positive("hardware.device.peak_flops", **self.peak_flops)
         if "bf16" not in self.peak_flops:
             raise ConfigError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
 from sim.spec.kinds import AttentionWork, Gemm
-from sim.spec.values import DTYPE_BYTES, known_dtype, whole
+from sim.spec.values import DTYPE_BYTES, STATE_DTYPES, known, whole
 
 CHUNK_TOKENS = 64
 """Tokens that prompts are computed in at a time. Source: flash-linear-attention's chunk_gated_delta_rule."""
@@ -29,7 +29,7 @@ class LinearAttention:
     def __post_init__(self) -> None:
         sizes = ("n_key_heads", "n_value_heads", "key_dim", "value_dim", "conv_tokens")
         whole("model.attention", **{name: getattr(self, name) for name in sizes})
-        known_dtype("model.attention", state_dtype=self.state_dtype)
+        known("model.attention", STATE_DTYPES, state_dtype=self.state_dtype)
         if self.window is not None or self.n_read is not None:
             raise ConfigError("model.attention.window and n_read must be null for linear attention")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
 from sim.spec.kinds import Attention, FeedForward, Gemm
-from sim.spec.values import DTYPE_BYTES, as_given, known_dtype, whole
+from sim.spec.values import DTYPE_BYTES, KV_DTYPES, as_given, known, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,15 @@ class ModelSpec:
     has_tied_embeddings: bool = False  # lm_head is the embedding table
     n_position_embeddings: int = 0  # learnt absolute positions (gpt2) [rows]
     weight_dtype: str = "bf16"  # of the layers' matrices; embeddings, lm_head and norms are at least bf16
-    kv_dtype: str = "bf16"
+    kv_dtype: str = "bf16"  # or fp8; fp16 and fp32 beside weights in it
     routing_skew: float = 0.0  # of experts: the i-th one is chosen in proportion to i^-skew; 0: all alike
     source: str = ""
 
     def __post_init__(self) -> None:
         whole("model", d_model=self.d_model, vocab=self.vocab, max_len=self.max_len)
-        known_dtype("model", weight_dtype=self.weight_dtype, kv_dtype=self.kv_dtype)
+        known("model", DTYPE_BYTES, weight_dtype=self.weight_dtype)
+        own = (self.weight_dtype,) if self.weight_dtype in ("fp16", "fp32") else ()
+        known("model", (*KV_DTYPES, *own), kv_dtype=self.kv_dtype)
         if not 0.0 <= self.routing_skew < 10.0:
             raise ConfigError(f"model.routing_skew must be >= 0 and < 10, got {as_given(self.routing_skew)}")
         if not self.stack:

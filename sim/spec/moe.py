@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
 from sim.spec.kinds import Gemm
-from sim.spec.values import known_dtype, whole
+from sim.spec.values import DTYPE_BYTES, known, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Moe:
         if self.shared_d_ff:
             whole("model.feed_forward", shared_d_ff=self.shared_d_ff)
         if self.weight_dtype is not None:
-            known_dtype("model.feed_forward", weight_dtype=self.weight_dtype)
+            known("model.feed_forward", DTYPE_BYTES, weight_dtype=self.weight_dtype)
 
     def shard(self, tensor_parallel: int) -> "Moe":
         """A rank's share of every expert's inner width; the router is copied."""

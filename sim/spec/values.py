@@ -1,5 +1,7 @@
 """Values of a data sheet: number formats, and what is refused."""
 
+from collections.abc import Iterable
+
 from sim.errors import ConfigError
 
 DTYPE_BYTES = {
@@ -15,7 +17,11 @@ DTYPE_BYTES = {
 }
 """Bytes of one number, scales included [B]."""
 
-KV_DTYPES = ("fp32", "bf16", "fp16", "fp8")
+KV_DTYPES = ("bf16", "fp8")
+"""What KV is cached in whatever the weights are; a model that is served in fp16 or fp32 may cache in its own format."""
+
+STATE_DTYPES = ("fp32", "bf16", "fp16")  # of recurrent states, which nobody keeps narrower
+INTERCONNECTS = ("nvlink", "pcie")
 COMPUTED_AS = {"fp8_block": "fp8", "int4": "bf16", "int4_g32": "bf16", "mxfp4": "bf16"}
 """What the tensor cores multiply where weights are stored in another format, widened as they are read.
 
@@ -43,9 +49,9 @@ def whole(owner: str, **values: int) -> None:
             raise ConfigError(f"{owner}.{key} must be a whole number >= 1, got {value!r}")
 
 
-def known_dtype(owner: str, **values: str) -> None:
-    """Refuse names of number formats that we do not know, or that nobody caches KV in, naming ``owner.key``."""
+def known(owner: str, among: Iterable[str], **values: str) -> None:
+    """Refuse names that are not among those we know, naming ``owner.key``."""
+    names = tuple(among)
     for key, value in values.items():
-        known = KV_DTYPES if key == "kv_dtype" else tuple(DTYPE_BYTES)
-        if value not in known:
-            raise ConfigError(f"{owner}.{key} must be one of {', '.join(known)}, got {value!r}")
+        if value not in names:
+            raise ConfigError(f"{owner}.{key} must be one of {', '.join(names)}, got {value!r}")

@@ -202,7 +202,7 @@ def test_a_rank_multiplies_with_its_share_and_with_the_keys_of_the_heads_it_copi
     [
         (TINY, {"d_model": 0}, "model.d_model must be a whole number >= 1, got 0"),
         (TINY, {"stack": []}, "model.stack must name at least one kind of layer, got none"),
-        (TINY, {"kv_dtype": "int4"}, "model.kv_dtype must be one of fp32, bf16, fp16, fp8, got 'int4'"),
+        (TINY, {"kv_dtype": "int4"}, "model.kv_dtype must be one of bf16, fp8, got 'int4'"),
         (TINY, {"weight_dtype": "int3"}, f"model.weight_dtype must be one of {', '.join(DTYPE_BYTES)}, got 'int3'"),
         (TINY, {"routing_skew": -1.0}, "model.routing_skew must be >= 0 and < 10, got -1"),
         (Moe(4, 2, 8), {"top_k": 5}, "model.feed_forward.top_k must be <= n_experts (4), got 5"),
@@ -225,6 +225,37 @@ def test_a_wrong_model_is_refused_by_key_and_value(part, fields, message):
     with pytest.raises(ConfigError) as refused:
         replace(part, **fields)
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("weight_dtype", DTYPE_BYTES)
+def test_kv_is_cached_in_bf16_or_fp8_or_in_the_full_width_a_model_is_served_in(weight_dtype):
+    own = {weight_dtype} & {"fp16", "fp32"}
+    for kv_dtype in (*DTYPE_BYTES, "BF16", "auto", ""):
+        if kv_dtype in {"bf16", "fp8", *own}:
+            assert replace(TINY, weight_dtype=weight_dtype, kv_dtype=kv_dtype).kv_bytes == DTYPE_BYTES[kv_dtype]
+        else:
+            with pytest.raises(ConfigError, match=rf"^model.kv_dtype must be one of bf16, fp8.*, got '{kv_dtype}'$"):
+                replace(TINY, weight_dtype=weight_dtype, kv_dtype=kv_dtype)
+
+
+NAMES = {  # every setting of the data sheets that is a name out of a few, and what it may be
+    "weight_dtype": (TINY, DTYPE_BYTES),
+    "feed_forward.weight_dtype": (Moe(4, 2, 8), DTYPE_BYTES),
+    "attention.state_dtype": (STATE, ("fp32", "bf16", "fp16")),
+    "interconnect": (DEVICE, ("nvlink", "pcie")),
+}
+
+
+@pytest.mark.parametrize("setting", NAMES)
+@pytest.mark.parametrize("wrong", ["fp99", "BF16", "float32", "NVLink", "auto", ""])
+def test_a_name_that_nothing_has_is_refused_and_every_known_one_is_taken(setting, wrong):
+    part, allowed = NAMES[setting]
+    key = setting.rpartition(".")[2]
+    for name in allowed:
+        assert getattr(replace(part, **{key: name}), key) == name
+    for name in {wrong, *DTYPE_BYTES} - set(allowed):
+        with pytest.raises(ConfigError, match=rf"{key} must be one of {', '.join(allowed)}, got '{name}'$"):
+            replace(part, **{key: name})
 
 
 def test_layers_of_two_kinds_add_up():
@@ -251,6 +282,10 @@ def test_the_models_window_is_the_widest_and_none_where_a_layer_sees_all():
         ({"memory_gib": float("nan")}, "hardware.device.memory_gib must be a finite number > 0, got nan"),
         ({"n_sms": 0}, "hardware.device.n_sms must be a whole number >= 1, got 0"),
         ({"peak_flops": {"fp8": 1e15}}, "hardware.device.peak_flops must name bf16, got fp8"),
+        (
+            {"peak_flops": {"bf16": 1e15, "fp16x": 1e15}},
+            f"hardware.device.peak_flops must name some of {', '.join(DTYPE_BYTES)}, got 'fp16x'",
+        ),
         ({"peak_flops": {"bf16": -1.0}}, "hardware.device.peak_flops.bf16 must be a finite number > 0, got -1"),
     ],
 )
