@@ -7,7 +7,7 @@ import numpy as np
 
 from scenarios.describe import Description, Look, nearest
 from scenarios.distributions import Floats, Ints
-from scenarios.statistics import Spread, counts
+from scenarios.statistics import Spread
 from scenarios.traces.servegen import Clients
 from sim.report.figure import Figure, curve, line, numbers, time_axis
 from sim.report.html import Page, Section, Table, Tile, render
@@ -184,7 +184,8 @@ def _against_fit(description: Description, quantity: str, values: Floats, colour
 def _over_time(look: Look) -> Figure:
     at_s = (look.arrival_ns - look.arrival_ns[0]) / NS_PER_S
     width_s = max(float(at_s[-1]) / N_BINS, 1e-9)
-    per_bin = counts(at_s, width_s)[:N_BINS]
+    n_bins = min(N_BINS, int(at_s[-1] // width_s) + 1)
+    per_bin = np.bincount((at_s // width_s).astype(np.int64), minlength=n_bins)[:n_bins]
     unit, unit_s = time_axis(float(at_s[-1]))
     x = (np.arange(len(per_bin)) + 0.5) * width_s / unit_s
     traces = [line(numbers(x), numbers(per_bin / width_s), "requests per second", "--blue", line={"shape": "hvh"})]

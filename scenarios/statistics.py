@@ -50,28 +50,39 @@ def arrival_stats(arrival_ns: Ints, windows_s: tuple[float, ...] = (1.0, 10.0, 6
     if span_s <= 0:
         return None
     gaps = np.diff(at_s)
-    minutes = counts(at_s, 60.0)[: max(1, int(span_s // 60))]
+    n_minutes = max(1, int(span_s // 60))
+    whole_minutes = busy_windows(at_s[at_s < 60.0 * n_minutes], 60.0)
     instants = np.unique(arrival_ns)
     is_rounded = len(instants) < len(arrival_ns) / 2
     return ArrivalStats(
         span_s,
         len(at_s) / span_s,
         float(gaps.std() / gaps.mean()),
-        {window: index_of_dispersion(counts(at_s, window)) for window in windows_s},
-        float(minutes.max() / minutes.mean()),
+        {window: dispersion_of(at_s, window) for window in windows_s},
+        float(whole_minutes.max() * n_minutes / whole_minutes.sum()),
         len(instants),
         float(np.median(np.diff(instants))) / NS_PER_S if is_rounded else None,
     )
 
 
-def counts(at_s: Floats, window_s: float) -> Ints:
-    """Arrivals in each of consecutive windows."""
-    return np.bincount((at_s // window_s).astype(np.int64)).astype(np.int64)
+def busy_windows(at_s: Floats, window_s: float) -> Ints:
+    """Arrivals in each of the consecutive windows that have any: as many numbers as arrivals, however long the span."""
+    return np.unique(at_s // window_s, return_counts=True)[1].astype(np.int64)
 
 
-def index_of_dispersion(per_window: Ints) -> float:
-    """Variance of counts over their mean."""
-    return float(per_window.var() / per_window.mean())
+def dispersion_of(at_s: Floats, window_s: float) -> float:
+    """Index of dispersion of arrivals per window, from the first to the last one's; those without any are counted.
+
+    Examples
+    --------
+    >>> dispersion_of(np.array([0.0, 1.0, 1.0, 3.0]), 1.0)
+    0.5
+    """
+    busy = busy_windows(at_s, window_s)
+    n_windows = int(at_s[-1] // window_s) + 1
+    mean = int(busy.sum()) / n_windows
+    squares = float(((busy - mean) ** 2).sum()) + (n_windows - len(busy)) * mean**2
+    return squares / n_windows / mean
 
 
 def correlation(x: Ints, y: Ints) -> tuple[float, float] | None:

@@ -227,16 +227,13 @@ class ContiguousCache(PartitionCache):
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run."""
-        learnt = dict(self._reservation.counts())
-        if "resizes_if_growing" in learnt:
-            learnt["avoided_resizes"] = learnt["resizes_if_growing"] - self._n_resizes
         return {
             "evicted_sessions": self._idle.n_evicted,
             "resizes": self._n_resizes,
             "resizes_ahead": self._n_ahead,
             "copied_tokens": self._n_copied_tokens,
             "copied_bytes": self._n_copied_tokens * self._bytes_per_token,
-            **learnt,
+            **self._reservation.counts(),
         }
 
     def _check_fixed(self, n_tokens: int | None, model_max_len: int) -> None:

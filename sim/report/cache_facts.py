@@ -23,10 +23,10 @@ FACTS = {
         count,
         "before the extent was full, so that nobody waited for the copy",
     ),
-    "avoided_resizes": (
-        "resizes avoided by predicting",
+    "resizes_if_growing": (
+        "resizes had they grown when full",
         count,
-        "against growing by the same factor without a prediction",
+        "by the same factor without a prediction; of finished turns of conversations alone",
     ),
     "copied_bytes": (
         "copied by resizing",
@@ -63,7 +63,7 @@ UNSAID = {
     "resizes",
     "resizes_ahead",
     "copied_bytes",
-    "avoided_resizes",
+    "resizes_if_growing",
     "predictions",
     "prediction_error_frac",
 }

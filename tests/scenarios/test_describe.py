@@ -1,6 +1,7 @@
 """`task=describe` finds in the published traces what was published about them, to three digits."""
 
 import json
+import tracemalloc
 from io import StringIO
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from scenarios.describe import capacity_tokens_per_s, describe, describe_task
 from scenarios.distributions import UniformInteger
 from scenarios.replay import Replay
 from scenarios.reuse import reuse_stats
-from scenarios.statistics import arrival_stats, correlation, index_of_dispersion, ks_distance, spread
+from scenarios.statistics import arrival_stats, correlation, dispersion_of, ks_distance, spread
 from scenarios.traces.servegen import clients
 from sim import simulate
 from sim.config import compose, make
@@ -142,11 +143,30 @@ def test_statistics_of_a_stream_small_enough_to_check_by_hand():
     assert stats.gap_cv == pytest.approx(np.std([1, 0, 3]) / (4 / 3))
     assert stats.dispersion[1.0] == pytest.approx(np.var([1, 2, 0, 0, 1]) / 0.8)
     assert arrival_stats(np.zeros(5, dtype=np.int64)) is None
-    assert index_of_dispersion(np.array([1, 1, 1])) == 0.0
+    assert dispersion_of(np.array([0.0, 1.0, 2.0]), 1.0) == 0.0
     assert correlation(np.array([1, 2, 3]), np.array([2, 4, 9]))[1] == pytest.approx(1.0)
     assert correlation(np.array([1, 1]), np.array([2, 4])) is None
     assert spread(np.array([1, 2, 3])).p50 == 2.0
     assert ks_distance(np.array([1, 1, 1, 4]), UniformInteger(1, 4), step=1.0) == 0.5
+
+
+def test_windows_without_arrivals_count_but_take_no_memory():
+    draws = np.random.default_rng(3)
+    at_s = np.cumsum(draws.exponential(40.0, 500))
+    at_s -= at_s[0]
+    stats = arrival_stats((at_s * 1e9).astype(np.int64))
+    for window in (1.0, 10.0, 60.0):
+        per_window = np.bincount((at_s // window).astype(np.int64))
+        assert stats.dispersion[window] == pytest.approx(per_window.var() / per_window.mean())
+    minutes = np.bincount((at_s // 60.0).astype(np.int64))[: int(at_s[-1] // 60)]
+    assert stats.peak_over_mean == pytest.approx(minutes.max() / minutes.mean())
+
+    tracemalloc.start()
+    year = arrival_stats(np.array([0, 1, 10 * 365 * 86_400]) * 10**9)
+    most_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most_bytes < 1_000_000
+    assert year.peak_over_mean == pytest.approx(10 * 365 * 1_440)
 
 
 def test_reuse_of_prompts_small_enough_to_check_by_hand():

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from scenarios.statistics import counts, index_of_dispersion
+from scenarios.statistics import dispersion_of
 from sim.request import Finished, follow_up_of
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -63,5 +63,5 @@ def test_code_completion_comes_in_bursts_as_its_file_says():
     scenario = build("code_completion")
     spells = islice(scenario.arrivals.times_ns(scenario.rate, np.random.default_rng(1)), 40_000)
     at_s = np.concatenate(list(spells)) / 1e9
-    found = {window_s: index_of_dispersion(counts(at_s, window_s)) for window_s in (1, 10, 60)}
+    found = {window_s: dispersion_of(at_s, window_s) for window_s in (1, 10, 60)}
     assert found == pytest.approx({1: 13, 10: 71, 60: 107}, rel=0.03)
