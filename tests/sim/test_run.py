@@ -56,7 +56,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["tiers.levels.0.capacty_gib=3"], "did you mean tiers.levels.0.capacity_gib?"),
         (["tiers.levels.2.capacity_gib=3"], "tiers.levels.2 is not a setting; known here: 0, 1"),
         (["tiers.levels.nvme.capacity_gib=3"], "tiers.levels.nvme is not a setting; known here: 0, 1"),
-        (["tiers.levels.0.eviction.foo=3"], "tiers.levels.0.eviction.foo is not a setting; known here: blank_first"),
+        (["tiers.levels.0.eviction.foo=3"], "tiers.levels.0.eviction.foo is not a setting; known here: nothing"),
         (["slo.classes.code.ttft=9"], "slo.classes.code.ttft is not an objective"),
         (["seed.x=3"], "seed is a single value, it has no x"),
         (["experiment=swap_or_recompute", "scenario=chatbot"], "does not have; it is made for scenario=benchmark"),
