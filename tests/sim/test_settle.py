@@ -118,9 +118,8 @@ def test_a_crash_at_every_instant_of_a_small_run_loses_nobody(plans_ahead):
 @slow_and_thorough
 @given(houses, st.integers(0, 600))
 def test_a_crash_in_any_house_loses_nobody(house, at_ns):
-    fast = run(house, meanwhile={at_ns: partial(crash, 0)})
-    keeps_the_ledger(fast, len(house["scenario"].listed))
-    assert fast.facts() == run(house, meanwhile={at_ns: partial(crash, 0)}, max_steps=1).facts()
+    crashed = run(house, meanwhile={at_ns: partial(crash, 0)})
+    keeps_the_ledger(crashed, len(house["scenario"].listed))
 
 
 def test_an_extent_that_was_being_copied_when_its_replica_failed_is_free():
