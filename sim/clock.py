@@ -32,10 +32,12 @@ class Turning(ABC):
 class Calls:
     """The calls that a clock has been asked for, in order of time, then of index."""
 
-    __slots__ = ("heap",)
+    __slots__ = ("heap", "last_index", "last_ns")
 
     def __init__(self) -> None:
         self.heap: list[tuple[int, int, Turning]] = []
+        self.last_ns = -1  # when a call was last made
+        self.last_index = 0  # and the highest index of those made then
 
     def add(self, one: Turning, at_ns: int) -> None:
         """Call at that moment, if it is still due then."""
@@ -53,7 +55,9 @@ class Calls:
 
     def make(self) -> None:
         """Make the next call."""
-        at_ns, _, one = heappop(self.heap)
+        at_ns, index, one = heappop(self.heap)
+        if at_ns != self.last_ns or index > self.last_index:
+            self.last_ns, self.last_index = at_ns, index
         one.turn(at_ns)
 
 
@@ -63,6 +67,9 @@ class Clock(simpy.Environment):
     Turns come after all events of the same nanosecond, in the order of their replicas, however long ago each was asked
     for: so how runs of iterations are cut changes nothing. They do not pass through SimPy's queue, for no process waits
     for one, and one that is due no more need not come.
+
+    What a turn brings about at once comes before the turns that are left of this nanosecond, and after those that have
+    been. A replica in the middle of a run has none, and asks on which side of it the present is (`has_had`).
     """
 
     def __init__(self) -> None:
@@ -102,7 +109,12 @@ class Clock(simpy.Environment):
         if calls_ns is not None and (calls_ns < at_ns or (calls_ns == at_ns and self._calls.heap[0][1] < index)):
             return False
         self._now = at_ns
+        self._calls.last_ns, self._calls.last_index = at_ns, index
         return True
+
+    def has_had(self, index: int) -> bool:
+        """Whether a turn of this index would have been made by now, had there been one in this nanosecond."""
+        return self._calls.last_ns == self._now and index <= self._calls.last_index
 
     def ring(self, event: simpy.Event, at_ns: int, priority: int, callback: Callable[[Any], None] | None) -> None:
         """Let an event that has happened, or never did, happen at a moment: events are made once and used again."""

@@ -125,7 +125,8 @@ class Replica(Turning):
             self._unseen.append(sequence)
             if not is_behind and self._n_steps > 1:
                 now_ns = self.env.now_ns
-                self._cut(now_ns, 1 if now_ns > self._start_ns else 0)  # one more was planned before it came
+                was_planned = now_ns > self._start_ns and not self.env.has_had(self.index)
+                self._cut(now_ns, int(was_planned))  # one more, before it came
         else:
             waiting.push(sequence)
             if not is_behind and self._n_steps > 1:
@@ -149,7 +150,8 @@ class Replica(Turning):
     def settle(self, now_ns: int) -> None:
         """Commit the iterations that have ended before now; what is under way goes on and ends when it would have.
 
-        One that ends in this very nanosecond is still under way: what comes from outside comes before it.
+        One that ends in this very nanosecond is still under way: what comes from outside comes before it. What other
+        replicas bring about in it does not, if their turn is later than this one's.
         """
         if not self._is_busy or self._n_steps == 1:
             return
@@ -207,7 +209,9 @@ class Replica(Turning):
             self.env.call(self, self.due_ns)
 
     def _steps_to(self, now_ns: int) -> int:
-        """Iterations of the run that have begun before now, at least one."""
+        """Iterations of the run that have begun, the one under way included, at least one."""
+        if now_ns > self._start_ns and self.env.has_had(self.index):
+            now_ns += 1  # what ends in this nanosecond has ended, and the next has begun
         target_ps = (now_ns - self._start_ns) * PS_PER_NS - self._carry_ps
         return steps_until(self._first_ps, self._growth_ps, target_ps, self._n_steps)
 

@@ -2,12 +2,16 @@
 
 from functools import partial
 
+import pytest
 from hypothesis import given
 
 from sim.batching import Chunked
+from sim.engine import Replica
+from sim.fleet import Fleet
 from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.request import Request
+from sim.router import Router
 from tests.laws.houses import NS_PS, houses, run, slow_and_thorough
 from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, serve
@@ -68,3 +72,39 @@ def test_who_arrives_during_a_prompt_waits_for_one_iteration_of_decoding_and_no_
     fast, slow = serve(**house), serve(**house, max_steps=1)
     assert fast.facts() == slow.facts()
     assert [row["scheduled_ns"] for row in fast.requests() if row["id"] == 1] == [20]
+
+
+@pytest.mark.parametrize("plans_ahead", [False, True])
+@pytest.mark.parametrize(("long_on", "scheduled_ns"), [(0, 30), (2, 20)])
+def test_what_an_end_brings_about_at_once_comes_between_the_turns_of_its_nanosecond(plans_ahead, long_on, scheduled_ns):
+    """10 ns an iteration on three replicas. B ends at 20 on replica 1, and its follow-up goes to where A decodes.
+
+    There an iteration ends in the same nanosecond. Replica 0 has had its turn then and has begun the next iteration,
+    replica 2 has not.
+    """
+
+    class ToA(Router):
+        def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:
+            replica = fleet.open[1 if request.id == 1 else long_on]
+            replica.settle(now_ns)
+            seen.append((request.id, replica.ledger.resident_tokens))
+            return replica
+
+    listed = [
+        Request(0, 0, 1, 20, 20, ((1, 1),), -1, session_id=0),
+        Request(1, 0, 1, 2, 2, ((2, 1),), -2, session_id=1),
+    ]
+    house = {
+        "scenario": Listed(listed, {1: [(0, 1, 1)]}),
+        "scheduler": partial(Chunked, 40, 4, plans_ahead),
+        "cost": lambda: LinearCost(10 * NS_PS),
+        "router": ToA,
+        "replicas": 3,
+    }
+    seen: list[tuple[int, int]] = []
+    fast, seen_by_fast = serve(**house), seen
+    seen = []
+    assert fast.facts() == serve(**house, max_steps=1).facts()
+    assert seen_by_fast == seen == [(0, 0), (1, 0), (1001, 1 if long_on == 2 else 2)]
+    scheduled_ns += 10 * (plans_ahead and long_on == 2)  # planned when the one before it began
+    assert [row["scheduled_ns"] for row in fast.requests() if row["id"] == 1001] == [scheduled_ns]

@@ -120,6 +120,7 @@ def test_a_crash_at_every_instant_of_a_small_run_loses_nobody(plans_ahead):
 def test_a_crash_in_any_house_loses_nobody(house, at_ns):
     crashed = run(house, meanwhile={at_ns: partial(crash, 0)})
     keeps_the_ledger(crashed, len(house["scenario"].listed))
+    assert crashed.facts() == run(house, meanwhile={at_ns: partial(crash, 0)}, max_steps=1).facts()
 
 
 def test_an_extent_that_was_being_copied_when_its_replica_failed_is_free():
