@@ -90,7 +90,12 @@ class Clock(simpy.Environment):
         calls_ns = self._calls.next_ns()
         queue = self._queue
         if calls_ns is None or (queue and queue[0][0] <= calls_ns):
-            super().step()
+            event = queue[0][3] if queue else None
+            if isinstance(event, Arrival):
+                self._now = heappop(queue)[0]
+                event.happen()
+            else:
+                super().step()
         else:
             self._now = calls_ns
             self._calls.make()
@@ -127,12 +132,21 @@ class Clock(simpy.Environment):
 
 
 class Arrival(simpy.Event):
-    """A moment at which requests arrive; it comes before anything else of the same nanosecond."""
+    """A moment at which requests arrive; it comes before anything else of the same nanosecond.
+
+    No process waits for one, and it cannot fail: the clock lets it happen itself, in half the time of SimPy's step.
+    """
 
     def __init__(self, env: Clock, value: Any = None) -> None:
         self.env = env
         self._ok = True
         self._value = value
+
+    def happen(self) -> None:
+        """Call those who were to be called."""
+        callbacks, self.callbacks = self.callbacks, None  # type: ignore[assignment]  # as SimPy does
+        for callback in callbacks:
+            callback(self)
 
 
 def _interrupt(_: simpy.Event) -> None:

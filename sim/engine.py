@@ -17,6 +17,8 @@ from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
+from librt.strings import write_i64_le
+
 from sim.batching.plan import Batch, Plan, Scheduler
 from sim.batching.queue import LookAhead, Queue
 from sim.clock import Clock, Turning
@@ -87,6 +89,7 @@ class Replica(Turning):
         self._n_steps = 0
         self._first_ps = 0
         self._growth_ps = 0
+        self._owed_ps = 0  # what rounding will have left over at the end of the run
         self._n_decoding = 0
         self._context_tokens = 0
         self._last_decode_ns = 0
@@ -137,10 +140,11 @@ class Replica(Turning):
         n_tokens = request.prompt_tokens + request.output_tokens
         if n_tokens > self.max_len and not self.kv.is_endless:
             return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
-        if not self.scheduler.forks_samples:
-            return self.kv.refuses(request._replace(n_samples=1))
-        if request.n_samples > 1 and request.n_samples > self.scheduler.most_seqs:
-            return f"{request.n_samples} answers to sample at once, the batch has {self.scheduler.most_seqs} places"
+        if request.n_samples > 1:
+            if not self.scheduler.forks_samples:
+                return self.kv.refuses(request._replace(n_samples=1))
+            if request.n_samples > self.scheduler.most_seqs:
+                return f"{request.n_samples} answers to sample at once, the batch has {self.scheduler.most_seqs} places"
         return self.kv.refuses(request)
 
     def counts(self) -> dict[str, int | float]:
@@ -163,6 +167,7 @@ class Replica(Turning):
             self._commit(end_ns)
             self._start_ns, self._n_steps = end_ns, n_left
             self._first_ps += n_steps * self._growth_ps
+            self._end_ns()  # as before, but for what is left over from now on
             self._context_tokens = self.ledger.context_tokens()
 
     def fail(self, now_ns: int) -> list[Sequence]:
@@ -216,10 +221,10 @@ class Replica(Turning):
         return steps_until(self._first_ps, self._growth_ps, target_ps, self._n_steps)
 
     def _end_ns(self) -> int:
-        """When the run ends, as long as it is now."""
-        return (
-            self._start_ns + (self._carry_ps + elapsed_ps(self._first_ps, self._growth_ps, self._n_steps)) // PS_PER_NS
-        )
+        """When the run ends, as long as it is now; in `_owed_ps` what is left over then."""
+        ps = self._carry_ps + elapsed_ps(self._first_ps, self._growth_ps, self._n_steps)
+        self._owed_ps = ps % PS_PER_NS
+        return self._start_ns + ps // PS_PER_NS
 
     def turn(self, now_ns: int) -> None:
         """The run has ended, or an idle replica was to look again: commit, plan and run, until others are due."""
@@ -321,33 +326,30 @@ class Replica(Turning):
             if rounding_tokens < 0:  # of a long prompt a window holds only the end
                 rounding_tokens = 0
         iterations = self.recorder.iterations
-        iterations.append(
-            iterations.pack(
-                self.index,
-                self._start_ns,
-                carry_ps,
-                n_steps,
-                first_ps,
-                growth_ps,
-                n_prefilled,
-                n_joined,
-                n_emitting,
-                self._context_tokens,
-                len(batch.waiting) + len(self._unseen),
-                len(partial),
-                held_tokens,
-                live_tokens,
-                kv.idle_tokens,
-                self._n_preempted,
-                n_decoding - n_emitting,
-                rounding_tokens,
-                kv.external_tokens,
-                shared_tokens,
-                n_padding,
-            )
-        )
-        last_start_ps = carry_ps + elapsed_ps(first_ps, growth_ps, n_steps - 1)
-        self._carry_ps = last_start_ps + first_ps + growth_ps * (n_steps - 1) - (end_ns - self._start_ns) * PS_PER_NS
+        row = iterations.row
+        write_i64_le(row, self.index)
+        write_i64_le(row, self._start_ns)
+        write_i64_le(row, carry_ps)
+        write_i64_le(row, n_steps)
+        write_i64_le(row, first_ps)
+        write_i64_le(row, growth_ps)
+        write_i64_le(row, n_prefilled)
+        write_i64_le(row, n_joined)
+        write_i64_le(row, n_emitting)
+        write_i64_le(row, self._context_tokens)
+        write_i64_le(row, len(batch.waiting) + len(self._unseen))
+        write_i64_le(row, len(partial))
+        write_i64_le(row, held_tokens)
+        write_i64_le(row, live_tokens)
+        write_i64_le(row, kv.idle_tokens)
+        write_i64_le(row, self._n_preempted)
+        write_i64_le(row, n_decoding - n_emitting)
+        write_i64_le(row, rounding_tokens)
+        write_i64_le(row, kv.external_tokens)
+        write_i64_le(row, shared_tokens)
+        write_i64_le(row, n_padding)
+        iterations.keep()
+        self._carry_ps = self._owed_ps
         self._n_preempted = 0
         kv.advance(ledger, n_steps if n_decoding else 0)
         if n_decoding:
@@ -360,6 +362,7 @@ class Replica(Turning):
             partial.remove(sequence)
             self._start_decoding(sequence, pad_to_tokens, end_ns)
         if self._unseen or leaving:
+            last_start_ps = carry_ps + elapsed_ps(first_ps, growth_ps, n_steps - 1)
             self._catch_up(self._start_ns + last_start_ps // PS_PER_NS)
         self._n_ended = 0
         if (ledger.ends and ledger.ends[0][0] <= ledger.step) or self._ended:
@@ -531,24 +534,22 @@ class Replica(Turning):
             cached_tokens = samples.cached_tokens
             output_tokens *= request.n_samples
         requests = self.recorder.requests
-        requests.append(
-            requests.pack(
-                request.id,
-                self.index,
-                request.arrival_ns,
-                scheduled_ns,
-                first_token_ns,
-                now_ns,
-                request.prompt_tokens,
-                output_tokens,
-                cached_tokens,
-                n_preemptions,
-                -1 if request.session_id is None else request.session_id,
-                request.turn,
-                self.recorder.slo_class(request.slo_class),
-                request.n_samples,
-            )
-        )
+        row = requests.row
+        write_i64_le(row, request.id)
+        write_i64_le(row, self.index)
+        write_i64_le(row, request.arrival_ns)
+        write_i64_le(row, scheduled_ns)
+        write_i64_le(row, first_token_ns)
+        write_i64_le(row, now_ns)
+        write_i64_le(row, request.prompt_tokens)
+        write_i64_le(row, output_tokens)
+        write_i64_le(row, cached_tokens)
+        write_i64_le(row, n_preemptions)
+        write_i64_le(row, -1 if request.session_id is None else request.session_id)
+        write_i64_le(row, request.turn)
+        write_i64_le(row, self.recorder.slo_class(request.slo_class))
+        write_i64_le(row, request.n_samples)
+        requests.keep()
         if self.on_finish is not None:
             self.on_finish(Finished(request, now_ns))
 
@@ -569,6 +570,8 @@ def elapsed_ps(first_ps: int, growth_ps: int, n_steps: int) -> int:
     >>> elapsed_ps(10, 2, 3)  # 10 + 12 + 14
     36
     """
+    if n_steps == 1:  # products of picoseconds leave the machine's small integers
+        return first_ps
     return n_steps * first_ps + growth_ps * (n_steps * (n_steps - 1) // 2)
 
 

@@ -1,6 +1,5 @@
 """A simulation from its configuration to its facts: build the parts, let them run, check that nothing was lost."""
 
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -92,8 +91,10 @@ def run(
     with frozen_heap(), progress(recorder, console), interruptible(env):
         try:
             env.run()
-        except struct.error:  # a number of the facts has more than 64 bits
-            raise ConfigError(TOO_LONG) from None
+        except (OverflowError, ValueError) as error:
+            if isinstance(error, OverflowError) or "to i64" in str(error):  # of the facts
+                raise ConfigError(TOO_LONG) from None
+            raise
     check_conservation(replicas, traffic.n_arrived, recorder)
     check_durations(recorder.iterations)
     requests, notes = recorder.requests, getattr(scenario, "notes", None)

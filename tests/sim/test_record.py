@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from joblib import Parallel, delayed
+from librt.strings import write_i64_le
 
 import sim
+from sim.errors import InvariantError
 from sim.record import ITERATION_COLUMNS, MAX_REASONS, Recorder, Table, iteration_ends_ns
 from tests.sim.serving import asked
 
@@ -44,9 +46,28 @@ def test_a_frame_is_a_copy():
 @pytest.mark.parametrize("row", [(1,), (1, 2, 3), (1, 2.5), (1, 1 << 63)])
 def test_what_is_no_row_of_whole_numbers_is_not_added(row):
     table = Table(("a", "b"))
-    with pytest.raises(Exception, match=r"pack|integer|range|format"):
+    with pytest.raises(Exception, match=r"cell|integer|too big"):
         table.add(*row)
     assert len(table) == 0
+
+
+def test_rows_written_cell_by_cell_are_those_added_whole():
+    by_cell, whole = Table(("a", "b")), Table(("a", "b"))
+    for k in range(10_000):  # past what is kept together
+        write_i64_le(by_cell.row, k)
+        write_i64_le(by_cell.row, -k)
+        by_cell.keep()
+        whole.add(k, -k)
+        assert len(by_cell) == len(whole) == k + 1
+    assert by_cell.rows().tolist() == whole.rows().tolist()
+
+
+def test_a_row_that_lacks_a_cell_is_noticed():
+    table = Table(("a", "b"))
+    write_i64_le(table.row, 1)
+    table.keep()
+    with pytest.raises(InvariantError, match="no cell"):
+        table.rows()
 
 
 rows = st.tuples(
