@@ -295,6 +295,7 @@ def calibrated_cost(
     seed: int = 0,
     capture_sizes: Sequence[int] = CAPTURE_SIZES,
     peer_to_peer: bool = True,
+    engine_version: str | None = None,
 ) -> IterationCost:
     """Iteration times from a profile file: what ``conf/cost/calibrated.yaml`` calls.
 
@@ -304,8 +305,10 @@ def calibrated_cost(
         ``device/source`` among the shipped ones, or the path of a file; None takes the best there is for the device.
     sample : bool
         Whether the profile's times are off by a draw of their standard error (`draw_errors`).
+    engine_version : str, optional
+        Of vLLM: of a device's profiles that of this version is the best, else the newest before it, else the oldest.
     """
-    fitted = find_profile(profile, device.name)
+    fitted = find_profile(profile, device.name, engine_version)
     errors = draw_errors(fitted, seed) if sample else {}
     operations = CalibratedOperations(fitted, model, device, tensor_parallel, errors, peer_to_peer)
     return IterationCost(operations, host, capture_sizes)
