@@ -36,7 +36,9 @@ MAX_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class EngineRun:
-    """One recorded run. Times are integer nanoseconds since the first request arrived, in order of arrival.
+    """One recorded run, as its engine or as its clients saw it.
+
+    Times are integer nanoseconds since the first request arrived, in order of arrival.
 
     ``arrival_ns`` is when the engine's front end took a request. Its clock is not the engine core's: their offset is
     taken as the least delay between arrival and queue that any request saw, so that delay (about a millisecond) is
@@ -54,6 +56,7 @@ class EngineRun:
     prompts: tuple[Text | None, ...]  # what text each prompt is; None where it is not known
     timeseries: Mapping[str, list[float]]  # column -> values; empty without the file
     notes: tuple[str, ...]
+    is_clients: bool = False  # times are a client's, with the front end's before the queue and after each token
 
     def __len__(self) -> int:
         return len(self.arrival_ns)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from calibration.score import score
 from calibration.split import held_out
+from calibration.stairs import settled, tile_of, unseen
 from calibration.surfaces import Plan, condensed, fit_residual, fit_roofline, roofline_json, standard_error
 from sim.config import make
 from sim.cost.dense import Curve, gemm_seconds
@@ -32,7 +33,6 @@ KINDS = ("flops", "bytes")
 RANKS = (1, 2, 4, 8)
 ELEMENT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp32": 4.0}
 LEAST_GRID_FRAC = 0.9  # of all combinations of the axes, from which on measurements are a grid
-FIRST_STEP_TOKENS = 17  # below, every token count was measured; above, those on both sides of a step
 
 
 def shipped_shapes(conf: Path) -> set[tuple[int, int]]:
@@ -79,30 +79,37 @@ def fit_gemm(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points
 
 
 def fit_grid(rows: Any, shapes: Collection[tuple[int, int]]) -> Form:
-    """The grid, and how far off shapes and token counts are that it is made to forget, one at a time.
+    """The grid, its scatter taken out (`stairs`), and how far off it is on measurements that it is made to forget.
 
     A shape forgotten is told twice, from those beside it in width and in depth, and the mean of the two is judged; a
-    token count from the next ones below and above. Only counts within a stretch are forgotten: where m and m + 1 were
-    measured there may be a step between them, which neither side tells of the other.
+    token count from those on its stair, or else from the next ones below and above. Only counts within a stretch are
+    forgotten: where m and m + 1 were measured there may be a step between them, which neither side tells of the other.
     """
     element_bytes = ELEMENT_BYTES[rows["dtype"].iloc[0]]
     m, n, k = (rows[axis].to_numpy(dtype=np.float64) for axis in AXES)
     seconds: Array = rows["seconds"].to_numpy(dtype=np.float64)
     work = gemm_work(m, n, k, element_bytes)
     line = fit_roofline({kind: work[kind] for kind in KINDS}, seconds, KINDS)
-    grid = unpacked(grid_of(m, n, k, seconds).packed())  # as it is served
+    measured = grid_of(m, n, k, seconds)
+    tile = tile_of(measured)
+    grid = unpacked(settled(measured, tile).packed())  # as it is served
+    rows_of = np.searchsorted(grid.m, measured.m)
     (i, j), told = forgotten(grid)
-    found = grid.seconds[:, i, j].T
+    told, found = told[:, rows_of], measured.seconds[:, i, j].T
+    is_known = ~np.isnan(found)
     is_shipped = np.array([shape in shapes for shape in zip(grid.n[i], grid.k[j], strict=True)], dtype=np.bool_)
     return {
         "roofline": roofline_json(line),
         "grid": grid.packed(),
-        "standard_error": standard_error(told.ravel(), found.ravel()),
+        "tile_tokens": tile,
+        "standard_error": standard_error(told[is_known], found[is_known]),
         "range": {axis: [float(x.min()), float(x.max())] for axis, x in zip(AXES, (m, n, k), strict=True)},
         "error": {
-            "held_out": score(told.ravel(), found.ravel()),
-            "held_out_shapes_of_shipped_models": score(told[is_shipped].ravel(), found[is_shipped].ravel()),
-            "held_out_tokens_of_shipped_models": score(*forgotten_counts(grid, shapes)),
+            "held_out": score(told[is_known], found[is_known]),
+            "held_out_shapes_of_shipped_models": score(
+                told[is_shipped][is_known[is_shipped]], found[is_shipped][is_known[is_shipped]]
+            ),
+            "held_out_tokens_of_shipped_models": score(*forgotten_counts(measured, tile, shapes)),
             "neighbouring_token_counts_differ_by": neighbours(rows),
         },
     }
@@ -121,22 +128,15 @@ def forgotten(grid: MatrixGrid) -> tuple[tuple[Indices, Indices], Array]:
     return (places[0], places[1]), np.array(told)
 
 
-def forgotten_counts(grid: MatrixGrid, shapes: Collection[tuple[int, int]]) -> tuple[Array, Array]:
-    """Token counts inside a stretch, of shipped shapes, as those below and above tell them and as measured [s]."""
-    inner = [
-        at
-        for at in range(1, len(grid.m) - 1)
-        if grid.m[at] < FIRST_STEP_TOKENS - 1 or not {grid.m[at] - 1.0, grid.m[at] + 1.0} & set(grid.m)
-    ]
+def forgotten_counts(grid: MatrixGrid, tile: int, shapes: Collection[tuple[int, int]]) -> tuple[Array, Array]:
+    """Token counts inside a stretch, of shipped shapes, as the grid without them tells them and as measured [s]."""
+    is_shipped = np.array([[(n, k) in shapes for k in grid.k] for n in grid.n], dtype=np.bool_)
     told, found = [], []
-    for n, k in sorted(shapes):
-        if n in grid.n and k in grid.k:
-            curve = grid.along(n, k)
-            for at in inner:
-                share = (grid.m[at] - grid.m[at - 1]) / (grid.m[at + 1] - grid.m[at - 1])
-                told.append((1.0 - share) * curve[at - 1] + share * curve[at + 1])
-                found.append(curve[at])
-    return np.array(told), np.array(found)
+    for at, times in unseen(grid, tile):
+        is_known = is_shipped & ~np.isnan(times) & ~np.isnan(grid.seconds[at])
+        told.append(times[is_known])
+        found.append(grid.seconds[at][is_known])
+    return np.concatenate(told), np.concatenate(found)
 
 
 def fit_surface(rows: Any, shapes: Collection[tuple[int, int]], seed: int, n_points: int, compare: bool) -> Form:

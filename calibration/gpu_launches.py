@@ -78,7 +78,7 @@ class Launches:
     def mixed_launches(self, at: Point) -> Launched:
         """Chunks, then decoding sequences: two launches, as an iteration makes them."""
         chunks, decoding = read_batch(at["detail"])
-        widest = max(blocks_of([sum(chunk) for chunk in chunks]), blocks_of(decoding))
+        widest = max(blocks_of([chunk.seen_tokens for chunk in chunks]), blocks_of(decoding))
         self._pool(at["n_kv_heads"], at["head_dim"], widest * BLOCK_TOKENS)  # one pool holds either
         prompts, decodes = self._prefill(at, chunks), self._decode(at, decoding)
 
@@ -254,7 +254,7 @@ class Launches:
 
     def _prefill(self, at: Point, chunks: list[Chunk], **span: Any) -> Launched:
         heads, kv_heads, width = at["n_heads"], at["n_kv_heads"], at["head_dim"]
-        news, lens = [chunk.new_tokens for chunk in chunks], [sum(chunk) for chunk in chunks]
+        news, lens = [chunk.new_tokens for chunk in chunks], [chunk.seen_tokens for chunk in chunks]
         k, v, tables = self._cache(kv_heads, width, lens)
         plan = plan_prefill(news, lens, n_heads=heads, n_kv_heads=kv_heads, head_dim=width, device=self._device, **span)
         q = self._random(sum(news), heads, width)

@@ -206,7 +206,7 @@ def write_batch(chunks: list[Chunk], decoding: list[int]) -> str:
     '512@4096 64@0 + 100 2000'
     """
     return " ".join(
-        [*(f"{new}@{context}" for new, context in chunks), *(["+", *map(str, decoding)] if decoding else [])]
+        [*(f"{new}@{context}" for new, context, _ in chunks), *(["+", *map(str, decoding)] if decoding else [])]
     )
 
 
@@ -215,8 +215,8 @@ def read_batch(text: str) -> tuple[list[Chunk], list[int]]:
 
     Examples
     --------
-    >>> read_batch("512@4096 + 100 2000")
-    ([Chunk(new_tokens=512, context_tokens=4096)], [100, 2000])
+    >>> read_batch("512@4096 + 100 2000") == ([Chunk(512, 4096)], [100, 2000])
+    True
     """
     prompts, _, decoding = text.partition("+")
     pairs = (chunk.split("@") for chunk in prompts.split())

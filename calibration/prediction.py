@@ -101,7 +101,9 @@ def _is_subject(profile: KernelProfile, recorded: EngineRun) -> bool:
     )
 
 
-def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None) -> dict[str, Any]:
+def configuration(
+    recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None, frontend: str | None = None
+) -> dict[str, Any]:
     """The simulator's configuration of the engine that was recorded.
 
     Raises
@@ -142,6 +144,8 @@ def configuration(recorded: EngineRun, profile: KernelProfile | None, hardware: 
         "router=least_loaded",
         "slo=none",
     ]
+    if frontend is not None:
+        overrides.append(f"frontend={frontend}")
     if settings.max_model_len is not None:
         overrides.append(f"model.max_len={settings.max_model_len}")
     if settings.device_memory_bytes is not None:
@@ -311,6 +315,9 @@ class Predictor:
         for index in np.unique(replica):
             mine = replica == index
             queued[mine] = queued_ns(arrival[mine], result.iterations, int(index))
+        if self.recorded.is_clients:
+            added_ns = make(self.config["frontend"], "frontend").added_ns
+            return Predicted(arrival, first + added_ns, last + added_ns, result)
         return Predicted(queued, first, last, result)
 
     def host(self, **terms: float) -> HostCost:
@@ -325,7 +332,11 @@ class Predictor:
 
 
 def predictor(
-    recorded: EngineRun, profile: KernelProfile | None, hardware: str | None = None, peer_to_peer: bool = True
+    recorded: EngineRun,
+    profile: KernelProfile | None,
+    hardware: str | None = None,
+    peer_to_peer: bool = True,
+    frontend: str | None = None,
 ) -> Predictor:
     """Put together what simulates a run; without a profile, from the data sheet.
 
@@ -334,7 +345,7 @@ def predictor(
     the engine's times. One of its blocks holds nobody's KV: vLLM keeps it for positions that need none
     (``null_block``, vllm/v1/core/block_pool.py).
     """
-    config, settings = configuration(recorded, profile, hardware), recorded.settings
+    config, settings = configuration(recorded, profile, hardware, frontend), recorded.settings
     config["hardware"]["peer_to_peer"] = peer_to_peer
     made = Builder(config)
     derived = made.capacity()

@@ -30,7 +30,9 @@ def validation_page(
             f"cdf-{metric}",
             TITLES[metric],
             {"recorded": real[metric], **{name: values[metric] for name, values in simulated.items()}},
-            "From the time the engine's loop took the request into its queue.",
+            "As its client saw it, with the front end's time."
+            if run.is_clients
+            else "From the time the engine's loop took the request into its queue.",
         )
         for metric in real
     ]

@@ -71,11 +71,12 @@ def contracts() -> dict[str, Any]:
     from sim.metrics import Slo
     from sim.request import Scenario
     from sim.router import Router
-    from sim.spec import EngineSpec, HardwareSpec, ModelSpec
+    from sim.spec import EngineSpec, FrontendSpec, HardwareSpec, ModelSpec
     from sim.step import CostModel
 
     return {
         "engine": EngineSpec,
+        "frontend": FrontendSpec,
         "model": ModelSpec,
         "hardware": HardwareSpec,
         "cost": CostModel,

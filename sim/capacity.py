@@ -12,7 +12,7 @@ from sim.probe import Prober
 from sim.report.page import name_of
 from sim.report.rates import Limit, Probe, rate_table, write_rates
 from sim.report.words import count, percent, rate
-from sim.units import PS_PER_S
+from sim.units import FAR, PS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -234,5 +234,5 @@ def decode_s_per_token(cost: "CostModel", n_seqs: int, context: int) -> float:
 
 def prefill_s_per_token(cost: "CostModel", piece: int, n_prompts: int) -> float:
     """Time of one prompt token among ``n_prompts`` pieces computed together, with nothing cached before them [s]."""
-    first_ps, _, _ = cost.pace((((piece, 0),) * n_prompts, 0, 0, 0, 0, 0.0, 0.0, 0))
+    first_ps, _, _ = cost.pace((((piece, 0, FAR),) * n_prompts, 0, 0, 0, 0, 0.0, 0.0, 0))
     return first_ps / PS_PER_S / (piece * n_prompts)

@@ -6,7 +6,7 @@ its value, and what is wrong is said of the key that the user wrote.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import lru_cache, partial
@@ -84,6 +84,7 @@ def compose(
         elif one not in is_trusted:
             _set(tree, one, trusted)
     _complete(tree, "", trusted)
+    _serve_as_measured(tree, {one.key for one in settings})
     config = _resolved(tree, [one.key for one in settings if one.is_removal])
     if "_target_" not in config:
         config["choices"] = {group: str(name) for group, name in sorted(choices.items()) if group in config}
@@ -253,6 +254,26 @@ def _file(group: str, path: Path) -> Any:
             f"{group}={path} must hold settings with a _target_, as conf/{group}/{choices_of(group)[0]}.yaml"
         )
     return node
+
+
+def _serve_as_measured(tree: dict[str, Any], given: Collection[str]) -> None:
+    """Take the number formats of a profile of one's own that knows but one, unless they were set.
+
+    Raises
+    ------
+    ProfileError
+        If the file cannot be read.
+    """
+    cost, model = tree.get("cost"), tree.get("model")
+    name = cost.get("profile") if isinstance(cost, dict) else None
+    if not isinstance(model, dict) or not isinstance(name, str) or not name.endswith(".json"):
+        return
+    from sim.profile import read_profile
+
+    subject = read_profile(name).subject
+    for measured, setting in (("dtype", "weight_dtype"), ("kv_dtype", "kv_dtype")):
+        if measured in subject and f"model.{setting}" not in given:
+            model[setting] = subject[measured]
 
 
 def _complete(node: Any, path: str, trusted: tuple[str, ...]) -> None:

@@ -558,8 +558,10 @@ def _chunks(plan: Plan) -> Chunks:
     """The plan's prompt pieces as the cost model sees them, padded where the batch pads."""
     longest = plan.pad_to_tokens
     if longest is None:
-        return tuple([(n_tokens, one.computed_tokens - one.dropped_tokens) for one, n_tokens in plan.chunks])
-    return tuple([(longest - one.computed_tokens, one.resident_tokens) for one, _ in plan.chunks])
+        return tuple(
+            [(n_tokens, one.computed_tokens - one.dropped_tokens, one.reach_tokens) for one, n_tokens in plan.chunks]
+        )
+    return tuple([(longest - one.computed_tokens, one.resident_tokens, one.reach_tokens) for one, _ in plan.chunks])
 
 
 def elapsed_ps(first_ps: int, growth_ps: int, n_steps: int) -> int:

@@ -68,6 +68,7 @@ class KernelProfile:
             "profile": self.name,
             "device": self.device,
             "source": self.source,
+            "vllm": str(self.provenance.get("vllm", "none")),
             "convention": self.convention,
             "sha256": self.sha256,
             "held_out_errors": errors,

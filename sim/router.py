@@ -60,13 +60,19 @@ class LeastLoaded(Router):
 
 
 class Traffic:
-    """The scenario's requests, handed to the fleet at their time of arrival."""
+    """The scenario's requests, handed to the fleet at their time of arrival: in the engine's queue.
 
-    def __init__(self, env: Clock, scenario: Scenario, seed: int, router: Router, fleet: Fleet) -> None:
+    ``frontend_ns`` passes between an answer's end there and the client's, and from the client to the queue.
+    """
+
+    def __init__(
+        self, env: Clock, scenario: Scenario, seed: int, router: Router, fleet: Fleet, frontend_ns: int = 0
+    ) -> None:
         self.env = env
         self.router = router
         self.fleet = fleet
         self.n_arrived = 0
+        self._frontend_ns = frontend_ns
         self._stream: Iterator[Request] = scenario.requests(seed)
         self._follow_up = follow_up_of(scenario)
         self._next: Request | None = None
@@ -84,7 +90,10 @@ class Traffic:
 
     def ended(self, finished: Finished) -> None:
         """A request ended; what it brings about arrives in its time."""
-        request = None if self._follow_up is None else self._follow_up(finished)
+        request = None
+        if self._follow_up is not None:
+            seen_ns = finished.finish_ns + self._frontend_ns
+            request = self._follow_up(Finished(finished.request, seen_ns, finished.is_refused))
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")

@@ -83,7 +83,7 @@ def run(
     env = Clock()
     recorder = Recorder()
     fleet = Fleet(lambda index: made.replica(index, capacity, env, cost, recorder, traffic))
-    traffic = Traffic(env, scenario, config["seed"], made("router"), fleet)
+    traffic = Traffic(env, scenario, config["seed"], made("router"), fleet, made("frontend").added_ns)
     for _ in range(config["replicas"]):
         fleet.add()
     replicas = fleet.replicas

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sim.request import Request, Segment, text_of
+from sim.units import FAR
 
 
 class Sequence:
@@ -31,6 +32,7 @@ class Sequence:
         "output_tokens",  # of its request: for the engine alone
         "padding_tokens",  # its prompt is padded by, in a request-level batch
         "preempted_ns",  # since when it waits to come back
+        "reach_tokens",  # that a token of its prompt attends to at most; what the cache keeps may bound it
         "request",
         "room_tokens",  # resident tokens it can reach, sliding over none, before the cache must attend to it alone
         "samples",  # those that answer its request together, where there are several
@@ -54,6 +56,7 @@ class Sequence:
         self.preempted_ns: int | None = None
         self.last_token_ns: int | None = None
         self.n_samples = 1
+        self.reach_tokens = FAR
         self.samples: Any = None
         self.loading: Any = None
         self.holding: Any = None

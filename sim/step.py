@@ -5,12 +5,20 @@ from typing import NamedTuple
 
 from mypy_extensions import mypyc_attr
 
+from sim.units import FAR
+
 
 class Chunk(NamedTuple):
     """Part of one prompt computed in an iteration."""
 
     new_tokens: int
     context_tokens: int  # already cached before it, attended by the new ones
+    reach_tokens: int = FAR  # that a token attends to at most, itself among them; a retention bounds it
+
+    @property
+    def seen_tokens(self) -> int:
+        """Of its prompt when it is computed."""
+        return self.new_tokens + self.context_tokens
 
 
 class StepShape(NamedTuple):
@@ -43,7 +51,7 @@ class Pace(NamedTuple):
     n_steps: int
 
 
-Chunks = tuple[tuple[int, int], ...]
+Chunks = tuple[tuple[int, int, int], ...]
 Shape = tuple[Chunks, int, int, int, int, float, float, int]
 """`Chunk`s and a `StepShape`, or bare tuples of their fields: the hot loop makes and takes apart those in half the
 time, and compiled it makes none at all."""

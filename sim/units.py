@@ -14,6 +14,7 @@ PS_PER_S: Final = NS_PER_S * PS_PER_NS
 MS_PER_S: Final = 1_000
 US_PER_S: Final = 1_000_000
 GIB: Final = 1 << 30
+FAR: Final = 1 << 50  # no bound and no end: beyond any number of tokens or iterations
 
 
 def ns_from_s(seconds: float) -> int:

@@ -131,8 +131,8 @@ def measure(decoder: Decoder, shapes: Shapes) -> Measurements:
 
 def timed_forward(decoder: Decoder, chunks: list[Chunk], decoding: list[int]) -> tuple[dict[str, list[float]], int]:
     """Seconds of each part of a forward pass, one per pass and layer; and how many tokens it computed."""
-    lens = [new + context for new, context in chunks] + decoding
-    news = [new for new, _ in chunks] + [1] * len(decoding)
+    lens = [chunk.seen_tokens for chunk in chunks] + decoding
+    news = [chunk.new_tokens for chunk in chunks] + [1] * len(decoding)
     pool = pool_of(decoder, sum(-(-n // 16) * 16 for n in lens))
     memory = Paged(pool, decoder.ops.kv_copy, has_prefixes=False)
     sequences = []
@@ -162,7 +162,7 @@ def timed_forward(decoder: Decoder, chunks: list[Chunk], decoding: list[int]) ->
 def attention_row(chunks: list[Chunk], decoding: list[int], seconds: float, heads: dict[str, Any]) -> Any:
     """A row of attention, under the operation its shape belongs to."""
     if chunks:
-        new, context = chunks[0]
+        new, context, _ = chunks[0]
         operation = "cached_prefill_attention" if context else "batched_prefill_attention"
         columns: dict[str, Any] = {"prefill_seqs": len(chunks), "new_tokens": new, "context_tokens": context}
         return frame(operation, seconds=seconds, **columns, **heads)

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from calibration.bench_results import read_bench_results
 from calibration.comparison import Line, compare, summary
-from calibration.engine_run import read_engine_run
+from calibration.engine_run import EngineRun, read_engine_run
 from calibration.host_time import TERMS, first_third, learn_host
 from calibration.measurements import replace
 from calibration.prediction import CAPACITY_TOLERANCE_FRAC, Predicted, Predictor, kernels_of, predictor
 from calibration.validation_page import validation_page
 from sim.cost.host import HostCost
 from sim.cost.roofline import Roofline, interconnect_words
-from sim.errors import TraceError
+from sim.errors import ConfigError, TraceError
 from sim.kv.capacity import arithmetic
 from sim.profile import KernelProfile
 from sim.units import NS_PER_S
@@ -25,11 +26,25 @@ NUDGE_FRAC, SATURATED_TIMES = 0.03, 2.0  # of the iterations' time; and how much
 COLUMNS = ("kernels alone", "default host time", "learnt host time")
 
 
-def validate(run: str, hardware: str | None, out: str, peer_to_peer: bool = True) -> None:
+def validate(
+    run: str,
+    hardware: str | None,
+    out: str,
+    peer_to_peer: bool = True,
+    args: str | None = None,
+    vllm_version: str | None = None,
+    frontend: str | None = None,
+) -> None:
     """Simulate the very requests of a recorded run, print how far off the simulation is, write a page.
 
     Three predictions: with kernel times alone, with the documented default of the host's time, and with the host's
     time learnt from the first third of the requests, which is judged on the others.
+
+    Parameters
+    ----------
+    run : str
+        A recorder's folder, or a file that ``vllm bench serve --save-detailed`` wrote: then ``args``, ``vllm_version``
+        and ``hardware`` say what it does not, and times are a client's, ``frontend`` between it and the engine.
 
     Raises
     ------
@@ -39,11 +54,11 @@ def validate(run: str, hardware: str | None, out: str, peer_to_peer: bool = True
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    recorded = read_engine_run(Path(run))
+    recorded = read_run(Path(run), args, vllm_version)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     profile = kernels_of(recorded, folder, console.print, hardware)
-    predict = predictor(recorded, profile, hardware, peer_to_peer)
+    predict = predictor(recorded, profile, hardware, peer_to_peer, frontend)
     predictions = {COLUMNS[0]: predict(predict.host()), COLUMNS[1]: predict(predict.default_host())}
     lines = {name: compare(recorded, predicted) for name, predicted in predictions.items()}
     notes = [*recorded.notes, capacity_words(predict), _kernel_words(profile)]
@@ -76,6 +91,22 @@ def validate(run: str, hardware: str | None, out: str, peer_to_peer: bool = True
     replace(folder / "validation.json", json.dumps({"lines": summary(lines), "notes": notes}, indent=1).encode())
     replace(folder / "validation.html", validation_page(recorded, predictions, lines, notes).encode())
     console.print(f"Report: {folder / 'validation.html'}", soft_wrap=True)
+
+
+def read_run(path: Path, args: str | None, vllm_version: str | None) -> EngineRun:
+    """A recorded run: a recorder's folder, or a client's results.
+
+    Raises
+    ------
+    TraceError, ConfigError
+        If it cannot be read.
+    """
+    if path.is_file():
+        return read_bench_results(path, args, vllm_version)
+    for name, value in (("args", args), ("vllm_version", vllm_version)):
+        if value is not None:
+            raise ConfigError(f"{name} is for results of vllm bench serve; {path} says it in its meta.json")
+    return read_engine_run(path)
 
 
 def learnt_nothing(lines: Mapping[str, list[Line]], learnt: HostCost | None) -> list[str]:

@@ -15,10 +15,11 @@ import numpy as np
 from sim.cost.roofline import attended_pairs
 from sim.cost.surface import Array, StandardError, monotone, soft_s, surface_from
 from sim.cost.table import Plane, Space, Table
-from sim.cost.work import attention_work
+from sim.cost.work import TILE_ROWS, attention_work
 from sim.errors import ProfileError
 from sim.spec import ACTIVATION_BYTES
 from sim.step import Chunks
+from sim.units import FAR
 
 LN2 = log(2.0)
 HEADS = ("n_heads", "n_kv_heads", "head_dim")  # shape of attention in profiles and measurements
@@ -131,9 +132,19 @@ class MixedAttention:
 
     Unequal contexts cost, without chunks, ``skew`` per token of sequences * longest - total; with chunks a factor that
     depends on how long the longest would take alone, how unequal they are, on their number and mean.
+
+    Windows were not measured: a chunk of which each token attends to some entries only is taken as chunks with as many
+    queries and pairs (`as_unbounded`).
     """
 
-    def __init__(self, operations: Mapping[str, Mapping[str, Any]], heads: Heads, z: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        operations: Mapping[str, Mapping[str, Any]],
+        heads: Heads,
+        z: Mapping[str, float],
+        window: int | None = None,
+    ) -> None:
+        self._window = FAR if window is None else window
         names = ("decode_attention", "prefill_attention", "mixed_attention")
         tables = [tabulate(name, operations[name], heads, z.get(name, 0.0)) for name in names]
         self._decode, self._prefill, mixed_table = tables
@@ -169,13 +180,12 @@ class MixedAttention:
 
     def chunks_s(self, chunks: Chunks) -> float:
         """Of prompt chunks [s]."""
-        first, rest = (chunks[0], 0.0) if len(chunks) == 1 else self._heaviest(chunks)
-        return rest + self._prefill(max(first[0], self._least_new), first[1])
+        new, context, rest = self._heaviest(chunks)
+        return rest + self._prefill(max(new, self._least_new), context)
 
     def fused_s(self, chunks: Chunks, n_seqs: int, total_tokens: int, longest_tokens: int) -> float:
         """Of prompt chunks and the decoding sequences beside them [s]."""
-        first, rest = (chunks[0], 0.0) if len(chunks) == 1 else self._heaviest(chunks)
-        new, context = first
+        new, context, rest = self._heaviest(chunks)
         mean = total_tokens / n_seqs
         if mean < self._least_context:
             mean = self._least_context
@@ -202,18 +212,49 @@ class MixedAttention:
             told += factor.between(at + i + j, a, b, c, d)
         return rest + exp(told)
 
-    def _heaviest(self, chunks: Chunks) -> tuple[tuple[int, int], float]:
+    def _heaviest(self, chunks: Chunks) -> tuple[int, int, float]:
         """The chunk with the most work, and what all the others add [s]."""
-        heaviest, most = 0, -1.0
-        for i, (new, context) in enumerate(chunks):
+        window = self._window
+        if len(chunks) == 1:
+            new, context, reach = chunks[0]
+            if new + context <= reach and new + context <= window:
+                return new, context, 0.0
+        heaviest_new = heaviest_context = 0
+        most, rest, floor_s = -1.0, 0.0, self._floor_s
+        heaviest_s = 0.0
+        for new, context, reach in chunks:
+            n_like = 1.0
+            if window < reach:
+                reach = window
+            if new + context > reach:
+                n_like, new, context = as_unbounded(new, context, reach)
             work = new * (context + 0.5 * new)
+            seconds = self._prefill(new if new > self._least_new else self._least_new, context)
+            rest += n_like * (seconds - floor_s)
             if work > most:
-                heaviest, most = i, work
-        rest = (1 - len(chunks)) * self._floor_s
-        for i, (new, context) in enumerate(chunks):
-            if i != heaviest:
-                rest += self._prefill(new if new > self._least_new else self._least_new, context)
-        return chunks[heaviest], rest
+                heaviest_new, heaviest_context, heaviest_s, most = new, context, seconds, work
+        return heaviest_new, heaviest_context, rest - (heaviest_s - floor_s)
+
+
+def as_unbounded(new: int, context: int, reach: int) -> tuple[float, int, int]:
+    """Chunks with as many queries and pairs as one whose tokens attend to ``reach`` entries at most.
+
+    Returns how many, their tokens and their cached entries. A prompt cut to a band has the pairs of several short ones,
+    or of one behind fewer entries.
+
+    Examples
+    --------
+    >>> as_unbounded(2_000, 100_000, 50_000)  # in the middle of its window: 48,999.5 before it
+    (1.0, 2000, 49000)
+    >>> as_unbounded(8_192, 0, 512)
+    (8.26..., 991, 0)
+    """
+    pairs = attended_pairs(new, context, reach)
+    before = pairs / new - (new + 1) / 2.0
+    if before >= 0.0:
+        return 1.0, new, round(before)
+    length = max(1, round(2.0 * pairs / new - 1.0))
+    return new / length, length, 0
 
 
 class SeparateAttention:
@@ -242,7 +283,7 @@ class SeparateAttention:
         self._decode = tabulate("decode_attention", decode, heads, z.get(f"decode_attention{suffix}", 0.0))
         line = surface_from(prefill).roofline
         assert line is not None, "prefill attention has a roofline"
-        self._heads, self._window = heads, window
+        self._heads, self._window = heads, FAR if window is None else window
         self._p, self._floor_p = line.p, line.floor_s**line.p
         self._most_seqs = prefill["range"]["prefill_seqs"][1]
         self._least_context = decode["range"]["decode_mean_tokens"][0]
@@ -271,17 +312,21 @@ class SeparateAttention:
         """Of prompt chunks [s]."""
         window = self._window
         rows = pairs = entries = longest = 0
-        for new, context in chunks:
+        for new, context, reach in chunks:
             rows += new
-            if window is None:
+            walked = seen = new + context
+            if window < reach:
+                reach = window
+            if seen <= reach:
                 pairs += new * context + new * (new + 1) // 2
-                seen = new + context
             else:
-                pairs += attended_pairs(new, context, window)
-                seen = new + min(context, window)
+                pairs += attended_pairs(new, context, reach)
+                if context > reach:
+                    seen = new + reach
+                walked = min(seen, reach + TILE_ROWS - 1)  # by a tile of queries, each of which sees that far back
             entries += seen
-            if seen > longest:  # max() takes three times as long
-                longest = seen
+            if walked > longest:  # max() takes three times as long
+                longest = walked
         length = 2.0 * pairs / rows - 1.0  # of equal prompts with as many rows and pairs
         n_equal = rows / length
         if n_equal < 1.0:  # after a long context: one prompt with as many pairs
@@ -293,7 +338,9 @@ class SeparateAttention:
         if longest != length:  # else these are such prompts
             seconds *= self._over_equal(pairs, entries, rows, longest, n_equal * length, length)
         if self._cached is not None:
-            cached = pairs - sum(new * (new + 1) // 2 for new, _ in chunks)  # pairs with what was there before
+            cached = pairs  # less those among new tokens: pairs with what was there before
+            for new, _, reach in chunks:
+                cached -= attended_pairs(new, 0, min(window, reach))
             if cached > 0:
                 seconds *= self._cached(len(chunks), rows / len(chunks), cached / rows)
         return seconds + self._append_s(rows)

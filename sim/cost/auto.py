@@ -20,11 +20,12 @@ def best_cost(
     sample: bool = False,
     seed: int = 0,
     peer_to_peer: bool = True,
+    engine_version: str | None = None,
 ) -> IterationCost:
     """Iteration times from the device's shipped profile, or from its data sheet if it has none that fits the model.
 
     Every report says which of the two it stands on, and why. ``cost=calibrated`` and ``cost=roofline`` choose.
-    ``sample`` is that of ``cost=calibrated``.
+    ``sample`` and ``engine_version`` are those of ``cost=calibrated``.
 
     Raises
     ------
@@ -32,7 +33,9 @@ def best_cost(
         If times are to be off by a draw of their standard errors, and there is no profile that has them.
     """
     try:
-        return calibrated_cost(model, device, host, tensor_parallel, None, sample, seed, capture_sizes, peer_to_peer)
+        return calibrated_cost(
+            model, device, host, tensor_parallel, None, sample, seed, capture_sizes, peer_to_peer, engine_version
+        )
     except ProfileError as error:
         if sample:
             raise ConfigError(f"cost.sample needs a profile's standard errors: {error}") from None

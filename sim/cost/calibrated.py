@@ -101,7 +101,7 @@ class CalibratedOperations:
                     raise ProfileError(
                         f"{profile.path}: measured one kind of attention, {model.name} has several; take cost=roofline"
                     )
-                times = mixed = MixedAttention(profile.operations, heads, z)
+                times = mixed = MixedAttention(profile.operations, heads, z, kind.window)
                 self._fused = n_layers, mixed
             else:
                 times = SeparateAttention(profile.operations, heads, z, suffix, kind.window)
@@ -150,7 +150,7 @@ class CalibratedOperations:
 
     def prefill_attention_s(self, chunks: Chunks) -> float:
         """Attention of chunks in one launch per layer [s]."""
-        for new, context in chunks:
+        for new, context, _ in chunks:
             if new > self._most_new or context > self._most_context:
                 self._outside(chunks, 0, 0)
                 break
@@ -163,7 +163,7 @@ class CalibratedOperations:
         """Attention of chunks and of the decoding sequences beside them, all layers, where `is_fused` [s]."""
         assert self._fused is not None, "asked only where is_fused"
         n_layers, attention = self._fused
-        for new, context in chunks:
+        for new, context, _ in chunks:
             if new > self._most_new or context > self._most_context:
                 self._outside(chunks, 0, 0)
                 break
@@ -175,7 +175,7 @@ class CalibratedOperations:
     def _outside(self, chunks: Chunks, batch: int, tokens: int) -> None:
         """Count an iteration outside of what was measured, and note how far it reaches along each axis."""
         self.extrapolated_runs += 1
-        reached = (max(new for new, _ in chunks), max(context for _, context in chunks), batch, tokens)
+        reached = (max(chunk[0] for chunk in chunks), max(chunk[1] for chunk in chunks), batch, tokens)
         for axis, most in zip(self.ranges, reached, strict=True):
             self.asked[axis] = max(self.asked[axis], most)
 
@@ -295,6 +295,7 @@ def calibrated_cost(
     seed: int = 0,
     capture_sizes: Sequence[int] = CAPTURE_SIZES,
     peer_to_peer: bool = True,
+    engine_version: str | None = None,
 ) -> IterationCost:
     """Iteration times from a profile file: what ``conf/cost/calibrated.yaml`` calls.
 
@@ -304,8 +305,10 @@ def calibrated_cost(
         ``device/source`` among the shipped ones, or the path of a file; None takes the best there is for the device.
     sample : bool
         Whether the profile's times are off by a draw of their standard error (`draw_errors`).
+    engine_version : str, optional
+        Of vLLM: of a device's profiles that of this version is the best, else the newest before it, else the oldest.
     """
-    fitted = find_profile(profile, device.name)
+    fitted = find_profile(profile, device.name, engine_version)
     errors = draw_errors(fitted, seed) if sample else {}
     operations = CalibratedOperations(fitted, model, device, tensor_parallel, errors, peer_to_peer)
     return IterationCost(operations, host, capture_sizes)

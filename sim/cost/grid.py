@@ -1,9 +1,10 @@
-"""Matrix products measured on a whole grid of shapes: the measurements themselves, and what lies between them.
+"""Matrix products measured on a whole grid of shapes: the measurements, and what lies between them.
 
 A product's time is a staircase in every axis: the device computes whole tiles, and the library takes another kernel
 where it holds that to be faster. Measured fp8 times of 51,200 x 8,192 are 106 us for 16 tokens, 154 for 17, 139 for 32
-and 121 for 64. So nothing is smoothed and nothing made to rise: a shape that was measured is served by its own times,
-one that was not by those of its neighbours along n and k at each token count, which share its steps.
+and 121 for 64. So steps are kept and nothing is made to rise: a shape that was measured is served by its own times, one
+that was not by those of its neighbours along n and k at each token count, which share its steps. Calibration has taken
+the scatter out of times that do the same work.
 """
 
 import zlib

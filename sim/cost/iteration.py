@@ -15,10 +15,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 
 from sim.cost.host import HostCost
-from sim.cost.operations import FAR, FusedAttention, Operations
+from sim.cost.operations import FusedAttention, Operations
 from sim.errors import ConfigError, ProfileError
 from sim.step import Chunks, CostModel, Shape
-from sim.units import ps_from_s
+from sim.units import FAR, ps_from_s
 
 CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 """Token counts vLLM captures CUDA graphs for; a smaller batch runs the next larger graph.

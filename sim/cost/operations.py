@@ -1,10 +1,9 @@
 """What the parts of an iteration take: the contract between an iteration's time and who knows its kernels'."""
 
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from sim.step import Chunks
-
-FAR: Final = 1 << 50  # no knot and no end: beyond any number of tokens or iterations
+from sim.units import FAR
 
 
 class DecodeCurve(NamedTuple):

@@ -29,6 +29,7 @@ from sim.spec import (
     positive,
 )
 from sim.step import Chunks
+from sim.units import FAR
 
 LOGIT_BYTES = 4.0  # logits are fp32
 ELEMENTWISE_KERNELS = 4  # of a layer: two norms with the residual, rotary embedding, activation
@@ -287,14 +288,15 @@ class Roofline:
         """Attention of all chunks in one launch per layer, and the append of their KV [s]."""
         total, efficiency = 0.0, self.efficiency
         for kind in self._attention:
-            n_read = kind.n_read
+            n_read = FAR if kind.n_read is None else kind.n_read
             pairs = entries = new_tokens = cached = scanned = 0
-            for new, context in chunks:
-                pairs += attended_pairs(new, context, n_read)
-                entries += new + (context if n_read is None else min(context, n_read))
+            for new, context, reach in chunks:
+                seen = min(n_read, reach)
+                pairs += attended_pairs(new, context, seen)
+                entries += new + min(context, seen)
                 new_tokens += new
                 cached += context
-                scanned += attended_pairs(new, context)
+                scanned += attended_pairs(new, context, reach)
             attention = kind.prefill_floor_s + max(pairs * kind.per_pair_s, entries * kind.per_read_s)
             attention += cached * kind.per_unpack_s + scanned * kind.per_scan_pair_s
             attention += new_tokens * kind.per_token_s + len(chunks) * kind.per_seq_s
@@ -438,7 +440,7 @@ def gathered_as(n_seqs: Any, model: ModelSpec) -> Any:
     return n_seqs * model.vocab * ACTIVATION_BYTES / 2.0
 
 
-def attended_pairs(new_tokens: int, context_tokens: int, window: int | None = None) -> int:
+def attended_pairs(new_tokens: int, context_tokens: int, window: int = FAR) -> int:
     """(query, key) pairs of a prompt chunk: each token attends to what is before it and to itself, in its window.
 
     Examples
@@ -448,6 +450,5 @@ def attended_pairs(new_tokens: int, context_tokens: int, window: int | None = No
     >>> attended_pairs(3, 10, window=12)  # 11 + 12 + 12
     35
     """
-    growing = new_tokens if window is None else max(0, min(new_tokens, window - context_tokens))
-    pairs = growing * context_tokens + growing * (growing + 1) // 2
-    return pairs if window is None else pairs + (new_tokens - growing) * window
+    growing = max(0, min(new_tokens, window - context_tokens))
+    return growing * context_tokens + growing * (growing + 1) // 2 + (new_tokens - growing) * window

@@ -47,7 +47,7 @@ def in_blocks(length: int, block_tokens: int, window: int | None = None) -> Foot
 
 def pruned(length: int, block_tokens: int, retention: Any, model_bits: float) -> Footprint:
     """Of a cache that keeps a part: what stays of ``length`` tokens, a window when full, a share just compacted."""
-    most = retention.most_tokens
+    most = retention.most_tokens or retention.window_tokens
     live = min(length, most) if most is not None else retention.kept(length, length, None, 0.0).n_tokens
     bits = getattr(retention, "bits_per_element", model_bits)
     return Footprint(-(-live // block_tokens) * block_tokens, live, min(1.0, bits / model_bits))

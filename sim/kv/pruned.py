@@ -20,6 +20,7 @@ from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
 from sim.sequence import Sequence
+from sim.units import FAR
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +35,8 @@ class Blocks:
 class PrunedCache(PartitionCache):
     """A pool of blocks, taken on demand, and a retention that gives some back.
 
-    Prompt tokens are computed against what is resident; of a piece longer than what is kept, only that is written.
+    Prompt tokens are computed against what is resident, and attend to no more than a sequence may have (`Retention`).
+    Of a piece longer than what is kept, only that is written.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ class PrunedCache(PartitionCache):
         self.block_tokens = block_tokens
         self.capacity_tokens = self.pool.n_blocks * block_tokens
         self.window_tokens = min(windows, default=None)
-        bounds = [bound for bound in (self.window_tokens, retention.most_tokens) if bound is not None]
+        bounds = [bound for bound in (site.model.window, retention.most_tokens) if bound is not None]
         self._most_tokens = min(bounds, default=None)  # resident tokens of a sequence
         if retention.window_tokens is not None and (self.window_tokens or 0) > self.capacity_tokens:
             raise ConfigError(
@@ -120,6 +122,8 @@ class PrunedCache(PartitionCache):
                 held.n_copies = n_copies
         sequence.computed_tokens = n_matched
         sequence.holding = held
+        if self._retention.most_tokens is not None:
+            sequence.reach_tokens = self._retention.most_tokens
         self._take(held, n_blocks - held.n_blocks, sequence if idle is None else None)
         return True
 
@@ -153,11 +157,11 @@ class PrunedCache(PartitionCache):
         self._take_free(ledger.blocks_needed(n_steps))
 
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
-        """Keep of a prompt what the retention keeps: sinks and window at any time, a share when it is complete."""
+        """Keep of a prompt what the retention keeps: what bounds it at any time, the rest when it is complete."""
         most = self._most_tokens
         if most is not None and sequence.resident_tokens > most:
             sequence.dropped_tokens = sequence.computed_tokens - most
-        if sequence.prefill_left_tokens:
+        if sequence.prefill_left_tokens and not self._retention.cuts_pieces:
             return
         held: Blocks = sequence.holding
         kept = self._kept(held, sequence.computed_tokens, sequence.resident_tokens, None)
@@ -181,6 +185,7 @@ class PrunedCache(PartitionCache):
         """Free a sequence's blocks, or keep them idle for its conversation's next turn."""
         held: Blocks = sequence.holding
         sequence.holding = sequence.room_tokens = None
+        sequence.reach_tokens = FAR
         n_blocks = max(held.n_blocks, self._blocks_for(sequence.resident_tokens))
         if sequence.is_finished:
             self._n_attended += sequence.resident_tokens

@@ -54,9 +54,11 @@ def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[
         Keys and units of ``vllm bench serve --save-result`` (vllm/benchmarks/serve.py, ``benchmark``) with
         ``--percentile-metrics ttft,tpot,itl,e2el --metric-percentiles 90,95,99``: latencies in ms, rates per second,
         ``duration`` in s from the first arrival to the last finish; ``failed`` counts refused requests. Our own numbers
-        are under ``kvtwin``. Peaks are exact: ``max_concurrent_requests`` at any one time, ``max_output_tokens_per_s``
-        of any whole second since the first arrival, and no less than the mean, which a shorter run or last second may
-        exceed it by. What is undefined (the TPOT of one-token answers) is None.
+        are under ``kvtwin``. Latencies count from the engine's queue; what a client sees of the first token and of the
+        whole answer is ``client_ttft_ms`` and ``client_e2el_ms`` there. Peaks are exact: ``max_concurrent_requests`` at
+        any one time, ``max_output_tokens_per_s`` of any whole second since the first arrival, and no less than the
+        mean, which a shorter run or last second may exceed it by. What is undefined (the TPOT of one-token answers) is
+        None.
     """
     measures = measures or measure(result, slo)
     requests = result.requests
@@ -111,6 +113,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "output_throughput_per_device": numbers["output_throughput"] / max(1, result.n_devices),
         "tokens_per_s_per_user": MS_PER_S / numbers["median_tpot_ms"] if numbers["median_tpot_ms"] else None,
         **_statistics("queue_ms", queue_ms),
+        **_clients(result, numbers),
         "n_token_gaps": measures.itl_ps.size,
         "kv": {
             "capacity_tokens": result.capacity_tokens,
@@ -144,6 +147,19 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "counts": counts,
         "warnings": warnings(result, slo, numbers, counts),
     }
+
+
+def _clients(result: Result, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """What clients see of the first token and of the whole answer: the front end's time is on top of the engine's."""
+    added_ms = (
+        sum(float(result.config.get("frontend", {}).get(f"{way}_s", 0.0)) for way in ("before", "after")) * MS_PER_S
+    )
+    seen: dict[str, Any] = {"frontend_ms": added_ms}
+    for name in ("ttft_ms", "e2el_ms"):
+        for kind in ("mean", "median", *(f"p{q}" for q in PERCENTILES)):
+            engines = numbers[f"{kind}_{name}"]
+            seen[f"{kind}_client_{name}"] = None if engines is None else engines + added_ms
+    return seen
 
 
 def saved_frac(load: Load) -> float:

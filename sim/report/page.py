@@ -10,7 +10,7 @@ from sim.report.cache_facts import cache_tables, class_names
 from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
-from sim.report.terminal import KINDS, LATENCIES
+from sim.report.terminal import LATENCIES, statistics
 from sim.report.tier_figures import tiers_section
 from sim.report.words import (
     TERMS,
@@ -18,7 +18,6 @@ from sim.report.words import (
     count,
     duration,
     gibibytes,
-    milliseconds,
     objectives_words,
     percent,
     rate,
@@ -149,9 +148,12 @@ def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
     else:
         shown.append(Tile("Requests served", rate(numbers["request_throughput"]), "req/s", "no objective set"))
     for name, (key, words) in LATENCIES.items():
-        if name != "ITL":
+        if name not in ("ITL", "client TTFT"):
             value, _, unit = duration(numbers[f"median_{key}"]).partition(" ")
-            shown.append(Tile(f"{name}, median: {words}", value, unit, f"p99 {duration(numbers[f'p99_{key}'])}"))
+            detail = f"p99 {duration(numbers[f'p99_{key}'])}"
+            if name == "TTFT" and ours["frontend_ms"]:
+                detail += f"; {duration(ours['frontend_ms'])} more for a client"
+            shown.append(Tile(f"{name}, median: {words}", value, unit, detail))
     per_device = f", {rate(ours['total_token_throughput_per_device'])} per accelerator" if ours["n_devices"] > 1 else ""
     shown += [
         Tile(
@@ -191,8 +193,7 @@ def latency_table(numbers: Mapping[str, Any]) -> Table:
     kinds = {**LATENCIES, "queue": ("queue_ms", "of TTFT, waiting to be scheduled")}
     rows = []
     for name, (key, words) in kinds.items():
-        source = numbers if f"mean_{key}" in numbers else numbers["kvtwin"]
-        rows.append((f"{name}: {words}", *(milliseconds(source[f"{kind}_{key}"]) for kind in KINDS)))
+        rows.append((f"{name}: {words}", *statistics(numbers, key)))
     return Table(rows, ("milliseconds", "mean", "p50", "p90", "p95", "p99"), style="wide")
 
 

@@ -1,5 +1,6 @@
 """What a run says on the terminal: one table."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sim.metrics import Measures, Slo, measure, summary
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LATENCIES = {
-    "TTFT": ("ttft_ms", "time to first token"),
+    "TTFT": ("ttft_ms", "time to first token, engine"),
+    "client TTFT": ("client_ttft_ms", "the same, as a client sees it"),
     "TPOT": ("tpot_ms", "time per output token"),
     "ITL": ("itl_ms", "gap between tokens"),
     "E2EL": ("e2el_ms", "whole answer"),
@@ -38,7 +40,7 @@ def table_of(numbers: dict[str, Any]) -> "RenderableType":
         latency.add_column(heading, justify="right")
     latency.add_column("", style="dim")
     for name, (key, words) in LATENCIES.items():
-        latency.add_row(name, *(milliseconds(numbers[f"{kind}_{key}"]) for kind in KINDS), words)
+        latency.add_row(name, *statistics(numbers, key), words)
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -47,6 +49,12 @@ def table_of(numbers: dict[str, Any]) -> "RenderableType":
         facts.add_row(Text(name), Text(value))
     warned = [Text(f"! {warning}", style="yellow") for warning in numbers["kvtwin"]["warnings"]]
     return Group(latency, facts, *([Text(""), *warned] if warned else []))
+
+
+def statistics(numbers: Mapping[str, Any], key: str) -> list[str]:
+    """A latency's mean and percentiles: a key of ``vllm bench serve``, or one of ours."""
+    source = numbers if f"mean_{key}" in numbers else numbers["kvtwin"]
+    return [milliseconds(source.get(f"{kind}_{key}")) for kind in KINDS]
 
 
 def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:

@@ -9,7 +9,11 @@ from sim.units import GIB, MS_PER_S
 NOTHING = "–"
 TERMS = (
     ("request", "a prompt that a client sends, and the answer to it; both are counted in tokens, pieces of words"),
-    ("TTFT", "time to first token: from a request's arrival until its answer begins"),
+    ("TTFT", "time to first token: from a request's arrival in the engine's queue until its answer begins there"),
+    (
+        "client TTFT",
+        "the same as a client sees it, with HTTP, tokenising and the hand-over to the queue before, the way back after",
+    ),
     ("TPOT", "time per output token: the mean gap between the tokens of one answer"),
     ("ITL", "inter-token latency: every single gap between two tokens of an answer"),
     ("E2EL", "end-to-end latency: from a request's arrival until its answer is complete"),

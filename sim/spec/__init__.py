@@ -2,6 +2,7 @@
 
 from sim.spec.dense import Dense
 from sim.spec.engine import BatchLimit, EngineSpec
+from sim.spec.frontend import FrontendSpec
 from sim.spec.gqa import Gqa
 from sim.spec.hardware import DeviceSpec, HardwareSpec
 from sim.spec.kinds import Attention, FeedForward, Gemm
@@ -21,6 +22,7 @@ __all__ = [
     "DeviceSpec",
     "EngineSpec",
     "FeedForward",
+    "FrontendSpec",
     "Gemm",
     "Gqa",
     "HardwareSpec",

@@ -41,6 +41,7 @@ class EngineSpec:
     """
 
     name: str  # engine and version, for the report
+    version: str
     async_scheduling: bool
     scheduler_reserve_full_isl: bool
     blank_blocks_first: bool  # freed blocks that hold no full block of text are taken first

@@ -107,13 +107,14 @@ def chunk_query_us(n_queries: int = 4000) -> float:
 
     from sim.build import Builder
     from sim.config import compose
+    from sim.units import FAR
 
     cost = Builder(compose(["cost=calibrated", "model=llama-3.1-8b", "hardware=h200"]))("cost")
     random, taken = Random(0), []
     for new in range(1, 2000):
-        cost.pace((((new, 0),), 32, 32_000, 1_100, 32, 0.0, 0.0, 0))  # tables over the number of tokens are made
+        cost.pace((((new, 0, FAR),), 32, 32_000, 1_100, 32, 0.0, 0.0, 0))  # tables over the number of tokens are made
     for _ in range(n_queries):
-        piece = (random.randrange(32, 2000), random.randrange(1, 8000))
+        piece = (random.randrange(32, 2000), random.randrange(1, 8000), FAR)
         started_s = time.perf_counter()
         cost.pace(((piece,), 32, 32_000, 1_100, 32, 0.0, 0.0, 0))
         taken.append(time.perf_counter() - started_s)

@@ -59,7 +59,8 @@ class FormulaBench(GpuBench):
             chunks = [Chunk(columns.get("new_tokens", 0), columns.get("context_tokens", 0))]
             chunks *= columns.get("prefill_seqs", 0)
             decoding = [columns.get("decode_longest_tokens", 0)] * columns.get("decode_seqs", 0)
-        pairs = sum(new * context * 1.5 + new * (new + 1) / 2 for new, context in chunks)  # a context costs half more
+        # a context costs half more
+        pairs = sum(new * context * 1.5 + new * (new + 1) / 2 for new, context, _ in chunks)
         work = 4e-10 * pairs + sum(decoding) * entry / BANDWIDTH
         return seconds * (bool(chunks) + bool(decoding)) + work
 
@@ -210,7 +211,7 @@ def test_the_grid_takes_less_than_eight_minutes_by_the_data_sheet():
             chunks = read_batch(columns["detail"].partition(": ")[2] or columns["detail"])[0]
         elif "prefill_seqs" in columns:
             chunks = [Chunk(columns["new_tokens"], columns.get("context_tokens", 0))] * columns["prefill_seqs"]
-        pairs = sum(new * context + new * new / 2 for new, context in chunks)
+        pairs = sum(new * context + new * new / 2 for new, context, _ in chunks)
         seconds = (4 * columns.get("n_heads", 0) * columns.get("head_dim", 0) * pairs) / 495e12
         seconds += 2.0 * columns.get("m", 0) * columns.get("n", 0) * columns.get("k", 0) / 495e12
         seconds += decoding * entry / 2.4e12

@@ -51,15 +51,23 @@ def test_a_profile_measured_here_is_simulated_with(measured, capsys):
 
     result = simulate(
         "model=gpt2",
-        "model.weight_dtype=fp32",
-        "model.kv_dtype=fp32",
         "cost=calibrated",
         f"cost.profile={measured / 'profile.json'}",
-        "hardware.device.name=CPU",
+        "hardware=cpu",
         "scenario.n_sessions=5",
     )
     assert len(result.requests) > 0
     assert result.end_ns > 0
+    model = result.config["model"]
+    assert (model["weight_dtype"], model["kv_dtype"]) == ("fp32", "fp32"), "as it was measured"
+
+
+def test_a_number_format_that_was_set_goes_before_the_profiles(measured):
+    from sim.run import simulate
+
+    chosen = ("model=gpt2", "cost=calibrated", f"cost.profile={measured / 'profile.json'}", "hardware=cpu")
+    with pytest.raises(ProfileError, match=r"with dtype fp32, got bf16|not measured in bf16"):
+        simulate(*chosen, "model.weight_dtype=bf16", "model.kv_dtype=bf16")
 
 
 def test_measurements_carry_convention_versions_and_repeats(measured):

@@ -43,7 +43,7 @@ class Sheet:
         return 2e-9 * n_seqs
 
     def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
-        return sum(new * (context + new) for new, context in chunks) * 1e-11
+        return sum(new * (context + new) for new, context, _ in chunks) * 1e-11
 
     def decode_attention(self, batch: int) -> DecodeCurve:
         return DecodeCurve((1, 40, 90), (0.0, 1.7e-8, 9e-8), 3e-11)

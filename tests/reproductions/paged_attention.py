@@ -71,7 +71,7 @@ class FittedTimes:
         chunks, batch, context, _longest, growing, *_ = shape
         if chunks:
             base, per_token, per_square = PREFILL_S
-            lengths = [new_tokens for new_tokens, _ in chunks]
+            lengths = [new_tokens for new_tokens, _, _ in chunks]
             return Pace(ps_from_s(base + per_token * sum(lengths) + per_square * sum(n * n for n in lengths)), 0, 1)
         base, per_token, per_sequence = DECODE_S
         token_ps = ps_from_s(per_token)

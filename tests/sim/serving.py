@@ -40,7 +40,7 @@ class LinearCost:
         chunks, batch, context, longest, growing, _moved, hosted, ended = shape
         ps = self.base_ps + batch * self.per_seq_ps + context * self.per_context_ps + ended * self.per_ended_ps
         ps += self.per_skew_ps * (longest * batch - context) + round(hosted * self.per_host_byte_ps)
-        for new, cached in chunks:
+        for new, cached, _ in chunks:
             ps += new * self.per_prompt_ps + cached * self.per_prompt_context_ps
         growth = self.per_context_ps * growing
         if growing != batch:

@@ -6,6 +6,7 @@ import pytest
 
 import sim
 from calibration.prediction import engine_of
+from sim.build import Builder
 from sim.config import compose, conf_dir
 from sim.errors import ConfigError
 from sim.metrics import Slo
@@ -158,3 +159,19 @@ def test_what_is_no_engine_is_one_line(overrides, message):
     with pytest.raises(ConfigError, match=message) as error:
         sim.simulate(*overrides)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("engine", "h200", "b200"),
+    [("vllm-0.10", "0.14", "0.24"), ("vllm-0.19", "0.14", "0.24"), ("vllm-0.28", "0.24", "0.24")],
+)
+@pytest.mark.parametrize("cost", ["auto", "calibrated"])
+def test_a_version_is_simulated_with_the_kernels_of_its_own_time(engine, h200, b200, cost):
+    for hardware, version in (("h200", h200), ("b200", b200)):
+        made = Builder(compose([f"engine={engine}", f"cost={cost}", f"hardware={hardware}"]))
+        assert made.cost.provenance["vllm"].startswith(version)
+
+
+def test_a_profile_that_is_named_goes_before_the_engines():
+    chosen = ["engine=vllm-0.10", "cost=calibrated", "cost.profile=h200/published"]
+    assert Builder(compose(chosen)).cost.provenance["profile"] == "h200/published"

@@ -31,7 +31,7 @@ class Sheet:
         return n_seqs * 2e-6
 
     def prefill_attention_s(self, chunks: tuple[Chunk, ...]) -> float:
-        return sum(new * (context + new) * 1e-9 for new, context in chunks)
+        return sum(new * (context + new) * 1e-9 for new, context, _ in chunks)
 
     def decode_attention(self, batch: int) -> DecodeCurve:
         return DecodeCurve(self.knots, self.seconds, self.skew_s, self.valid_to_tokens)

@@ -127,3 +127,37 @@ def test_jumps_equal_single_steps(retention):
     listed = [asked(i, 40 * i, 12 + 5 * i, 30 + 7 * i) for i in range(8)]
     how = {"kv": pruned(retention, capacity=130, block_tokens=4), "cost": partial(LinearCost, 10_003, 7, 101)}
     assert serve(Listed(listed), **how).facts() == serve(Listed(listed), **how, max_steps=1).facts()
+
+
+def prefilling(house):
+    """Iterations that compute a prompt."""
+    return [row for row in house.iterations() if row["prefill_tokens"]]
+
+
+PIECES = partial(Chunked, 40, 8)
+
+
+def test_a_dense_prompt_is_held_as_a_whole_until_it_is_complete_and_then_cut():
+    window = Window(60, 4, prompt="dense")
+    house = serve(Listed([asked(0, 0, 200, 50)]), kv=pruned(window, block_tokens=1), scheduler=PIECES)
+    assert [row["held_tokens"] for row in prefilling(house)] == [40, 80, 120, 160, 200]
+    assert {row["live_tokens"] for row in house.iterations()[5:]} == {64}
+    windowed = serve(Listed([asked(0, 0, 200, 50)]), kv=pruned(Window(60, 4), block_tokens=1), scheduler=PIECES)
+    assert max(row["held_tokens"] for row in prefilling(windowed)) == 64
+
+
+def test_a_dense_prompt_must_fit_and_has_an_end():
+    dense = pruned(Window(60, 4, prompt="dense"), capacity=160)()
+    assert dense.refuses(asked(0, 0, 200, 50)) == "16 KV blocks needed, the device has 10"
+    assert not dense.is_endless
+    assert pruned(Window(60, 4), capacity=160)().refuses(asked(0, 0, 200, 50)) is None
+
+
+def test_a_share_taken_by_piece_is_all_that_the_next_piece_finds():
+    share = Share(0.25, every=100, prompt="by_piece")
+    cost = partial(LinearCost, 0, per_prompt_context_ps=1_000)
+    house = serve(Listed([asked(0, 0, 120, 2)]), kv=pruned(share, block_tokens=1), scheduler=PIECES, cost=cost)
+    took_ns = [row["first_ps"] // 1_000 for row in prefilling(house)]
+    assert took_ns == [0, 10, 20], "a quarter of 40, then of 80"
+    assert [row["held_tokens"] for row in prefilling(house)] == [40, 50, 60]
+    assert house.replicas[0].kv.counts()["moved_tokens"] == 10 + 20 + 30

@@ -57,8 +57,10 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
         ("cache=streaming",),
         {**RING, "cache__retention__overlap": 8, "cache__retention__dynamic": True},
     ),
+    "streaming dense": (("cache=streaming",), {**RING, "cache__retention__prompt": "dense"}),
     "streaming windowed": (("cache=streaming",), {**RING, "model__stack__0__attention__window": WINDOW}),
     "compressed": (("cache=compressed",), SHARE),
+    "compressed by piece": (("cache=compressed",), {**SHARE, "cache__retention__prompt": "by_piece"}),
     "compressed 4 bits": (("cache=compressed",), {**SHARE, "cache__retention__bits": 4}),
     "compressed 2 bits of all": (
         ("cache=compressed", "eviction=fifo"),
