@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from sim.router import Traffic
     from sim.step import CostModel
 
-NUMBERS = {"seed": (0, (1 << 63) - 1), "replicas": (1, 4096)}  # each replica is built from the configuration
-OPTIONAL = {"tiers", "classify", "experiment", "choices", "trusted_packages"}
+NUMBERS = {
+    "seed": (0, (1 << 63) - 1),
+    "replicas": (1, 4096),
+    "replications": (1, 1000),
+}  # each replica is built from the configuration
+OPTIONAL = {"tiers", "classify", "experiment", "choices", "trusted_packages", "replications"}
 
 
 def check_run(config: Mapping[str, Any]) -> None:
@@ -43,7 +47,7 @@ def check_run(config: Mapping[str, Any]) -> None:
         if not isinstance(part, Mapping) and not (part is None and key in OPTIONAL):
             raise ConfigError(f"{key} must be one of {', '.join(choices_of(key))}, got {as_written(part)}")
     for key, (least, most) in NUMBERS.items():
-        value = config[key]
+        value = config.get(key, 1)
         if type(value) is not int or not least <= value <= most:
             raise ConfigError(f"{key} must be a whole number from {least} to {most}, got {as_written(value)}")
     if type(config.get("classify", False)) is not bool:

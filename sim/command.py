@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sim.config import choices_of, compose, conf_dir, hydra_settings
+from sim.config import choices_of, compose, conf_dir, grid_of, hydra_settings
 from sim.errors import ConfigError, InvariantError, SimError
+from sim.override import argument
 
 STOPPED = 128 + 2  # what a shell reports of a program that Ctrl-C ended
 HYDRAS = ("--hydra-help", "--version", "--info", "--shell-completion", "-sc")
@@ -130,6 +131,9 @@ def run_once(overrides: list[str]) -> None:
 
     with frozen_heap():
         config = compose(overrides)
+        for one in overrides:
+            if argument(one).key == "experiment" and grid_of(overrides) is not None:
+                raise ConfigError(f"{one} compares several points: python -m sim -m {one}")
         out = Path(str(hydra_settings(overrides).hydra.run.dir))
         with output_folder(shown(out)) as folder:
             do_task(config, folder, Console())

@@ -34,6 +34,7 @@ from sim.resolvers import register
 
 RESULTS_FOLDER = dict.fromkeys(("out", "output", "out_dir", "output_dir", "folder"), "hydra.run.dir")
 """What the folder of results is called elsewhere."""
+GRID = "grid"
 MAY_BE_NONE = ("experiment", "tiers")
 HYDRAS = re.compile(
     r"hydra\.(run\.dir|sweep\.(dir|subdir)|searchpath|mode|sweeper\..+|launcher\..+)|hydra/(sweeper(/\w+)?|launcher)"
@@ -122,6 +123,24 @@ def hydra_settings(overrides: Sequence[str | Override], config_name: str = "conf
     return cfg
 
 
+def grid_of(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any] | None:
+    """What the chosen experiment compares, as its file has it; None where it says nothing of that.
+
+    Raises
+    ------
+    ConfigError
+    """
+    from omegaconf import OmegaConf
+
+    cfg = _hydra(tuple(_sorted(overrides)[0]), config_name)
+    if GRID not in cfg:
+        return None
+    node: Any = OmegaConf.to_container(cfg[GRID]) if OmegaConf.is_config(cfg[GRID]) else cfg[GRID]
+    if not isinstance(node, dict):
+        raise ConfigError(f"{GRID} must have axes, got {as_written(node)}")
+    return {str(key): value for key, value in node.items()}
+
+
 def check_choices(overrides: Sequence[str]) -> None:
     """Refuse names of files that do not exist.
 
@@ -174,7 +193,8 @@ def _for_hydra(one: Override) -> str:
             raise ConfigError(f"{one.key} must be a folder to write to, got nothing")
         return f"{one.key}={quoted(value) if '$' not in value else value}"
     text = one.text if one.text is not None else quoted(one.value) if isinstance(one.value, str) else str(one.value)
-    return for_sweep(f"{'++' if '.' in one.key else ''}{one.key}={text}")
+    is_new = "." in one.key and one.key != "hydra.searchpath"  # which Hydra looks for under that very name
+    return for_sweep(f"{'++' if is_new else ''}{one.key}={text}")
 
 
 def _choice(group: str, value: Any, has_more_files: bool) -> str:
@@ -219,6 +239,12 @@ def _base(chosen: tuple[str, ...], config_name: str) -> tuple[dict[str, Any], di
     from omegaconf import OmegaConf
 
     cfg = _hydra(chosen, config_name)
+    if GRID in cfg:  # what else an experiment compares is no setting of a point
+        from omegaconf import open_dict
+
+        cfg = deepcopy(cfg)
+        with open_dict(cfg):
+            del cfg[GRID]
     choices = {str(group): name for group, name in cfg.hydra.runtime.choices.items() if name}
     masked = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     tree: Any = OmegaConf.to_container(masked)

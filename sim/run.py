@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from sim.build import Builder, check_run, contracts
-from sim.check import is_compiled, unknown
-from sim.config import compose, make, trusted_packages
+from sim.build import Builder, check_run
+from sim.check import is_compiled
+from sim.config import compose
 from sim.errors import ConfigError, InvariantError
 from sim.override import given
 
@@ -240,71 +239,3 @@ def progress(recorder: "Recorder", console: "Console | None") -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def run_and_report(
-    *,
-    config: Mapping[str, Any],
-    out: Path,
-    console: "Console",
-    write: Literal["all", "tables", "summary"] = "all",
-    objective: str | list[str] = "request_goodput",
-) -> float | list[float] | None:
-    """Simulate, write the results into ``out``, print one table.
-
-    Parameters
-    ----------
-    write : {"all", "tables", "summary"}
-        All files; without the page and the timeline, which take most of the disk; the numbers alone.
-    objective : str or list of str
-        Keys of ``summary.json``, dotted: what a sweep that optimises gets.
-
-    Raises
-    ------
-    ConfigError
-        If nothing was served; the results are written all the same.
-    """
-    import json
-
-    from sim.metrics import measure
-    from sim.report import write as write_results
-    from sim.report.terminal import table_of
-
-    slo = make(config["slo"], "slo", trusted_packages(config), contracts()["slo"])
-    result = run(config, console=console)
-    measures = measure(result, slo)
-    write_results(result, slo, out, measures, which=write)
-    numbers = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    if write == "summary":
-        console.print(f"{numbers['completed']:,} served: {out / 'summary.json'}", soft_wrap=True, highlight=False)
-    else:
-        console.print(table_of(numbers))
-        console.print(f"Report: {out / ('report.html' if write == 'all' else 'summary.json')}", soft_wrap=True)
-    found = [number_of(numbers, key) for key in ([objective] if isinstance(objective, str) else objective)]
-    if not len(result.requests):
-        reasons = sorted(set(result.refusals.values()))
-        raise ConfigError(f"no request was served: {reasons[0] if reasons else 'the scenario has none'}")
-    if None in found:
-        return None
-    return found[0] if isinstance(objective, str) else [one for one in found if one is not None]
-
-
-def number_of(numbers: Mapping[str, Any], key: str) -> float | None:
-    """A number of a summary by its dotted key; None where it has none.
-
-    Raises
-    ------
-    ConfigError
-        If the summary has no such key.
-    """
-    node: Any = numbers
-    for name in key.split("."):
-        if not isinstance(node, Mapping) or name not in node:
-            known = list(node) if isinstance(node, Mapping) else []
-            raise ConfigError(
-                unknown(f"task.objective={key}", known).replace("is not a setting", "is not in summary.json")
-            )
-        node = node[name]
-    if node is not None and (isinstance(node, bool) or not isinstance(node, int | float)):
-        raise ConfigError(f"task.objective={key} must name a number of summary.json")
-    return None if node is None else float(node)

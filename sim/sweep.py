@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from sim.check import as_written, find
 from sim.config import check_choices, compose, conf_dir, hydra_settings, one_line
 from sim.errors import ConfigError, InvariantError, SimError
+from sim.experiment import Grid, read_grid
 from sim.override import argument, each, for_sweep, has_values
 from sim.report.files import config_hash, replacing
 from sim.run import frozen_heap, versions
@@ -46,6 +47,7 @@ class Ended(NamedTuple):
     error: str | None
     objective: float | list[float] | None = None
     was_done: bool = False
+    variants: dict[str, str] | None = None  # of an experiment, by axis
 
 
 class Points(ConfigLoaderImpl):
@@ -170,40 +172,75 @@ def run_sweep(arguments: list[str]) -> bool:
     from hydra.types import HydraContext
 
     hydras = [one for one in arguments if argument(one).key.startswith("hydra")]
-    swept = [for_sweep(one) for one in arguments if one not in hydras]
+    grid = read_grid(arguments)
+    rest = [one for one in arguments if one not in hydras]
+    if grid is not None:
+        grid, rest = grid.narrowed(rest)
+    swept = [for_sweep(one) for one in rest]
     alone = [each(one) for one in swept]
+    nothing = f"nothing to sweep over in {' '.join(['-m', *swept])}: give values separated by commas"
     if not all(alone):
-        raise ConfigError(f"nothing to sweep over in {' '.join(['-m', *swept])}: give values separated by commas")
+        raise ConfigError(nothing)
     for values in alone:
         check_choices([*hydras, *values])
     master = hydra_settings([*hydras, *(values[0] for values in alone)])
     settings = master.hydra
     check_plugins(settings)
-    if not (any(map(has_values, swept)) or settings.sweeper.get("params") or not _is_grid(settings)):
-        raise ConfigError(f"nothing to sweep over in {' '.join(['-m', *swept])}: give values separated by commas")
+    if grid is not None and not _is_grid(settings):
+        raise ConfigError("an experiment with a grid lists its points itself: it goes without hydra/sweeper")
+    if not (grid or any(map(has_values, swept)) or settings.sweeper.get("params") or not _is_grid(settings)):
+        raise ConfigError(nothing)
     sweep, token = Path(str(settings.sweep.dir)), os.urandom(6).hex()
     with open_dict(settings):
         settings.sweep.dir, settings.callbacks = str(sweep), {}
         settings.job_logging, settings.hydra_logging = QUIET, QUIET
+    variants: list[dict[str, str]] = []
     with _swept_folder(sweep):
         try:
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 search_path = GlobalHydra.instance().config_loader().get_search_path()
-                sweeper = Plugins.instance().instantiate_sweeper(
-                    hydra_context=HydraContext(config_loader=Points(search_path), callbacks=Callbacks()),
-                    task_function=Job(str(sweep.absolute()), token),
-                    config=master,
-                )
-                sweeper.sweep(arguments=swept)
+                context = HydraContext(config_loader=Points(search_path), callbacks=Callbacks())
+                job = Job(str(sweep.absolute()), token)
+                if grid is None:
+                    sweeper = Plugins.instance().instantiate_sweeper(
+                        hydra_context=context, task_function=job, config=master
+                    )
+                    sweeper.sweep(arguments=swept)
+                else:
+                    launcher = Plugins.instance().instantiate_launcher(
+                        hydra_context=context, task_function=job, config=master
+                    )
+                    variants = launch(launcher, grid, swept, settings.sweeper)
         except (SimError, OSError):
             raise
         except Exception as error:  # not of a point, which raises InvariantError: of a sweeper or a launcher
             raise ConfigError(one_line(error)) from error
         finally:
             ended = _records(sweep, token)
-        _summarise(sweep, ended)
+        if grid is not None:
+            ended = [one._replace(variants=variants[one.number]) for one in ended]
+        _summarise(sweep, ended, grid)
     is_lost = [one.number for one in ended] != [*range(len(ended))]
     return is_lost or not ended or any(one.error is not None for one in ended)
+
+
+def launch(launcher: Any, grid: Grid, swept: list[str], sweeper: Any) -> list[dict[str, str]]:
+    """Run all points of a grid, each with every combination of what is swept over besides; the points' variants."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *swept])
+    (others,) = BasicSweeper.split_arguments(parsed, None)
+    several = [one.get_key_element() for one in parsed if one.is_sweep_override()]
+    points = [
+        (names | dict(one.split("=", 1) for one in other if one.split("=", 1)[0] in several), [*settings, *other])
+        for names, settings in grid.points()
+        for other in others
+    ]
+    for one in launcher.launch([overrides for _, overrides in points], initial_job_idx=0):
+        _ = one.return_value  # raises what a bug of ours raised
+    return [names for names, _ in points]
 
 
 def check_plugins(settings: Any) -> None:
@@ -263,7 +300,7 @@ def _records(sweep: Path, token: str) -> list[Ended]:
     return sorted(found)
 
 
-def _summarise(sweep: Path, ended: list[Ended]) -> None:
+def _summarise(sweep: Path, ended: list[Ended], grid: Grid | None) -> None:
     """Compare the runs that finished, if there are two or more; draw the map of points that belong to one."""
     from rich.console import Console
 
@@ -274,7 +311,15 @@ def _summarise(sweep: Path, ended: list[Ended]) -> None:
     folders = [sweep / name for name in dict.fromkeys(one.folder for one in ended if one.folder is not None)]
     runs = [folder for folder in folders if (folder / "manifest.json").is_file()]
     crossings = [folder for folder in folders if (folder / FILE).is_file()]
-    if len(runs) > 1:
+    if grid is not None and runs:
+        from sim.report.matrix import Cell, write_matrix
+
+        cells = [
+            Cell(one.variants or {}, sweep / one.folder) for one in ended if one.folder and sweep / one.folder in runs
+        ]
+        console.print(write_matrix(cells, grid.title, grid.metrics, grid.note, sweep))
+        console.print(f"Page: {sweep / 'matrix.html'}", soft_wrap=True)
+    elif len(runs) > 1:
         console.print(compare(runs, sweep))
         console.print(f"Page: {sweep / 'compare.html'}", soft_wrap=True)
     if len(crossings) > 1:
@@ -284,6 +329,8 @@ def _summarise(sweep: Path, ended: list[Ended]) -> None:
         rows = [one._asdict() for one in ended]
         for row in rows:
             del row["was_done"]
+            if row["variants"] is None:
+                del row["variants"]
         with replacing(sweep / "points.json") as path:
             path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     said: dict[str, list[int]] = {}

@@ -35,6 +35,9 @@ def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> Any:
         )
     task = make({**node, "_partial_": node.get("_partial_", False)}, "task", trusted)
     takes = inspect.signature(task).parameters
+    if config.get("replications", 1) > 1 and "replications" not in node:
+        name = config.get("choices", {}).get("task", target)
+        raise ConfigError(f"replications={config['replications']} goes with task=simulate, and not with task={name}")
     offered = {"config": config, "seed": config["seed"], "out": out, "console": console}
     if "scenario" in takes:
         from sim.build import contracts

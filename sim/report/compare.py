@@ -10,6 +10,7 @@ from sim.report.compare_figures import distributions, memory, over_rate, pareto,
 from sim.report.files import replacing
 from sim.report.html import Best, Page, Section, Table, Tile, render
 from sim.report.points import Point, labels, read_points
+from sim.report.replications import against_first
 from sim.report.tier_figures import found_below_frac
 from sim.report.words import NOTHING, TERMS, count, gibibytes, milliseconds, percent, rate
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 
 MAX_SIDE_BY_SIDE = 8
+PAIRS = (
+    "Replication by replication, so that what chance did to both alike is not in the difference; with 95 % confidence. "
+    "Shares differ by percentage points."
+)
 REUSE = "What is found need not be computed. What that is worth is time, so the two are shown together."
 
 
@@ -150,6 +155,15 @@ class _SideBySide:
                 cells = {i: column.words(column.of(dict(self.points[i].numbers))) for i in shown}
                 table.add_row(escape(column.heading), *(_marked(cells[i], i in won) for i in shown))
             yield table
+        found = against_first([point.replications for point in self.points], names)
+        if found is not None:
+            headings, rows = found
+            table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+            for i, heading in enumerate(headings):
+                table.add_column(escape(heading.replace(", ", "\n")), justify="right" if i else "left")
+            for row in rows:
+                table.add_row(*(escape(cell) for cell in row))
+            yield table
 
 
 def _marked(cell: str, is_best: bool) -> str:
@@ -168,9 +182,11 @@ def comparison_page(points: Sequence[Point]) -> str:
     if len(points) <= MAX_SIDE_BY_SIDE:
         headings, *rows = (list(row) for row in zip(headings, *rows, strict=True))
     table = Table(rows, headings, style="wide")
+    pairs = against_first([point.replications for point in points], names)
     rates, found_again, curves = over_rate(points), reuse(points, names), distributions(points, names)
     sections = [
         Section("table", "All points", "The best of each number in green and bold.", tables=[table]),
+        *([Section("pairs", "Differences", PAIRS, tables=[Table(pairs[1], pairs[0], style="wide")])] if pairs else []),
         *(
             [Section("rate", "Against the offered rate", "Where latency turns upward, capacity ends.", rates)]
             if rates

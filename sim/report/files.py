@@ -22,7 +22,12 @@ ROWS_PER_TURN = 1 << 10  # turned into columns at a time: they stay in the cache
 
 
 def write(
-    result: Result, slo: Slo, out_dir: str | os.PathLike[str], measures: Measures | None = None, which: str = "all"
+    result: Result,
+    slo: Slo,
+    out_dir: str | os.PathLike[str],
+    measures: Measures | None = None,
+    which: str = "all",
+    numbers: dict[str, Any] | None = None,
 ) -> Path:
     """Write a run's results into a folder, made if need be.
 
@@ -52,7 +57,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").unlink(missing_ok=True)  # a folder without it is unfinished
     measures = measures or measure(result, slo)
-    numbers = summary(result, slo, measures)
+    numbers = summary(result, slo, measures) if numbers is None else numbers
     writers: dict[str, Callable[[Path], None]] = {
         "summary.json": lambda path: _text(path, to_json(numbers)),
         "requests.parquet": lambda path: write_requests(result, measures, path),

@@ -9,6 +9,7 @@ from typing import Any
 
 from sim.errors import ConfigError
 from sim.report.files import SCHEMA_VERSION
+from sim.report.replications import Replications, read_replications
 from sim.report.words import class_words
 
 Settings = dict[str, Any]
@@ -34,7 +35,8 @@ class Point:
 
     path: Path
     settings: Settings
-    numbers: Mapping[str, Any]
+    numbers: Mapping[str, Any]  # of several replications their means
+    replications: Replications | None = None
 
 
 def read_points(folders: str | os.PathLike[str] | Sequence[Path]) -> list[Point]:
@@ -57,7 +59,10 @@ def read_points(folders: str | os.PathLike[str] | Sequence[Path]) -> list[Point]
                 f"{path}: schema_version must be {SCHEMA_VERSION}, got {manifest.get('schema_version')!r}"
             )
         numbers = json.loads((path.parent / "summary.json").read_text(encoding="utf-8"))
-        points.append(Point(path.parent, _settings(manifest["config"]), numbers))
+        repeated = read_replications(path.parent)
+        if repeated is not None:
+            numbers = _means(numbers, repeated)
+        points.append(Point(path.parent, _settings(manifest["config"]), numbers, repeated))
     if not points:
         raise ConfigError(f"dir must hold finished runs (folders with a manifest.json), got {str(folders)!r}")
     return points
@@ -68,6 +73,17 @@ def _settings(config: Mapping[str, Any]) -> Settings:
     settings = dict(_flat({key: value for key, value in config.items() if key != "choices"}))
     named = {f"{group}._target_": name for group, name in config.get("choices", {}).items()}
     return {key: named.get(key, value) for key, value in settings.items()}
+
+
+def _means(numbers: Mapping[str, Any], repeated: Replications, prefix: str = "") -> dict[str, Any]:
+    """The numbers of the first replication, each replaced by the mean of all that have it."""
+    found = {}
+    for key, value in numbers.items():
+        mean = repeated.mean(f"{prefix}{key}")
+        found[key] = _means(value, repeated, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        if mean is not None:
+            found[key] = mean
+    return found
 
 
 def differences(points: Sequence[Point]) -> list[Settings]:
