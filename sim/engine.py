@@ -180,6 +180,7 @@ class Replica(Turning):
         self._is_busy = False
         self.due_ns = None
         batch = self.batch
+        self._go_on()
         self._part_with_leaving(now_ns)
         for sequence in [*reversed(batch.partial), *reversed(list(self.ledger))]:
             self.preempt(sequence)
@@ -246,6 +247,7 @@ class Replica(Turning):
         plan = scheduler.plan(batch, now_ns)
         while not isinstance(plan, Plan) and (self._unseen or batch.leaving or batch.has_emptied):
             batch.has_emptied = False
+            batch.held_back.clear()
             self._catch_up(now_ns)  # no iteration runs that would be planned during
             plan = scheduler.plan(batch, now_ns)
         if isinstance(plan, Plan):
@@ -266,6 +268,8 @@ class Replica(Turning):
         cost model's next knot. Whoever comes before cuts it.
         """
         batch, ledger, kv = self.batch, self.ledger, self.kv
+        if batch.held_back:
+            self._hold_back()
         n_decoding = context = longest = growing = 0
         if plan.decodes and ledger.members:
             n_decoding, growing = len(ledger.members), ledger.n_growing
@@ -296,6 +300,20 @@ class Replica(Turning):
         self._n_decoding, self._context_tokens = n_decoding, context
         self._is_busy = True
 
+    def _hold_back(self) -> None:
+        """Sequences miss the next iteration: until it has ended they are none that decode."""
+        for sequence in self.batch.held_back:
+            if self.ledger.step > sequence.joined_step:
+                sequence.last_token_ns = self._last_decode_ns
+            self.ledger.leave(sequence)
+
+    def _go_on(self) -> None:
+        """Those that missed an iteration decode again, but for who had ended before it."""
+        for sequence in self.batch.held_back:
+            if not sequence.is_finished:
+                self.ledger.rejoin(sequence)
+        self.batch.held_back.clear()
+
     def _commit(self, end_ns: int) -> None:
         """The run has gone so far: write it down, count its tokens, end what has ended."""
         ledger, kv, batch, plan = self.ledger, self.kv, self.batch, self._plan
@@ -321,6 +339,8 @@ class Replica(Turning):
         if shared_tokens and leaving:  # they still hold what they share
             members = ledger.members
             live_tokens += sum([sequence.resident_tokens for sequence in leaving if sequence.order not in members])
+        for sequence in batch.held_back:
+            live_tokens += sequence.resident_tokens
         if rounding_tokens is None:
             rounding_tokens = held_tokens - n_prefilled - live_tokens + shared_tokens
             if rounding_tokens < 0:  # of a long prompt a window holds only the end
@@ -355,6 +375,8 @@ class Replica(Turning):
         if n_decoding:
             ledger.advance(n_steps)
             self._last_decode_ns = end_ns
+        if batch.held_back:
+            self._go_on()
         for sequence, n_tokens in chunks:
             sequence.computed_tokens += n_tokens
             kv.trim(sequence, ledger)
@@ -442,7 +464,8 @@ class Replica(Turning):
         if sequence.order in self.ledger.members:
             self.ledger.leave(sequence)
             self._leave_unnamed(sequence)
-            sequence.last_token_ns = max(sequence.last_token_ns or 0, self._last_decode_ns)
+            if self.ledger.step > sequence.joined_step:
+                sequence.last_token_ns = self._last_decode_ns
         else:
             self.batch.partial.remove(sequence)
             self.batch.n_unforked -= sequence.n_samples - 1
@@ -455,7 +478,7 @@ class Replica(Turning):
     def _leave_unnamed(self, sequence: Sequence) -> None:
         """While a decoding sequence's output is on its way, a block that its last token fills has no hash yet."""
         if self._plans_ahead and sequence.computed_tokens > sequence.target_tokens:
-            sequence.unnamed_tokens = 1
+            sequence.unnamed_tokens += 1
 
     def _put_back(self, sequence: Sequence, now_ns: int) -> None:
         """A sequence that holds nothing any more waits again, in front of those that arrived after it."""

@@ -9,7 +9,7 @@ the ledger counts iterations and keeps sums, and a sequence is touched when it j
 """
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from sim.sequence import Sequence
 
@@ -118,6 +118,22 @@ class DecodeLedger:
         sequence.computed_tokens += steps
         sequence.dropped_tokens += steps - (resident - sequence.joined_tokens)
         sequence.generated_tokens += steps if steps < left else left
+
+    def rejoin(self, sequence: Sequence) -> None:
+        """A member that left, and missed iterations, goes on; what was noted of it before is forgotten."""
+        order = sequence.order
+        for heap in (self.ends, self._fulls, self.alarms, self._longest):
+            if heap:
+                heap[:] = [one for one in heap if one[1] != order]
+                heapify(heap)
+        self.join(sequence)
+
+    def count(self, sequence: Sequence, by: int) -> None:
+        """Count a member's need of memory out (-1) while a question is asked, and in again (1)."""
+        offset = sequence.joined_tokens - sequence.joined_step
+        if self.window_tokens is None or offset + self.step < self.window_tokens:
+            self.n_growing += by
+            self._phases[offset % self.block_tokens] += by
 
     def advance(self, n_steps: int) -> None:
         """All members decode ``n_steps`` tokens. Must not pass an end or an alarm (`steps_to_event`)."""

@@ -38,7 +38,7 @@ class Sequence:
         "samples",  # those that answer its request together, where there are several
         "scheduled_ns",
         "target_tokens",  # prefill is complete when so many tokens are computed
-        "unnamed_tokens",  # of the computed ones, the last, which nobody may find yet
+        "unnamed_tokens",  # of the computed ones, the last, which nobody may find yet; -1: one more has room and a name
     )
 
     def __init__(self, request: Request) -> None:

@@ -78,14 +78,19 @@ class Chunked(Scheduler):
         kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
         n_decoding = len(ledger.members)
         n_preempted = 0
+        last_served = None
         if n_decoding and (ledger.alarms or not kv.steps_within(ledger, 1)):
-            n_preempted = batch.make_room()
-            n_decoding = len(ledger.members)
+            batch.last_served = None
+            n_preempted = batch.make_room(in_turn=True)
+            n_decoding = len(ledger.members) - len(batch.held_back)
+            last_served = batch.last_served
         if n_decoding and not waiting and not batch.partial:
             return DECODE
         budget = self.max_num_batched_tokens - n_decoding
         chunks: list[tuple[Sequence, int]] = []
         for sequence in tuple(batch.partial):
+            if last_served is not None and sequence.order > last_served:
+                break
             if sequence.loading is not None:
                 continue
             n_tokens = min(sequence.prefill_left_tokens, budget, self._most_at_once)
@@ -94,12 +99,13 @@ class Chunked(Scheduler):
             n_gave_way = batch.extend(sequence, n_tokens)
             if n_gave_way:  # what they were to compute is not computed
                 n_preempted += n_gave_way
-                n_decoding = len(ledger.members)
+                n_decoding = len(ledger.members) - len(batch.held_back)
                 chunks = [chunk for chunk in chunks if chunk[0] in batch.partial]
                 budget = self.max_num_batched_tokens - n_decoding - sum(n for _, n in chunks)
-            if sequence in batch.partial:
-                chunks.append((sequence, n_tokens))
-                budget -= n_tokens
+            if sequence not in batch.partial:
+                break  # nobody behind it is served
+            chunks.append((sequence, n_tokens))
+            budget -= n_tokens
         n_running = batch.n_running()
         if not n_preempted:
             if waiting and n_decoding and batch.reusing is not None:

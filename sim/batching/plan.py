@@ -31,10 +31,12 @@ class Batch:
     loaded: Loaded
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
     leaving: list[Sequence] = field(default_factory=list)  # ended after the next plan was made: places still taken
+    held_back: list[Sequence] = field(default_factory=list)  # they decode, but get no token from the next iteration
     n_admitted: int = 0
     n_unforked: int = 0  # sequences that admitted prompts will become, beyond one each
     is_provisional: bool = False  # the plan may hold for one iteration only, though nobody comes and nobody ends
     has_emptied: bool = False  # all gave way: they come back one by one in the next plan, which is made at once
+    last_served: int | None = None  # one that asked for room gave way itself: who was admitted later is not served
     reusing: Reusing | None = field(init=False)  # the cache, if what decoding takes is to be popped first
 
     def __post_init__(self) -> None:
@@ -88,11 +90,15 @@ class Batch:
             sequence.cached_tokens = matched
         return sequence, n_tokens
 
-    def make_room(self) -> int:
+    def make_room(self, in_turn: bool = False) -> int:
         """Preempt until every decoding sequence can take one more token. Returns how many gave way.
 
         Where a token needs more than a block, a longer extent or a copy of a shared block, only those who ask for that
         now give way to one another: an extent lies in one piece, which others' leaving need not make.
+
+        Where sequences ask ``in_turn``, in the order of their admission, one that gives way itself ends the plan: those
+        behind it keep what they have and are held back for an iteration (``Scheduler.schedule`` in
+        v1/core/sched/scheduler.py). Others than the last do where not the last is the victim, under priorities.
         """
         kv, ledger = self.kv, self.ledger
         n_preempted = 0
@@ -110,15 +116,51 @@ class Batch:
                     n_preempted += 1
             if kv.steps_within(ledger, 1):
                 break
-            self.preempt(self._victim(self._running(), None))
+            victim = self._victim(self._running(), None)
+            if in_turn and self.reusing is not None:
+                self.reusing.take_ahead(ledger)
+            if in_turn and victim.order in ledger.members and not isinstance(kv, Divided):
+                behind = [one for one in ledger.members.values() if one.order > victim.order]
+                if self._fit_but_for(behind):
+                    if self.reusing is not None:
+                        self.reusing.take_token(victim, ledger)
+                elif self._fit_but_for([victim, *behind]):
+                    self.last_served = victim.order
+                    self.held_back = behind
+            self.preempt(victim)
             n_preempted += 1
+            if self.last_served is not None:
+                break
         return n_preempted
+
+    def _take_ahead_of(self, sequence: Sequence) -> None:
+        """Those who were admitted before have their next token's room already when a prompt asks for more."""
+        ledger = self.ledger
+        behind = [one for one in ledger.members.values() if one.order > sequence.order]
+        for one in behind:
+            ledger.count(one, -1)
+        self.reusing.take_ahead(ledger)  # type: ignore[union-attr]
+        for one in behind:
+            ledger.count(one, 1)
+
+    def _fit_but_for(self, those: list[Sequence]) -> bool:
+        """Whether all other decoding sequences find room for their next token."""
+        for sequence in those:
+            self.ledger.count(sequence, -1)
+        fit = self.kv.steps_within(self.ledger, 1) > 0
+        for sequence in those:
+            self.ledger.count(sequence, 1)
+        return fit
 
     def extend(self, sequence: Sequence, n_tokens: int) -> int:
         """Take room for a prompt's next tokens; others give way, in the end itself. Returns how many did."""
         n_preempted = 0
         while not self.kv.extend(sequence, n_tokens, self.ledger):
+            if self.reusing is not None:
+                self._take_ahead_of(sequence)
             victim = self._victim(self._running(), sequence)
+            if self.reusing is not None and victim.order < sequence.order and victim.order in self.ledger.members:
+                self.reusing.take_token(victim, self.ledger)
             self.preempt(victim)
             n_preempted += 1
             if victim is sequence:

@@ -25,6 +25,10 @@ class Reusing(Protocol):
         """The next iteration decodes: what it takes is not to be found by those who wait."""
         ...
 
+    def take_token(self, sequence: Sequence, ledger: DecodeLedger) -> None:
+        """A decoding sequence has room for its next token, but is about to be preempted before it computes it."""
+        ...
+
 
 @runtime_checkable
 class Divided(Protocol):

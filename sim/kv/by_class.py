@@ -199,6 +199,13 @@ class CacheByClass(KVCache):
                 cache.advance(part, n_steps)
                 part.advance(n_steps)
 
+    def take_token(self, sequence: Sequence, ledger: DecodeLedger) -> None:
+        """A decoding sequence has room for its next token, but is about to be preempted before it computes it."""
+        self._follow(ledger)
+        cache, part, _ = self._part(sequence)
+        if isinstance(cache, Reusing):
+            cache.take_token(sequence, part)
+
     def take_ahead(self, ledger: DecodeLedger) -> None:
         """The next iteration decodes: each class's cache takes what it matters to take first."""
         self._follow(ledger)

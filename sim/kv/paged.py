@@ -188,8 +188,19 @@ class PagedCache(PartitionCache):
 
     def take_ahead(self, ledger: DecodeLedger) -> None:
         """Pop the blocks that the next decode iteration fills: vLLM takes them before it looks at who waits."""
-        if self.pool.n_cached:
-            self.pool.reserve(ledger.blocks_needed(1))
+        pool = self.pool
+        if pool.n_cached:
+            pool.reserve(min(pool.n_free, ledger.blocks_needed(1)))
+
+    def take_token(self, sequence: Sequence, ledger: DecodeLedger) -> None:
+        """What it takes is popped already. vLLM names a block when its last token has room: it will be found."""
+        table, resident = sequence.holding, ledger.resident_of(sequence)
+        if resident == self.window_tokens:
+            return
+        sequence.unnamed_tokens = -1
+        if not resident % self.block_tokens:
+            self.pool.grow(1)
+            table.n_blocks = max(table.n_blocks, resident // self.block_tokens) + 1
 
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:  # noqa: ARG002
         """Free the blocks that a prompt has left behind the model's window; what they hold stays findable."""

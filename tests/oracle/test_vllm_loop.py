@@ -138,7 +138,10 @@ KINDS = {
     "stop tokens, asynchronous": {"async_scheduling": True},
     "watermark": {"watermark": 0.2},
     "long prompts in pieces": {"long_prefill_token_threshold": 3, "max_num_batched_tokens": 32},
+    "priority": {"policy": "priority"},
+    "priority, stop tokens, asynchronous": {"policy": "priority", "async_scheduling": True},
     "several answers": {"enable_prefix_caching": True},
+    "several answers, asynchronous": {"enable_prefix_caching": True, "async_scheduling": True},
 }
 
 

@@ -15,6 +15,7 @@ class Decoding:
     n_steps: int = 0
     is_named: bool = False  # `finished` has told of it
     is_armed: bool = True  # `due` has not told of its room yet
+    is_counted: bool = True
 
 
 class NaiveLedger:
@@ -24,6 +25,7 @@ class NaiveLedger:
         self.block_tokens = block_tokens
         self.window_tokens = window_tokens
         self.decoding: list[Decoding] = []
+        self.step = 0
 
     def join(self, sequence: Sequence) -> None:
         resident = sequence.computed_tokens - sequence.dropped_tokens
@@ -32,6 +34,7 @@ class NaiveLedger:
             sequence.dropped_tokens += resident - window
             resident = window
         left = sequence.request.output_tokens - sequence.generated_tokens
+        sequence.joined_step = self.step
         self.decoding.append(Decoding(sequence, resident, resident, left))
 
     def leave(self, sequence: Sequence) -> None:
@@ -41,6 +44,12 @@ class NaiveLedger:
         sequence.dropped_tokens = sequence.computed_tokens - one.resident
         sequence.generated_tokens = sequence.request.output_tokens - max(0, one.left)
 
+    def rejoin(self, sequence: Sequence) -> None:
+        self.join(sequence)
+
+    def count(self, sequence: Sequence, by: int) -> None:
+        self._of(sequence).is_counted = by > 0
+
     def advance(self, n_steps: int) -> None:
         for _ in range(n_steps):
             for one in self.decoding:
@@ -48,6 +57,7 @@ class NaiveLedger:
                 one.reached += 1
                 one.left -= 1
                 one.n_steps += 1
+            self.step += 1
 
     def finished(self) -> list[Sequence]:
         done = [one for one in self.decoding if one.left <= 0 and not one.is_named]
@@ -127,7 +137,6 @@ class NaiveLedger:
     def padding_tokens(self) -> int:
         return sum(one.sequence.padding_tokens for one in self.decoding)
 
-    step = 0
     ends = ((0, 0),)  # always: ask `finished`
 
     @property
@@ -144,7 +153,7 @@ class NaiveLedger:
         return next(one for one in self.decoding if one.sequence is sequence)
 
     def _grows(self, one: Decoding) -> bool:
-        return self.window_tokens is None or one.resident < self.window_tokens
+        return one.is_counted and (self.window_tokens is None or one.resident < self.window_tokens)
 
     def _attended(self, one: Decoding) -> int:
         return one.resident + self._grows(one) + one.sequence.padding_tokens
