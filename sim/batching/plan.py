@@ -86,6 +86,8 @@ class Batch:
         if sequence.scheduled_ns is None:
             sequence.scheduled_ns = now_ns
             sequence.cached_tokens = matched
+        else:
+            sequence.found_tokens = matched
         return sequence, n_tokens
 
     def make_room(self) -> int:
