@@ -29,7 +29,7 @@ reproduce: .venv/core  ## published tables, row by row
 validate: .venv/core  ## recorded runs of real engines, predicted: outputs/recordings, plain and compiled
 	.venv/bin/python -m calibration step=recordings
 	if $(MAKE) --no-print-directory fast; then \
-		.fast/bin/python -m calibration step=recordings out=outputs/recordings_compiled && \
+		.fast/bin/python -P -m calibration step=recordings out=outputs/recordings_compiled && \
 		cmp outputs/recordings/recordings.json outputs/recordings_compiled/recordings.json; \
 	fi
 

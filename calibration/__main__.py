@@ -8,6 +8,9 @@ from sim.errors import ConfigError, InvariantError, SimError
 
 STOPPED = 128 + 2  # what a shell reports of a program that Ctrl-C ended
 
+EXTRAS = {"torch": "gpu", "triton": "gpu", "starlette": "serve", "uvicorn": "serve"}
+"""Packages that a step may need and the core does not install, by the extra that has them."""
+
 
 def main(arguments: list[str]) -> int:
     """Compose the configuration, call the step it names; the exit code, 2 for whatever the user got wrong.
@@ -25,6 +28,13 @@ def main(arguments: list[str]) -> int:
         raise  # a bug of ours: the traceback is wanted
     except SimError as error:
         print(f"calibration: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        print(
+            f"calibration: {error.name} is not installed: pip install 'kvtwin[{EXTRAS[error.name]}]'", file=sys.stderr
+        )
         return 2
     except OSError as error:
         if error.filename is None:

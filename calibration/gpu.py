@@ -18,7 +18,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
+try:
+    import torch
+except ImportError:
+    print("calibration.gpu: torch is not installed: pip install 'kvtwin[gpu]'", file=sys.stderr)
+    sys.exit(2)
 
 from calibration.bench import LostError, said_by, time_points
 from calibration.gpu_launches import BF16, Launched, Launches

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +143,9 @@ def main(arguments: list[str]) -> int:
         problems = finish(options.out)
         print("\n".join(problems) or f"{options.out}: tables and profile are made", flush=True)
         return 1 if problems else 0
+    if find_spec("torch") is None:
+        print("calibration.gpu_slot: torch is not installed: pip install 'kvtwin[gpu]'", file=sys.stderr)
+        return 2
     if options.device == "cuda":
         import torch
 

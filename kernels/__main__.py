@@ -16,7 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import torch
+except ImportError:
+    print("kernels: torch is not installed: pip install 'kvtwin[gpu]'", file=sys.stderr)
+    sys.exit(2)
 
 from kernels.correctness import checks
 from kernels.exhibits import EXHIBITS, Stage

@@ -110,6 +110,7 @@ class Replica(Turning):
             return
         self.n_outstanding += sequence.n_samples
         if sequence.n_samples > 1 and not self.scheduler.forks_samples and isinstance(sequence, Sample):
+            sequence.samples.are_apart = True
             for one in (sequence, *sequence.apart()):
                 self._take(one)
             return
@@ -470,22 +471,38 @@ class Replica(Turning):
             self.batch.partial.remove(sequence)
             self.batch.n_unforked -= sequence.n_samples - 1
         if sequence.preempted_ns is not None:
-            is_swap = sequence.is_swapped_in
-            self.recorder.preemptions.add(sequence.request.id, self.index, sequence.preempted_ns, -1, -1, is_swap)
+            self._note_absence(sequence, sequence.preempted_ns, -1, -1)
+        n_tokens = sequence.computed_tokens
         self.kv.release(sequence, now_ns)
-        self._put_back(sequence, now_ns)
+        self._put_back(sequence, n_tokens, now_ns)
+
+    def _note_absence(self, sequence: Sequence, preempted_ns: int, last_ns: int, next_ns: int) -> None:
+        """Write down that a sequence was preempted, and what of its text it had lost and found again."""
+        self.recorder.preemptions.add(
+            sequence.request.id,
+            self.index,
+            preempted_ns,
+            last_ns,
+            next_ns,
+            sequence.is_swapped_in,
+            sequence.lost_tokens,
+            sequence.was_decoding,
+            sequence.found_tokens,
+        )
 
     def _leave_unnamed(self, sequence: Sequence) -> None:
         """While a decoding sequence's output is on its way, a block that its last token fills has no hash yet."""
         if self._plans_ahead and sequence.computed_tokens > sequence.target_tokens:
             sequence.unnamed_tokens += 1
 
-    def _put_back(self, sequence: Sequence, now_ns: int) -> None:
+    def _put_back(self, sequence: Sequence, lost_tokens: int, now_ns: int) -> None:
         """A sequence that holds nothing any more waits again, in front of those that arrived after it."""
         self._n_preempted += 1
+        sequence.lost_tokens, sequence.found_tokens = lost_tokens, 0
         sequence.preempted_ns = now_ns
         sequence.n_preemptions += 1
         sequence.computed_tokens = sequence.dropped_tokens = sequence.unnamed_tokens = 0
+        sequence.was_decoding = lost_tokens >= sequence.target_tokens
         sequence.target_tokens = sequence.request.prompt_tokens + sequence.generated_tokens
         self.batch.waiting.push_back(sequence)
 
@@ -496,8 +513,7 @@ class Replica(Turning):
             sequence.first_token_ns = now_ns
         if sequence.preempted_ns is not None:
             last_ns = -1 if sequence.last_token_ns is None else sequence.last_token_ns
-            row = sequence.request.id, self.index, sequence.preempted_ns, last_ns, now_ns, sequence.is_swapped_in
-            self.recorder.preemptions.add(*row)
+            self._note_absence(sequence, sequence.preempted_ns, last_ns, now_ns)
             sequence.preempted_ns = None
         sequence.last_token_ns = now_ns
         if pad_to_tokens is not None and self.ledger.window_tokens is None:  # a window soon leaves padding behind
@@ -527,7 +543,7 @@ class Replica(Turning):
             if number < n_held:
                 ledger.join(other)
             else:
-                self._put_back(other, now_ns)
+                self._put_back(other, other.computed_tokens, now_ns)
 
     def _finish(self, sequence: Sequence, now_ns: int) -> None:
         """A request has its answer: write its row, give its memory back, tell the client.
@@ -547,14 +563,14 @@ class Replica(Turning):
             self.batch.leaving.append(sequence)
         else:
             self.kv.release(sequence, now_ns)
-        output_tokens, n_preemptions = request.output_tokens, sequence.n_preemptions
+        output_tokens, n_preemptions, apart_tokens = request.output_tokens, sequence.n_preemptions, 0
         samples = sequence.samples
         if samples is not None:
             if not samples.ended(sequence):
                 return
             request, n_preemptions = samples.request, samples.n_preemptions
             scheduled_ns, first_token_ns = samples.scheduled_ns, samples.first_token_ns
-            cached_tokens = samples.cached_tokens
+            cached_tokens, apart_tokens = samples.cached_tokens, samples.apart_tokens()
             output_tokens *= request.n_samples
         requests = self.recorder.requests
         row = requests.row
@@ -572,6 +588,7 @@ class Replica(Turning):
         write_i64_le(row, request.turn)
         write_i64_le(row, self.recorder.slo_class(request.slo_class))
         write_i64_le(row, request.n_samples)
+        write_i64_le(row, apart_tokens)
         requests.keep()
         if self.on_finish is not None:
             self.on_finish(Finished(request, now_ns))

@@ -35,6 +35,7 @@ REQUEST_COLUMNS = (
     "turn",
     "slo_class",  # index into Result.slo_classes
     "n_samples",  # answers sampled from its prompt at once, each of output_tokens / n_samples
+    "apart_tokens",  # of the same prompt, not found by further answers that compute it for themselves (vLLM v1)
 )
 ITERATION_COLUMNS = (
     "replica",
@@ -66,6 +67,9 @@ PREEMPTION_COLUMNS = (
     "last_token_ns",  # -1: it had none yet
     "next_token_ns",  # -1: none after it
     "is_swap",
+    "lost_tokens",  # whose KV it had, or was waiting for, when it gave way
+    "is_decoding",  # it gave way while decoding: the token it sampled last is computed with those
+    "found_tokens",  # of its text so far, found when it was admitted again: others may have computed more of it
 )
 TRANSFER_COLUMNS = (
     "replica",

@@ -63,7 +63,16 @@ class Samples:
     (v1/engine/parallel_sampling.py).
     """
 
-    __slots__ = ("cached_tokens", "first_token_ns", "n_left", "n_preemptions", "request", "scheduled_ns")
+    __slots__ = (
+        "_n_found",
+        "are_apart",
+        "cached_tokens",
+        "first_token_ns",
+        "n_left",
+        "n_preemptions",
+        "request",
+        "scheduled_ns",
+    )
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -72,6 +81,8 @@ class Samples:
         self.cached_tokens: int | None = None
         self.n_left = request.n_samples  # without their answer
         self.n_preemptions = 0  # of those that have it
+        self.are_apart = False  # each computes the prompt, but for what it finds of it
+        self._n_found = 0  # tokens of the prompt that those that have ended have found
 
     def ended(self, sample: Sequence) -> bool:
         """One has its answer. Returns whether all of them have."""
@@ -81,7 +92,14 @@ class Samples:
             if least is None or own < least:
                 setattr(self, name, own)
         self.n_preemptions += sample.n_preemptions
+        self._n_found += sample.cached_tokens or 0
         return not self.n_left
+
+    def apart_tokens(self) -> int:
+        """Prompt tokens that all but the one which found least have not found, where each looks for itself."""
+        if not self.are_apart:
+            return 0
+        return (self.request.n_samples - 1) * self.request.prompt_tokens - self._n_found + (self.cached_tokens or 0)
 
 
 def sampled(request: Request) -> Sample:

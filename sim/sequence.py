@@ -18,6 +18,7 @@ class Sequence:
         "computed_tokens",  # tokens whose KV has been computed; drops to 0 on recompute
         "dropped_tokens",  # of the computed ones, those whose KV was discarded (window, compaction)
         "first_token_ns",
+        "found_tokens",  # of its text so far, found when it was admitted again
         "generated_tokens",  # never decreases, not even when preempted
         "holding",  # what the cache holds for it; the cache's own business
         "is_finished",  # it has its answer
@@ -26,6 +27,7 @@ class Sequence:
         "joined_tokens",  # and its resident tokens then
         "last_token_ns",  # its last token before it was preempted
         "loading",  # the event that ends its wait for KV from below; None: it does not wait
+        "lost_tokens",  # whose KV it had when it was preempted
         "n_preemptions",
         "n_samples",  # sequences that it becomes when its prompt is complete: of a `Sample` there may be more
         "order",  # admission number in its replica, new at every admission
@@ -39,6 +41,7 @@ class Sequence:
         "scheduled_ns",
         "target_tokens",  # prefill is complete when so many tokens are computed
         "unnamed_tokens",  # of the computed ones, the last, which nobody may find yet; -1: one more has room and a name
+        "was_decoding",  # when it was preempted
     )
 
     def __init__(self, request: Request) -> None:
@@ -47,8 +50,8 @@ class Sequence:
         self.output_tokens = request.output_tokens
         self.order = self.n_preemptions = 0
         self.computed_tokens = self.dropped_tokens = self.generated_tokens = self.padding_tokens = 0
-        self.joined_step = self.joined_tokens = self.unnamed_tokens = 0
-        self.is_finished = self.is_swapped_in = False
+        self.joined_step = self.joined_tokens = self.unnamed_tokens = self.lost_tokens = self.found_tokens = 0
+        self.is_finished = self.is_swapped_in = self.was_decoding = False
         self.cached_tokens: int | None = None
         self.room_tokens: int | None = None
         self.scheduled_ns: int | None = None

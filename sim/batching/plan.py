@@ -88,6 +88,8 @@ class Batch:
         if sequence.scheduled_ns is None:
             sequence.scheduled_ns = now_ns
             sequence.cached_tokens = matched
+        else:
+            sequence.found_tokens = matched
         return sequence, n_tokens
 
     def make_room(self, in_turn: bool = False) -> int:

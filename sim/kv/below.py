@@ -107,7 +107,6 @@ class Below:
         self.ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
         self._loads: dict[Sequence, int] = {}  # tokens under way
         self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
-        self._n_lost: dict[Sequence, int] = {}  # tokens that preempted sequences had computed
         self._prefetched: set[Sequence] = set()  # of those that wait
         self._coming: dict[tuple[Sequence, int], tuple[int, simpy.Event]] = {}  # prefetched blocks, by their tier
         self._staged: list[BlockRange] = []  # evicted, to be written back
@@ -115,7 +114,7 @@ class Below:
             pool.on_evict = self._stage
         self._hit_tokens = [0] * (len(self.tiers) + 1)
         self._counts = dict.fromkeys(
-            ("swapped_out", "swapped_in", "recomputed", "reloaded_tokens", "recomputed_tokens", "prefetched_blocks"), 0
+            ("swapped_out", "swapped_in", "recomputed", "reloaded_tokens", "prefetched_blocks"), 0
         )
 
     def found(self, request: Request, generated_tokens: int | None, n_here: int) -> list[int]:
@@ -136,10 +135,9 @@ class Below:
         """A sequence has room for what it found here and below: start to load that. None: it looked for nothing."""
         if found is not None:
             self._prefetched.discard(sequence)
-            n_had = self._n_lost.pop(sequence, sequence.target_tokens - 1)  # an answer without room for its copy: all
-            self._count(sequence, n_here, found, n_had)
+            self._count(sequence, n_here, found)
             if sum(found):
-                self._load(sequence, n_here, found, partial(self._count_anew, sequence, n_here, found, n_had))
+                self._load(sequence, n_here, found, partial(self._count_anew, sequence, n_here, found))
         self._write_back()
 
     def computed(self, sequence: Sequence) -> None:
@@ -158,8 +156,6 @@ class Below:
         """Blocks are free again: with write-through the rest goes down, with ``preempted`` all that would be lost."""
         if sequence.is_finished and sequence.request.content is None:
             return
-        if not sequence.is_finished:
-            self._n_lost[sequence] = sequence.computed_tokens
         n_sent = self._n_sent.pop(sequence, 0)
         if self._write != "back" and not sequence.dropped_tokens:
             blocks = self._computed(sequence)
@@ -205,8 +201,7 @@ class Below:
         """Facts of the run.
 
         ``hit_tokens_*`` are of requests' first admission: they sum up to what the requests table calls cached.
-        ``reloaded_tokens`` and ``recomputed_tokens`` are of preempted sequences that came back; what they had not
-        computed before, as the rest of a prompt, is not computed again.
+        ``reloaded_tokens`` are of preempted sequences that came back.
         """
         size = self.block_tokens
         counts: dict[str, int | float] = {"hit_tokens_device": self._hit_tokens[0]}
@@ -220,10 +215,10 @@ class Below:
             }
         return counts | self._counts
 
-    def _count(self, sequence: Sequence, n_here: int, found: list[int], n_had: int, sign: int = 1) -> None:
+    def _count(self, sequence: Sequence, n_here: int, found: list[int], sign: int = 1) -> None:
         """Who was admitted found so many blocks in device memory, and so many in each tier.
 
-        If preempted before, it ``n_had`` tokens then. A ``sign`` of -1 takes back what was counted.
+        A ``sign`` of -1 takes back what was counted.
         """
         counts, size, n_below = self._counts, self.block_tokens, sum(found)
         if not sequence.n_preemptions:
@@ -233,12 +228,11 @@ class Below:
         sequence.is_swapped_in = n_below > 0
         counts["swapped_in" if n_below else "recomputed"] += sign
         counts["reloaded_tokens"] += sign * n_below * size
-        counts["recomputed_tokens"] += sign * max(0, n_had - (n_here + n_below) * size)
 
-    def _count_anew(self, sequence: Sequence, n_here: int, found: list[int], n_had: int, come: list[int]) -> None:
+    def _count_anew(self, sequence: Sequence, n_here: int, found: list[int], come: list[int]) -> None:
         """Of the blocks that were found in each tier, so many have come."""
-        self._count(sequence, n_here, found, n_had, -1)
-        self._count(sequence, n_here, come, n_had)
+        self._count(sequence, n_here, found, -1)
+        self._count(sequence, n_here, come)
 
     def _ranges(self, sequence: Sequence) -> list[BlockRange]:
         """Full blocks of a waiting sequence's text, all but the one with its last token."""
@@ -364,5 +358,7 @@ def _lose(sequence: Sequence, n_tokens: int) -> None:
     if sequence.dropped_tokens:
         n_tokens, sequence.dropped_tokens = sequence.computed_tokens, 0
     sequence.computed_tokens -= n_tokens
-    if not sequence.n_preemptions and sequence.cached_tokens is not None:
+    if sequence.n_preemptions:
+        sequence.found_tokens -= n_tokens
+    elif sequence.cached_tokens is not None:
         sequence.cached_tokens -= n_tokens

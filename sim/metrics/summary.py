@@ -13,7 +13,7 @@ from sim.metrics.latency import Bools, Floats, latencies, meets
 from sim.metrics.load import Load, load, most_in_flight
 from sim.metrics.population import Population
 from sim.metrics.slo import LIMITS, Slo
-from sim.record import Result
+from sim.record import Result, Table
 from sim.spec import DTYPE_BYTES
 from sim.units import MS_PER_S, NS_PER_S, PS_PER_S
 
@@ -88,6 +88,12 @@ def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[
     return numbers
 
 
+def recomputed_tokens(preemptions: Table) -> int:
+    """Tokens whose KV preempted sequences had lost and did not find again when they came back."""
+    lost, found = (preemptions.column(name) for name in ("lost_tokens", "found_tokens"))
+    return int(np.maximum(0, lost - found).sum())
+
+
 def to_json(numbers: Mapping[str, Any]) -> str:
     """JSON text, the same for the same numbers: sorted keys, no NaN."""
     return json.dumps(_plain(numbers), sort_keys=True, indent=2, allow_nan=False) + "\n"
@@ -137,6 +143,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "preemptions": len(preemptions),
         "preempted_requests": int((requests.column("n_preemptions") > 0).sum()),
         "swaps": int(preemptions.column("is_swap").sum()),
+        "recomputed_tokens": recomputed_tokens(preemptions),
         "iterations": load.n_iterations,
         "mean_decode_seqs": load.mean_decode_seqs,
         "peak_waiting_requests": load.peak_waiting_seqs,

@@ -106,12 +106,15 @@ def _tier_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     counts = over_classes(ours["counts"])
     preempted = f"{count(ours['preemptions'])}, of {requests(ours['preempted_requests'])}"
     found = hits_by_tier(ours)
+    if ours["preemptions"]:
+        again = f"{count(ours['recomputed_tokens'])} tokens computed again"
+        loaded = (
+            f"{count(ours['swaps'])} came back by swap, {count(counts['reloaded_tokens'])} tokens loaded, "
+            if found
+            else ""
+        )
+        preempted += f"; {loaded}{again}"
     if not found:
         return [("preemptions", preempted)]
-    if ours["preemptions"]:
-        preempted += (
-            f"; {count(ours['swaps'])} came back by swap, {count(counts['reloaded_tokens'])} tokens loaded, "
-            f"{count(counts['recomputed_tokens'])} computed again"
-        )
     by_tier = ", ".join(f"{percent(n_tokens / n_input)} in {tier_words(name)}" for name, n_tokens in found.items())
     return [("found by tier", by_tier), ("preemptions", preempted)]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.metrics.summary import recomputed_tokens
 from sim.record import Result
 from sim.report.cache_facts import class_names, over_classes
 from sim.report.figure import Figure, coarse, line, numbers, shares, table_rows, time_axis, time_layout
@@ -156,7 +157,7 @@ def _preempted_table(result: Result, counts: Mapping[str, int | float]) -> Table
         (
             "computed again",
             0,
-            f"{count(counts['recomputed_tokens'])} computed again, those after a swap's last full block too",
+            f"{count(recomputed_tokens(preemptions))} computed again, those after a swap's last full block too",
         ),
     ):
         mine = preemptions.column("is_swap") == is_swap

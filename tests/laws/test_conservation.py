@@ -1,6 +1,7 @@
 """Laws no run may break: nothing is lost, nothing happens before its cause, equal seeds give equal bytes."""
 
 import ast
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
@@ -9,10 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from sim.batching import Chunked
+from sim.config import choices_of, compose
 from sim.engine import Replica
-from tests.laws.houses import houses, run, slow_and_thorough
+from sim.errors import ConfigError
+from sim.kv.eviction import Lru
+from sim.kv.paged import PagedCache
+from sim.run import run as simulate
+from tests.laws.houses import computes_what_it_does_not_find, houses, run, slow_and_thorough
 from tests.sim.kv.audit import audit
-from tests.sim.serving import House
+from tests.sim.kv.sites import cache_on
+from tests.sim.serving import House, LinearCost, Listed, asked, serve
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,15 +81,51 @@ def test_every_token_is_generated_in_an_iteration_and_none_besides(given):
     assert (live + table.column("internal_tokens") <= table.column("held_tokens")).all()
 
 
+BLOCKS = {"paged", "hierarchical", "by_class classify=true"}  # that can go down when they are preempted
+CACHES = sorted(set(choices_of("cache")) - {"static", "by_class"})
+
+
+@pytest.mark.parametrize("preemption", choices_of("preemption"))
+@pytest.mark.parametrize("cache", [*CACHES, "static cache.max_len=8192", "by_class classify=true"])
+@pytest.mark.parametrize("engine", ["vllm-0.10", "vllm-0.28"])
+def test_every_cache_computes_what_it_does_not_find_however_it_preempts(cache, preemption, engine):
+    answers = "scenario.n_samples=2" if engine == "vllm-0.10" else "scenario.n_samples=1"
+    traffic = ["scenario=chatbot", "scenario.n_sessions=60", "scenario.rate=20", answers, "hardware.kv_blocks=1100"]
+    chosen = [*f"cache={cache}".split(), f"preemption={preemption}", f"engine={engine}", "cost=roofline"]
+    if cache in BLOCKS or preemption == "recompute":
+        computes_what_it_does_not_find(simulate(compose([*traffic, *chosen])))
+    else:
+        with pytest.raises(ConfigError, match="preemption"):
+            simulate(compose([*traffic, *chosen]))
+
+
+def test_who_gave_way_with_half_a_prompt_may_find_more_of_it_than_it_had():
+    """Two ask about one text of 24 tokens; the second has 14 when the block it needs is taken, the first goes on."""
+    text = ((1, 24),)
+    listed = [asked(0, 0, 8, 30), asked(1, 0, 24, 3, content=text), asked(2, 0, 33, 3, content=(*text, (2, 9)))]
+    how = {"kv": partial(cache_on, PagedCache, 44, Lru, 4), "cost": lambda: LinearCost(10_000)}
+    house = serve(Listed(listed), **how, scheduler=partial(Chunked, 9, 4, False, 4))
+    first = house.recorder.preemptions.rows()[0].tolist()
+    assert dict(zip(house.recorder.preemptions.columns, first, strict=True)) == {
+        "request_id": 2,
+        "replica": 0,
+        "preempted_ns": 40,
+        "last_token_ns": -1,
+        "next_token_ns": -1,
+        "is_swap": 0,
+        "lost_tokens": 14,
+        "is_decoding": 0,
+        "found_tokens": 24,
+    }
+    computes_what_it_does_not_find(house.recorder)
+
+
 @slow_and_thorough
 @given(houses)
 def test_prompt_tokens_are_computed_or_found_each_once_but_for_recomputation(given):
     house = run(given)
     requests = house.requests()
-    computed = sum(row["prefill_tokens"] for row in house.iterations())
-    asked = sum(row["prompt_tokens"] - row["cached_tokens"] for row in requests)
-    if not len(house.recorder.preemptions):
-        assert computed == asked
+    computes_what_it_does_not_find(house.recorder)
     assert all(0 <= row["cached_tokens"] < row["prompt_tokens"] for row in requests)
     assert sum(row["n_preemptions"] for row in requests) == len(house.recorder.preemptions)
     assert sum(row["preempted_seqs"] for row in house.iterations()) == len(house.recorder.preemptions)
@@ -101,7 +145,7 @@ def test_nothing_happens_before_its_cause(given):
         assert all(end <= row["start_ns"] for end, row in zip(last_ends, rows[1:], strict=False)), "one at a time"
         assert all(a <= b for a, b in pairwise(house.ends_ns(replica.index)))
     for row in house.recorder.preemptions.rows().tolist():
-        _, _, preempted_ns, last_ns, next_ns, _ = row
+        _, _, preempted_ns, last_ns, next_ns, *_ = row
         assert last_ns <= preempted_ns
         assert next_ns == -1 or next_ns >= preempted_ns
 

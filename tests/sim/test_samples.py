@@ -129,8 +129,9 @@ def test_a_preempted_answer_is_recomputed_alone_from_what_the_others_still_hold(
     computed = [row["prefill_tokens"] for row in house.iterations() if row["prefill_tokens"]]
     assert computed == [26, 3], "11 tokens of its text less the two blocks of the prompt"
     absent = house.recorder.preemptions.rows().tolist()
-    ((request_id, _, preempted_ns, last_ns, next_ns, _),) = absent
+    ((request_id, _, preempted_ns, last_ns, next_ns, *lost),) = absent
     assert (request_id, preempted_ns, last_ns) == (0, 1, 1)
+    assert lost == [0, 10, 1, 8]
     assert [row["output_tokens"] for row in house.requests() if row["id"] == 0] == [20]
     assert max(row["finish_ns"] for row in house.requests()) == next_ns + 3, "its second token, and three more"
 

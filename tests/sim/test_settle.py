@@ -13,7 +13,7 @@ from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.kv.reservation import Growing
 from sim.router import LeastLoaded
-from tests.laws.houses import NS_PS, houses, run, slow_and_thorough
+from tests.laws.houses import NS_PS, computes_what_it_does_not_find, houses, run, slow_and_thorough
 from tests.sim.kv.sites import cache_on
 from tests.sim.serving import House, LinearCost, Listed, asked, serve
 
@@ -95,6 +95,7 @@ def keeps_the_ledger(house: House, n_requests: int) -> None:
         assert (replica.kv.held_tokens, replica.n_outstanding, len(replica.batch.waiting)) == (0, 0, 0)
     for row in house.requests():
         assert row["arrival_ns"] <= row["scheduled_ns"] <= row["first_token_ns"] <= row["finish_ns"]
+    computes_what_it_does_not_find(house.recorder)
 
 
 @pytest.mark.parametrize("plans_ahead", [False, True])
@@ -137,4 +138,4 @@ def test_what_was_generated_before_a_crash_is_not_generated_again():
     assert [(row["first_token_ns"], row["finish_ns"], row["n_preemptions"]) for row in house.requests()] == [
         (10, 75, 1)
     ]
-    assert house.recorder.preemptions.rows().tolist() == [[0, 1, 35, 30, 45, 0]]
+    assert house.recorder.preemptions.rows().tolist() == [[0, 1, 35, 30, 45, 0, 6, 1, 0]]

@@ -30,7 +30,6 @@ TIERED = {
     "swapped_out": 6,
     "prefetched_blocks": 9,
     "reloaded_tokens": 4_000,
-    "recomputed_tokens": 900,
 }
 """Counts of a cache with memory below the device's."""
 
@@ -184,15 +183,19 @@ def _serve(
         while len(decoding) > 1 and rng.random() < preempts:
             victim = decoding.pop(int(rng.integers(len(decoding))))
             is_swap = int(rng.integers(2))
+            lost_tokens = victim.request["prompt_tokens"] + len(victim.tokens_ps) - 1
             victim.preempted = {
                 "request_id": victim.request["id"],
                 "replica": replica,
                 "preempted_ns": start_ns,
                 "last_token_ns": victim.tokens_ps[-1] // 1000,
                 "is_swap": is_swap,
+                "lost_tokens": lost_tokens,
+                "is_decoding": 1,
+                "found_tokens": lost_tokens - 6 if is_swap else 0,
             }
             victim.request["n_preemptions"] = victim.request.get("n_preemptions", 0) + 1
-            victim.left_tokens = 7 if is_swap else victim.request["prompt_tokens"] + len(victim.tokens_ps)
+            victim.left_tokens = 7 if is_swap else lost_tokens + 1
             (swapped if is_swap else waiting).insert(0, victim)
             n_preempted += 1
         back = [s for s in swapped if not decoding or rng.random() < 0.3]

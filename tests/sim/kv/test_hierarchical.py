@@ -227,9 +227,14 @@ second, which is to have 33 tokens computed, finds 8 of them in device memory an
 
 
 def preemption_of(run):
-    ((_, _, preempted_ns, last_ns, next_ns, is_swap),) = run.recorder.preemptions.rows().tolist()
+    ((_, _, preempted_ns, last_ns, next_ns, is_swap, *_),) = run.recorder.preemptions.rows().tolist()
     assert preempted_ns == last_ns == 18_600
     return next_ns, is_swap
+
+
+def lost_and_found(run):
+    """Of each preemption: tokens whose KV was lost, whether another was to be computed with them, tokens found."""
+    return run.recorder.preemptions.rows()[:, -3:].tolist()
 
 
 def sent_of(run):
@@ -249,9 +254,7 @@ def test_swapped_in_by_hand():
     ]
     counts = run.replicas[0].kv.counts()
     assert (counts["swapped_out"], counts["swapped_in"], counts["recomputed"]) == (1, 1, 0)
-    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (24, 0), (
-        "the 33rd is computed for the first time"
-    )
+    assert (counts["reloaded_tokens"], lost_and_found(run)) == (24, [[32, 1, 32]]), "the 33rd is computed at first"
 
 
 def test_a_swap_that_is_lost_on_its_way_is_a_recomputation():
@@ -260,7 +263,7 @@ def test_a_swap_that_is_lost_on_its_way_is_a_recomputation():
     assert preemption_of(run) == (44_090, 0)
     counts = run.replicas[0].kv.counts()
     assert (counts["swapped_out"], counts["swapped_in"], counts["recomputed"]) == (1, 0, 1)
-    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (0, 24)
+    assert (counts["reloaded_tokens"], lost_and_found(run)) == (0, [[32, 1, 8]])
 
 
 def test_text_that_nobody_shares_goes_down_when_it_is_preempted_and_not_before_or_after():
@@ -275,15 +278,15 @@ def test_recomputed_by_hand():
     assert preemption_of(run) == (43_850, 0)
     counts = run.replicas[0].kv.counts()
     assert (counts["swapped_in"], counts["recomputed"]) == (0, 1)
-    assert (counts["reloaded_tokens"], counts["recomputed_tokens"]) == (0, 24)
+    assert (counts["reloaded_tokens"], lost_and_found(run)) == (0, [[32, 1, 8]])
 
 
 def test_the_part_of_a_prompt_that_was_not_computed_yet_is_not_computed_again():
-    """The second's prompt, 8 tokens an iteration, gives way to the first's answer after 16; 8 of these are lost."""
+    """The second's prompt, 8 tokens an iteration, gives way to the first's answer after 8, and comes back."""
     listed = [asked(0, 0, 16, 25), asked(1, 10_000, 33, 2)]
     run = house(listed, capacity=40, preemption=Recompute(), scheduler=partial(Chunked, 9, 4))
     counts = run.replicas[0].kv.counts()
-    assert (counts["recomputed"], counts["recomputed_tokens"]) == (1, 8)
+    assert (counts["recomputed"], lost_and_found(run)) == (1, [[8, 0, 0]])
     assert sum(row["prefill_tokens"] for row in run.iterations()) == 16 + 33 + 8
 
 
