@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,27 @@ class KernelProfile:
             )
         return self.operations[name]
 
+    def with_part(self, name: str) -> "KernelProfile":
+        """The profile with the operations of a part of it, a file of its own beside it; as it is, where it has none.
+
+        Parts hold kernels that only some models have, and are read for these alone.
+
+        Raises
+        ------
+        ProfileError
+            If the file is damaged or of another device.
+        """
+        path = part_path(Path(self.path), name)
+        if not path.is_file():
+            return self
+        part = read_profile(path, self.device)
+        parts = {**self.provenance.get("parts", {}), name: part.sha256}
+        return replace(
+            self,
+            operations={**self.operations, **part.operations},
+            provenance={**self.provenance, "parts": parts},
+        )
+
     def describe(self) -> dict[str, Any]:
         """What a report says about the profile it stands on: device, source, convention, errors, hash."""
         errors = {name: dict(form["error"]) for name, form in self.operations.items() if "error" in form}
@@ -72,7 +93,13 @@ class KernelProfile:
             "convention": self.convention,
             "sha256": self.sha256,
             "held_out_errors": errors,
+            **{key: dict(self.provenance[key]) for key in ("parts",) if key in self.provenance},
         }
+
+
+def part_path(path: Path, name: str) -> Path:
+    """Where a part of the profile at ``path`` lies: ``published.json`` has ``published/experts_bf16.json``."""
+    return path.with_suffix("") / f"{name}.json"
 
 
 def content_sha256(content: Mapping[str, Any]) -> str:

@@ -78,7 +78,7 @@ def import_aiconfigurator(
     if not path.is_dir():
         raise ProfileError(f"{path}: no such folder; path must hold aiconfigurator's *_perf.parquet tables")
     files, notes = _files(path, version)
-    tables = {kind: _table(file.path, TABLES[kind][2]) for kind, file in files.items()}
+    tables = {kind: read_table(file.path, TABLES[kind][2]) for kind, file in files.items()}
     devices = sorted({name for table in tables.values() if "device" in table for name in table["device"].unique()})
     if len(devices) != 1:
         raise ProfileError(f"{path}: the tables must be of one device, got {', '.join(devices) or 'none'}")
@@ -120,7 +120,7 @@ def _files(path: Path, wanted: str | None) -> tuple[dict[str, File], list[str]]:
 
     vLLM's all-reduce is of the version wanted where it was timed in it, else of the newest older one, which is noted.
     """
-    found = {kind: _versions(path, ending, framework) for kind, (ending, framework, _) in TABLES.items()}
+    found = {kind: versions_of(path, ending, framework) for kind, (ending, framework, _) in TABLES.items()}
     if missing := [TABLES[kind][0] for kind, files in found.items() if not files]:
         raise ProfileError(f"{path}: must hold a table *{', *'.join(missing)}, got none")
     versions = sorted({file.version for file in found["gemm"]})
@@ -145,7 +145,7 @@ def _files(path: Path, wanted: str | None) -> tuple[dict[str, File], list[str]]:
     return chosen, notes
 
 
-def _versions(path: Path, ending: str, framework: str) -> list[File]:
+def versions_of(path: Path, ending: str, framework: str) -> list[File]:
     """Every file of a table: beside each other, the version in the name, or each in a folder named after it."""
     named = re.compile(rf"(?:^|[/_]){framework}[/_]v?(\d+(?:\.\d+)+)[^/_]*[/_]{re.escape(ending)}$")
     files = []
@@ -155,7 +155,13 @@ def _versions(path: Path, ending: str, framework: str) -> list[File]:
     return files
 
 
-def _table(file: Path, columns: tuple[str, ...]) -> Any:
+def read_table(file: Path, columns: tuple[str, ...]) -> Any:
+    """A table with these columns, every latency of it finite and positive.
+
+    Raises
+    ------
+    ProfileError
+    """
     import pandas as pd
 
     try:

@@ -1,9 +1,10 @@
 """``step=list``: what profiles there are."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
-from sim.profile import KernelProfile, read_profile, shipped_profiles
+from sim.profile import KernelProfile, part_path, read_profile, shipped_profiles
 
 
 def list_profiles() -> None:
@@ -15,7 +16,8 @@ def list_profiles() -> None:
     for name, path in shipped_profiles().items():
         profile = read_profile(path)
         head = [name, profile.device, profile.source]
-        for row in error_rows(profile):
+        parts = [read_profile(part) for part in sorted(part_path(path, "any").parent.glob("*.json"))]
+        for row in (row for one in (profile, *parts) for row in error_rows(one)):
             table.add_row(*head, *row)
             head = ["", "", ""]
         table.add_section()
@@ -25,7 +27,9 @@ def list_profiles() -> None:
 def error_rows(profile: KernelProfile) -> list[tuple[str, ...]]:
     """Operation, held-out rows, mean and 90th percentile of the error, as text."""
     rows: list[tuple[str, ...]] = []
-    for name, form in profile.operations.items():
+    part = Path(profile.path).stem
+    for operation, form in profile.operations.items():
+        name = operation if not operation.startswith("latent") else f"{operation}{part.removeprefix('latent')}"
         held: dict[str, Any] = form["error"]["held_out"]
         if held["mape"] is None:
             rows.append((name, "0", "-", "-"))

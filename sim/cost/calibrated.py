@@ -1,27 +1,39 @@
 """Iteration times from a kernel profile: what was measured on a device, fitted, for one model on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 
 from sim.cost.attention import Attention, Heads, MixedAttention, SeparateAttention, check_heads, nodes
-from sim.cost.dense import Dense, LayerCurves, ShapedGemms
+from sim.cost.dense import Dense, LayerCurves, ShapedGemms, expert_operation, gemm_curve
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
+from sim.cost.latent import LatentAttention, is_of_these
 from sim.cost.operations import DecodeCurve
 from sim.cost.roofline import Roofline, interconnect_words
-from sim.cost.surface import soft_s
+from sim.cost.surface import Array, soft_s
 from sim.errors import ProfileError
 from sim.profile import KernelProfile, find_profile
-from sim.spec import DeviceSpec, Gqa, ModelSpec
+from sim.spec import Attention as AttentionKind
+from sim.spec import DeviceSpec, Gqa, Mla, ModelSpec, Moe
 from sim.step import Chunks
 
 DECODE_KNOTS_PER_OCTAVE = 4
 """Knots of a decode curve over the mean context. The time is nearly straight between them: 0.1 % off at most."""
 
 FEED_FORWARD_AXES = ("d_ff",)  # what profiles of one model name of its feed-forward layers
+
+
+UNTIMED = (1.0, float(1 << 24))
+"""Where nothing was measured nothing is outside of it: the data sheet's lines have no end."""
+
+FP8_BLOCK_WORDS = (
+    "matrices in fp8 by blocks take the times of fp8 by tensors: their own were published with their launches, 59 us "
+    "for one token, and whole blocks of latent attention in both formats take the same within 2 % (median)"
+)
 
 
 class _Layers(NamedTuple):
@@ -70,47 +82,59 @@ class CalibratedOperations:
         for _, kind in model.rank_attentions(tensor_parallel):
             check_heads(profile.subject, kind.axes(), profile.path)
         check_model(profile, model, tensor_parallel)
+        profile = with_parts(profile, model)
         self.provenance = profile.describe() | {"standard_errors_off": z}
         self._device = device
         self._copies = profile.operations
         self._dense: Dense
+        by_data_sheet = Roofline(model, device, tensor_parallel, peer_to_peer=peer_to_peer)
         suffix = format_suffix(profile, "decode_attention", model.kv_dtype, "kv_dtype")
-        if "mixed_attention" in profile.operations:
-            prompts, decode = profile.operation("mixed_attention")["range"], profile.operation("decode_attention")
-        else:
-            decode = profile.operation(f"decode_attention{suffix}")
-            prompts = profile.operation(f"batched_prefill_attention{suffix}")["range"]
-        reach = decode["range"]
         self._attention: list[_Layers] = []
         self._fused: tuple[int, MixedAttention] | None = None
+        reach: dict[str, Sequence[float]] = {}
+        prompts: Mapping[str, Sequence[float]] = {}
+        untimed: list[str] = []
         are_heads_inside = True
         for n_layers, kind in model.rank_attentions(tensor_parallel):
-            if not isinstance(kind, Gqa):
+            narrow = kind.window if kind.window != model.window else None
+            times: Attention
+            if isinstance(kind, Gqa):
+                heads = Heads(kind.n_heads, kind.n_kv_heads, kind.head_dim, model.kv_bytes)
+                if "mixed_attention" in profile.operations:
+                    if self._fused is not None:
+                        raise ProfileError(
+                            f"{profile.path}: measured one kind of attention, {model.name} has several; take "
+                            "cost=roofline"
+                        )
+                    reach, prompts = profile.operation("decode_attention")["range"], mixed_range(profile)
+                    times = mixed = MixedAttention(profile.operations, heads, z, kind.window)
+                    self._fused = n_layers, mixed
+                else:
+                    reach = profile.operation(f"decode_attention{suffix}")["range"]
+                    prompts = profile.operation(f"batched_prefill_attention{suffix}")["range"]
+                    times = SeparateAttention(profile.operations, heads, z, suffix, kind.window)
+                are_heads_inside &= all(
+                    reach[axis][0] <= x <= reach[axis][1] for axis, x in heads.axes().items() if axis in reach
+                )
+            elif isinstance(kind, Mla) and latent_is_timed(profile, kind, model.d_model):
+                operations = profile.operations
+                reach, prompts = operations["latent_decode"]["range"], operations["latent_prefill"]["range"]
+                times = LatentAttention(operations, kind, model.kv_bytes, unpacking(profile, model, kind), z)
+            elif "mixed_attention" in profile.operations:
                 raise ProfileError(
                     f"{profile.path}: measured grouped-query attention, {model.name} has {type(kind).__name__}; take "
                     "cost=roofline"
                 )
-            heads = Heads(kind.n_heads, kind.n_kv_heads, kind.head_dim, model.kv_bytes)
-            are_heads_inside &= all(
-                reach[axis][0] <= x <= reach[axis][1] for axis, x in heads.axes().items() if axis in reach
-            )
-            narrow = kind.window if kind.window != model.window else None
-            times: Attention
-            if "mixed_attention" in profile.operations:
-                if self._fused is not None:
-                    raise ProfileError(
-                        f"{profile.path}: measured one kind of attention, {model.name} has several; take cost=roofline"
-                    )
-                times = mixed = MixedAttention(profile.operations, heads, z, kind.window)
-                self._fused = n_layers, mixed
             else:
-                times = SeparateAttention(profile.operations, heads, z, suffix, kind.window)
+                times = DataSheetAttention(model, kind, device, tensor_parallel)
+                untimed.append(type(kind).__name__)
             self._attention.append(_Layers(n_layers, narrow, times))
+        if untimed:
+            self.provenance["attention"] = f"{', '.join(untimed)}: data sheet of {device.name}, nobody timed its like"
         if "layers" in profile.operations:
             self._dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
         else:
             suffix = format_suffix(profile, "gemm", model.weight_dtype, "dtype")
-            by_data_sheet = Roofline(model, device, tensor_parallel, peer_to_peer=peer_to_peer)
             measured = profile.operations.get("all_reduce", {"curves": {}})["curves"]
             links = None
             if device.interconnect == "pcie" and not (peer_to_peer and str(tensor_parallel) in measured):
@@ -120,23 +144,28 @@ class CalibratedOperations:
             self._dense = ShapedGemms(
                 profile.operations, model, tensor_parallel, z, suffix, by_data_sheet.matrix_s, links
             )
-            if any(gemm.n_matrices > 1 for layers in model.stack for gemm in layers.gemms(model.d_model)):
-                self.provenance["experts"] = f"data sheet of {device.name} (roofline): the profile timed none"
+            if model.weight_dtype == "fp8_block" and suffix == "_fp8":
+                self.provenance["matrices"] = FP8_BLOCK_WORDS
+            if words := expert_words(profile, model, device):
+                self.provenance["experts"] = words
         self.n_launches = self._dense.n_launches
-        self._most_seqs = int(reach["decode_seqs"][1]) if are_heads_inside else 0
-        self._most_mean = reach["decode_mean_tokens"][1]
+        seqs = reach.get("decode_seqs", UNTIMED)
+        self._most_seqs = int(seqs[1]) if are_heads_inside else 0
+        means = reach.get("decode_mean_tokens", UNTIMED)
+        self._most_mean = means[1]
         windows = {float(layers.narrow) for layers in self._attention if layers.narrow is not None}
-        self._means = sorted({*nodes(reach["decode_mean_tokens"], DECODE_KNOTS_PER_OCTAVE, 0.0), *windows})
-        self._most_new = prompts["new_tokens"][1]
+        self._means = sorted({*nodes(means, DECODE_KNOTS_PER_OCTAVE, 0.0), *windows})
+        new = prompts.get("new_tokens", UNTIMED)
+        self._most_new = new[1]
         self._most_context = prompts.get("context_tokens", (0.0, self._most_new))[1]
         self.is_fused = self._fused is not None
         self.extrapolated_runs = 0  # iterations with chunks outside the range the profile was fitted in
         prompt = "prompt attention"
         self.ranges: dict[tuple[str, str], tuple[float, float]] = {
-            (prompt, "new tokens"): (prompts["new_tokens"][0], self._most_new),
+            (prompt, "new tokens"): (new[0], self._most_new),
             (prompt, "cached tokens"): (prompts.get("context_tokens", (0.0, 0.0))[0], self._most_context),
-            ("decode attention", "sequences"): (reach["decode_seqs"][0], reach["decode_seqs"][1]),
-            ("decode attention", "tokens a sequence"): (reach["decode_mean_tokens"][0], self._most_mean),
+            ("decode attention", "sequences"): (seqs[0], seqs[1]),
+            ("decode attention", "tokens a sequence"): (means[0], self._most_mean),
         }
         self.asked = dict.fromkeys(self.ranges, 0)  # the most that was asked for outside of them
 
@@ -230,6 +259,73 @@ class CalibratedOperations:
         return seconds
 
 
+class DataSheetAttention:
+    """Attention of a kind that no profile timed: one layer of it, by the device's data sheet."""
+
+    def __init__(self, model: ModelSpec, kind: AttentionKind, device: DeviceSpec, tensor_parallel: int) -> None:
+        layers = next(layers for layers in model.stack if layers.attention.shard(tensor_parallel) == kind)
+        one = replace(model, stack=(replace(layers, n_layers=1),))
+        self._roofline = Roofline(one, device, tensor_parallel)
+
+    def decode_s(self, n_seqs: int, mean_tokens: float) -> float:
+        """Of ``n_seqs`` decoding sequences that read ``mean_tokens`` KV entries each [s]."""
+        return self._roofline.decode_s(n_seqs, n_seqs * mean_tokens)
+
+    def decode_skew_s(self, n_seqs: int) -> float:  # noqa: ARG002
+        """Unequal contexts cost nothing by the data sheet."""
+        return 0.0
+
+    def chunks_s(self, chunks: Chunks) -> float:
+        """Of prompt chunks [s]."""
+        return self._roofline.prefill_attention_s(chunks)
+
+
+def with_parts(profile: KernelProfile, model: ModelSpec) -> KernelProfile:
+    """The profile with those of its parts that the model's kinds ask for."""
+    for layers in model.stack:
+        moe = layers.feed_forward
+        if isinstance(moe, Moe):
+            profile = profile.with_part(expert_operation(moe.weight_dtype or model.weight_dtype))
+        if isinstance(layers.attention, Mla) and layers.attention.n_selected is None:
+            dtype = {"fp8": "fp8_block", "fp16": "bf16"}.get(model.weight_dtype, model.weight_dtype)
+            profile = profile.with_part(f"latent_{dtype}_{model.kv_dtype}")
+    return profile
+
+
+def latent_is_timed(profile: KernelProfile, kind: Mla, d_model: int) -> bool:
+    """Whether the profile timed blocks like this one, in the model's number formats."""
+    names = ("latent_decode", "latent_prefill")
+    return all(name in profile.operations and is_of_these(profile.operation(name), kind, d_model) for name in names)
+
+
+def unpacking(profile: KernelProfile, model: ModelSpec, kind: Mla) -> Callable[[Array], Array]:
+    """Time of unpacking so many cached latent vectors into keys and values, by the matrix that does it [s]."""
+    up = next(gemm for gemm in kind.gemms(model.d_model) if gemm.name == "kv_up")
+    name = f"gemm{format_suffix(profile, 'gemm', model.weight_dtype, 'dtype')}"
+    return gemm_curve(profile.operation(name), up.outputs, up.inputs, model.weight_bytes, 0.0).at
+
+
+def mixed_range(profile: KernelProfile) -> Mapping[str, Sequence[float]]:
+    """What prompts were measured in, beside decoding sequences."""
+    found: Mapping[str, Sequence[float]] = profile.operation("mixed_attention")["range"]
+    return found
+
+
+def expert_words(profile: KernelProfile, model: ModelSpec, device: DeviceSpec) -> str | None:
+    """Where the times of a model's experts come from; None where it has none."""
+    moes = [layers.feed_forward for layers in model.stack if isinstance(layers.feed_forward, Moe)]
+    if not moes:
+        return None
+    routing = (
+        f"routed by a power law of {model.routing_skew:g}" if model.routing_skew else "chosen at random, all alike"
+    )
+    name = expert_operation(moes[0].weight_dtype or model.weight_dtype)
+    if name not in profile.operations:
+        return f"data sheet of {device.name} (roofline), {routing}: the profile timed none of this format"
+    form = profile.operation(name)
+    return f"measured ({name}, {len(form['shapes'])} shapes), {routing}"
+
+
 def format_suffix(profile: KernelProfile, operation: str, dtype: str, key: str) -> str:
     """What a profile adds to an operation's name for a number format.
 
@@ -240,6 +336,7 @@ def format_suffix(profile: KernelProfile, operation: str, dtype: str, key: str) 
     ProfileError
         If the format was not measured.
     """
+    dtype = {"fp8_block": "fp8"}.get(dtype, dtype) if f"{operation}_{dtype}" not in profile.operations else dtype
     if f"{operation}_{dtype}" in profile.operations:
         return f"_{dtype}"
     if dtype not in ("bf16", "fp16") and profile.subject.get(key) != dtype:

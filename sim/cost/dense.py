@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from sim.cost.experts import ExpertShape, ExpertTimes, expert_times
 from sim.cost.grid import unpacked
 from sim.cost.roofline import (
     ELEMENTWISE_KERNELS,
@@ -21,7 +22,7 @@ from sim.cost.roofline import (
 from sim.cost.surface import SoftRoofline, Surface, error_from, monotone, roofline_from, surface_from
 from sim.cost.work import gemm_work
 from sim.errors import ProfileError
-from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, Gemm, ModelSpec
+from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, Gemm, Layers, ModelSpec, Moe
 
 CALLS = {
     # of one forward pass, per decoder layer (layer) or once (model). Source: vLLM 0.19, models/llama.py
@@ -141,14 +142,52 @@ class LayerCurves:
         return self._sequences_factor * total
 
 
+class _LayerTimes(NamedTuple):
+    """Layers of one kind."""
+
+    n_layers: int
+    kernel_bytes: float  # of an element-wise kernel, per token [B]
+    curves: list[Curve]  # of matrices that every token is multiplied with
+    experts: ExpertTimes | None  # where they were measured
+    apart: list[Gemm]  # experts that were not
+
+
+EXPERT_FORMATS = {"fp16": "bf16", "int4_g32": "int4"}
+"""Formats of experts that take the times of another: int4 with more scales, 5 % more bytes."""
+
+
+def measured_experts(
+    operations: Mapping[str, Mapping[str, Any]],
+    model: ModelSpec,
+    layers: Layers,
+    tensor_parallel: int,
+    z: Mapping[str, float],
+) -> ExpertTimes | None:
+    """Times of a layer's experts, where their number format was measured."""
+    moe = layers.feed_forward
+    if not isinstance(moe, Moe):
+        return None
+    dtype = moe.weight_dtype or model.weight_dtype
+    name = expert_operation(dtype)
+    if name not in operations:
+        return None
+    shape = ExpertShape(model.d_model, moe.d_ff, moe.top_k, moe.n_experts, tensor_parallel, 1)
+    return expert_times(operations[name], shape, DTYPE_BYTES[dtype], model.routing_skew, z.get(name, 0.0))
+
+
+def expert_operation(dtype: str) -> str:
+    """The operation, and part of a profile, that experts of a number format are told by."""
+    return f"experts_{EXPERT_FORMATS.get(dtype, dtype)}"
+
+
 class ShapedGemms:
     """A model put together from matrix products of its shapes, all-reduces, and element-wise kernels.
 
     Shapes that were measured are served by their own times, others by those around them (`sim.cost.grid`) or, where no
     grid was measured, by a fitted surface; columns beyond the widest matrix measured are cut into equal pieces.
     Element-wise kernels and the sampler, which such profiles do not time, take the bandwidth and the floor of the
-    matrix products. Experts take ``matrix_s``, of tokens and a `Gemm`: the data sheet, where a profile timed none.
-    matrix products. ``links`` tells all-reduces where those of the profile are not of such a host.
+    matrix products. Experts are a part of the profile; where it has none of their format they take ``matrix_s``, of
+    tokens and a `Gemm`: the data sheet. ``links`` tells all-reduces where those of the profile are not of such a host.
     """
 
     def __init__(
@@ -164,19 +203,19 @@ class ShapedGemms:
         z = z or {}
         self._matrix_s = matrix_s or no_experts
         name = f"gemm{suffix}"
-        self._layers: list[
-            tuple[int, float, list[Curve], list[Gemm]]
-        ] = []  # of a kind: how many, bytes, matrices, experts
-        for layers in model.rank_stack(tensor_parallel):
-            curves, experts = [], []
+        self._layers: list[_LayerTimes] = []
+        for whole, layers in zip(model.stack, model.rank_stack(tensor_parallel), strict=True):
+            curves, apart = [], []
+            experts = measured_experts(operations, model, whole, tensor_parallel, z)
             for gemm in layers.gemms(model.d_model):
                 if gemm.n_matrices > 1:
-                    experts.append(gemm)
+                    if experts is None:
+                        apart.append(gemm)
                     continue
                 key, n_bytes = (name, model.weight_bytes) if gemm.dtype is None else ("gemm", DTYPE_BYTES[gemm.dtype])
                 curves.append(gemm_curve(operations[key], gemm.outputs, gemm.inputs, n_bytes, z.get(key, 0.0)))
             token_bytes = n_elementwise(layers, model.d_model) * ACTIVATION_BYTES
-            self._layers.append((layers.n_layers, token_bytes / ELEMENTWISE_KERNELS, curves, experts))
+            self._layers.append(_LayerTimes(layers.n_layers, token_bytes / ELEMENTWISE_KERNELS, curves, experts, apart))
         head_columns = -(-model.vocab // tensor_parallel)
         self._head = gemm_curve(operations["gemm"], head_columns, model.d_model, 2.0, z.get("gemm", 0.0))
         line = roofline_from(operations["gemm"])
@@ -197,11 +236,13 @@ class ShapedGemms:
 
     def _dense_s(self, tokens: Array) -> Array:
         total = np.zeros(len(tokens))
-        for n_layers, kernel_bytes, curves, experts in self._layers:
+        for n_layers, kernel_bytes, curves, experts, apart in self._layers:
             layer = ELEMENTWISE_KERNELS * self._elementwise.seconds({"bytes": tokens * kernel_bytes})
             for curve in curves:
                 layer = layer + curve.at(tokens)
-            for gemm in experts:
+            if experts is not None:
+                layer = layer + experts(tokens)
+            for gemm in apart:
                 layer = layer + np.array([self._matrix_s(int(n), gemm) for n in tokens])
             total += n_layers * layer
         if self._all_reduce is not None:

@@ -313,7 +313,7 @@ class Roofline:
         narrow = {kind.n_read for kind in self._attention if kind.n_read not in (None, self.model.window)}
         full = sorted(batch * n_read for n_read in narrow if n_read is not None)
         knots = (0, *full, max(FAR_TOKENS, 2 * full[-1] if full else 0))
-        return DecodeCurve(knots=knots, seconds=tuple(self._decode_s(batch, tokens) for tokens in knots))
+        return DecodeCurve(knots=knots, seconds=tuple(self.decode_s(batch, tokens) for tokens in knots))
 
     def copy_s(self, moved_bytes: float, host_bytes: float) -> float:
         """Copies inside device memory, read and written, and over the link to the host [s]."""
@@ -385,12 +385,13 @@ class Roofline:
                 share = efficiency.pcie_host_all_reduce_bandwidth_frac
         return floor_s + travelled / (self.device.link_bytes_per_s * share)
 
-    def _decode_s(self, batch: int, context_tokens: int) -> float:
+    def decode_s(self, batch: int, context_tokens: float) -> float:
+        """Attention of ``batch`` sequences that hold ``context_tokens`` in all [s]."""
         total = 0.0
         for kind in self._attention:
             tokens = context_tokens
             if kind.n_read is not None and kind.n_read != self.model.window:
-                tokens = min(tokens, batch * kind.n_read)
+                tokens = min(tokens, float(batch * kind.n_read))
             total += kind.n_layers * (
                 kind.decode_floor_s
                 + tokens * kind.per_entry_s

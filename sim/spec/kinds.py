@@ -6,6 +6,8 @@ that one tensor-parallel rank holds, of which the same questions are asked.
 
 from typing import NamedTuple, Protocol, Self
 
+from sim.spec.routing import n_touched
+
 
 class Gemm(NamedTuple):
     """A matrix that every token is multiplied with; or several such, of which each token takes some (experts)."""
@@ -19,21 +21,8 @@ class Gemm(NamedTuple):
     has_bias: bool = False
 
     def n_touched(self, n_tokens: int, skew: float = 0.0) -> float:
-        """Matrices that a step of ``n_tokens`` tokens needs, expected.
-
-        All are equally likely, or the i-th one in proportion to i^-skew, at most once a token.
-
-        Examples
-        --------
-        >>> round(Gemm("experts_in", 4096, 28672, n_matrices=8, n_taken=2).n_touched(4), 2)  # 8 (1 - (1 - 2/8)^4)
-        5.47
-        """
-        n, taken = self.n_matrices, self.n_taken
-        if not skew:
-            return float(n * (1.0 - (1.0 - taken / n) ** n_tokens))
-        shares = [i**-skew for i in range(1, n + 1)]
-        whole = sum(shares)
-        return float(sum(1.0 - (1.0 - min(1.0, taken * share / whole)) ** n_tokens for share in shares))
+        """Matrices that a step of ``n_tokens`` tokens needs, expected (`sim.spec.routing`)."""
+        return n_touched(n_tokens, self.n_taken, self.n_matrices, skew)
 
     @property
     def n_params(self) -> int:

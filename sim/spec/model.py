@@ -7,6 +7,9 @@ from sim.errors import ConfigError
 from sim.spec.kinds import Attention, FeedForward, Gemm
 from sim.spec.values import DTYPE_BYTES, KV_DTYPES, as_given, known, whole
 
+SKEWS = (1.0, 1.5)
+"""Power laws of experts' loads: tables hold 1.01 and 1.2; past 1.5 most loads are the least one, and alike again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layers:
@@ -45,7 +48,7 @@ class ModelSpec:
     n_position_embeddings: int = 0  # learnt absolute positions (gpt2) [rows]
     weight_dtype: str = "bf16"  # of the layers' matrices; embeddings, lm_head and norms are at least bf16
     kv_dtype: str = "bf16"  # or fp8; fp16 and fp32 beside weights in it
-    routing_skew: float = 0.0  # of experts: the i-th one is chosen in proportion to i^-skew; 0: all alike
+    routing_skew: float = 0.0  # how unlike experts are to be chosen (`sim.spec.routing`); 0: all alike
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -53,8 +56,10 @@ class ModelSpec:
         known("model", DTYPE_BYTES, weight_dtype=self.weight_dtype)
         own = (self.weight_dtype,) if self.weight_dtype in ("fp16", "fp32") else ()
         known("model", (*KV_DTYPES, *own), kv_dtype=self.kv_dtype)
-        if not 0.0 <= self.routing_skew < 10.0:
-            raise ConfigError(f"model.routing_skew must be >= 0 and < 10, got {as_given(self.routing_skew)}")
+        if self.routing_skew and not SKEWS[0] <= self.routing_skew <= SKEWS[1]:
+            raise ConfigError(
+                f"model.routing_skew must be 0 or from {SKEWS[0]:g} to {SKEWS[1]:g}, got {as_given(self.routing_skew)}"
+            )
         if not self.stack:
             raise ConfigError("model.stack must name at least one kind of layer, got none")
         object.__setattr__(self, "stack", tuple(self.stack))
