@@ -46,8 +46,10 @@ DEVICE = DeviceSpec("device", 80.0, 2e12, {"bf16": 3e14, "fp8": 6e14}, 108, 3e11
 
 
 PUBLISHED = {
-    # safetensors metadata of the checkpoints on the Hugging Face Hub; of the last seven the sum over their text layers,
-    # in the billions that their model cards and reports name
+    # Whole numbers: parameters of the checkpoints on the Hugging Face Hub as safetensors counts them. First written
+    # from memory; those of Llama-3.1-8B and 70B, Mixtral-8x7B, Qwen3-8B, 32B, 30B-A3B and 235B-A22B, GPT-2, Qwen2.5-7B
+    # and 72B were since found quoted alike in public repositories, and test_huggingface counts the tensors of every
+    # published config.json by name. Of Falcon, CodeLlama and the Llamas 2 and 3.2 only our own arithmetic was at hand.
     "gpt2": 124_439_808,
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
@@ -75,11 +77,11 @@ PUBLISHED = {
     "deepseek-v3": 671e9,  # arXiv 2412.19437, abstract
     "deepseek-r1": 671e9,
     "deepseek-v3.2": 671e9,
-    "kimi-k2": 1.03e12,  # arXiv 2507.20534: 1.04 T, 1.026 T without its rounding
+    "kimi-k2": 1.03e12,  # arXiv 2507.20534: 1.04 T; its tensors, counted, are 1.026 T
     "kimi-k2.5": 1.03e12,
-    "minimax-m2.5": 229e9,  # the Hub's count
-    "glm-5": 744e9,  # its model card
-    "gemma-4-26b-a4b": 25.2e9,  # its model card
+    "minimax-m2.5": 229e9,  # from memory, not found again; its tensors, counted, are 228.7
+    "glm-5": 744e9,  # its technical report's table of sizes, as quoted in glennklockwood.com/garden/GLM-5
+    "gemma-4-26b-a4b": 25.2e9,  # its model card, as quoted in huggingface.co/OpenExplorer/gemma-4-26B-A4B-it
     "qwen3.5-35b-a3b": 35e9,  # their names
     "qwen3.5-397b-a17b": 397e9,
 }
@@ -95,8 +97,8 @@ ACTIVE = {
     "deepseek-v3": (37, False),  # arXiv 2412.19437, abstract
     "deepseek-r1": (37, False),
     "kimi-k2": (32, False),  # arXiv 2507.20534, abstract
-    "glm-5": (40, False),  # its model card
-    "gemma-4-26b-a4b": (3.8, False),  # its model card
+    "glm-5": (40, False),  # as above
+    "gemma-4-26b-a4b": (3.8, False),  # as above
     "qwen3.5-397b-a17b": (17, True),  # its name
 }
 
