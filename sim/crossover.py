@@ -88,7 +88,7 @@ class SwapOrRecompute:
         ways = {way: way_of(result, e2el_ms[way], preempted) for way, result in results.items()}
         made = Builder(config)
         tier = made("tiers").levels[0]
-        read_bytes_per_s, _ = tier.rates_of(made.hardware.tensor_parallel)
+        read_bytes_per_s, _ = tier.rates_of(made.hardware.n_devices)
         cache = config["cache"]
         block_tokens = cache["block_tokens"]
         estimator = Estimator(made.cost, made.scheduler.most_tokens)

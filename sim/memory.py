@@ -84,7 +84,8 @@ class Memory:
         held = {name: footprints(config, made, name, lengths) for name in dict.fromkeys((*self.caches, own))}
         matrices = [attention_matrix_bytes(model, length, ranks) * self.attention_matrix for length in lengths]
         largest = made.scheduler.most_tokens, made.scheduler.most_seqs, len(getattr(made.cost, "capture_sizes", ()))
-        per_token = model.kv_bytes_per_token(ranks)
+        stage = model.stage(made.hardware.pipeline_parallel)
+        per_token = stage.kv_bytes_per_token(ranks)
         fits = []
         for name, hardware in self.devices(config, made).items():
             terms = memory_terms(model, hardware, *largest)
@@ -100,9 +101,9 @@ class Memory:
             model=model,
             tensor_parallel=ranks,
             cache=own,
-            weights_bytes=weights_bytes(model, ranks),
+            weights_bytes=weights_bytes(stage, ranks, made.hardware.expert_ranks),
             kv_bytes_per_token=per_token,
-            state_bytes_per_seq=model.state_bytes_per_seq(ranks),
+            state_bytes_per_seq=stage.state_bytes_per_seq(ranks),
             lengths=lengths,
             matrix_bytes=matrices if self.attention_matrix else [],
             fits=fits,

@@ -18,6 +18,7 @@ def register() -> None:
         "if": lambda condition, yes, no: yes if condition else no,
         "engine_limit": engine_limit,
         "engine_graphs": engine_graphs,
+        "engine_batch_tokens": engine_batch_tokens,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -41,6 +42,12 @@ def engine_graphs(_root_: Any) -> list[int]:
     most_seqs = _number(_root_, "batching.max_num_seqs") or MOST_CAPTURED
     most_tokens = _number(_root_, "batching.max_num_batched_tokens") or MOST_CAPTURED
     return [size for size in sizes if size <= min(2 * most_seqs, MOST_CAPTURED, most_tokens)]
+
+
+def engine_batch_tokens(_root_: Any) -> int:
+    """Tokens of one batch of a scheduler that has several under way; 0 of one that has not."""
+    is_several = _number(_root_, "batching.n_batches") > 0
+    return int(_number(_root_, "batching.max_num_batched_tokens")) if is_several else 0
 
 
 def _device_limit(name: str, root: Any) -> int:

@@ -39,6 +39,7 @@ class Chunked(Scheduler):
         plans_ahead: bool = False,
         long_prefill_token_threshold: int = 0,
         forks_samples: bool = True,
+        n_batches: int = 1,
     ) -> None:
         if max_num_seqs < 1:
             raise ConfigError(f"batching.max_num_seqs must be >= 1 [sequences], got {max_num_seqs}")
@@ -56,7 +57,10 @@ class Chunked(Scheduler):
         self.plans_ahead = plans_ahead
         self.forks_samples = forks_samples
         self.long_prefill_token_threshold = long_prefill_token_threshold
-        self._most_at_once = long_prefill_token_threshold or max_num_batched_tokens
+        if n_batches < 1:
+            raise ConfigError(f"batching.n_batches must be >= 1, got {n_batches}")
+        self._budget = n_batches * max_num_batched_tokens
+        self._most_at_once = long_prefill_token_threshold or self._budget
 
     @property
     def most_tokens(self) -> int:
@@ -66,7 +70,7 @@ class Chunked(Scheduler):
     @property
     def chunk_tokens(self) -> int:
         """``long_prefill_token_threshold``, or the whole budget."""
-        return min(self._most_at_once, self.max_num_batched_tokens)
+        return min(self._most_at_once, self._budget)
 
     @property
     def most_seqs(self) -> int:
@@ -86,7 +90,7 @@ class Chunked(Scheduler):
             last_served = batch.last_served
         if n_decoding and not waiting and not batch.partial:
             return DECODE
-        budget = self.max_num_batched_tokens - n_decoding
+        budget = self._budget - n_decoding
         chunks: list[tuple[Sequence, int]] = []
         for sequence in tuple(batch.partial):
             if last_served is not None and sequence.order > last_served:
@@ -101,7 +105,7 @@ class Chunked(Scheduler):
                 n_preempted += n_gave_way
                 n_decoding = len(ledger.members) - len(batch.held_back)
                 chunks = [chunk for chunk in chunks if chunk[0] in batch.partial]
-                budget = self.max_num_batched_tokens - n_decoding - sum(n for _, n in chunks)
+                budget = self._budget - n_decoding - sum(n for _, n in chunks)
             if sequence not in batch.partial:
                 break  # nobody behind it is served
             chunks.append((sequence, n_tokens))

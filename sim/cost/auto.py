@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sim.cost.calibrated import calibrated_cost
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
+from sim.cost.pipeline import Pipeline
 from sim.cost.roofline import Efficiency, Roofline, interconnect_words
 from sim.errors import ConfigError, ProfileError
 from sim.spec import DeviceSpec, ModelSpec
@@ -21,6 +22,8 @@ def best_cost(
     seed: int = 0,
     peer_to_peer: bool = True,
     engine_version: str | None = None,
+    expert_parallel: bool = False,
+    pipeline: Pipeline | None = None,
 ) -> IterationCost:
     """Iteration times from the device's shipped profile, or from its data sheet if it has none that fits the model.
 
@@ -34,12 +37,24 @@ def best_cost(
     """
     try:
         return calibrated_cost(
-            model, device, host, tensor_parallel, None, sample, seed, capture_sizes, peer_to_peer, engine_version
+            model,
+            device,
+            host,
+            tensor_parallel,
+            None,
+            sample,
+            seed,
+            capture_sizes,
+            peer_to_peer,
+            engine_version,
+            expert_parallel,
+            pipeline,
         )
     except ProfileError as error:
         if sample:
             raise ConfigError(f"cost.sample needs a profile's standard errors: {error}") from None
-        cost = IterationCost(Roofline(model, device, tensor_parallel, efficiency, peer_to_peer), host, capture_sizes)
+        by_data_sheet = Roofline(model, device, tensor_parallel, efficiency, peer_to_peer, expert_parallel)
+        cost = IterationCost(by_data_sheet, host, capture_sizes, pipeline=pipeline)
         cost.provenance = {"source": f"data sheet of {device.name} (roofline)", "why": str(error)}
         if words := interconnect_words(device, tensor_parallel, peer_to_peer):
             cost.provenance = {**cost.provenance, "interconnect": words}

@@ -13,6 +13,7 @@ from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
 from sim.cost.latent import LatentAttention, is_of_these
 from sim.cost.operations import DecodeCurve
+from sim.cost.pipeline import Pipeline
 from sim.cost.roofline import Roofline, interconnect_words
 from sim.cost.surface import Array, soft_s
 from sim.errors import ProfileError
@@ -62,6 +63,9 @@ class CalibratedOperations:
     peer_to_peer : bool
         Of devices on PCIe. All-reduces over PCIe are the host's: without peer-to-peer, and over numbers of devices that
         were not measured, the data sheet's are taken, and that is said.
+    expert_parallel : bool
+        Ranks share experts by number. Their results are summed as other layers' are, by one all-reduce (vLLM without
+        data-parallel attention dispatches nothing).
 
     Raises
     ------
@@ -77,6 +81,7 @@ class CalibratedOperations:
         tensor_parallel: int = 1,
         errors: Mapping[str, float] | None = None,
         peer_to_peer: bool = True,
+        expert_parallel: bool = False,
     ) -> None:
         z = dict(errors or {})
         for _, kind in model.rank_attentions(tensor_parallel):
@@ -87,7 +92,9 @@ class CalibratedOperations:
         self._device = device
         self._copies = profile.operations
         self._dense: Dense
-        by_data_sheet = Roofline(model, device, tensor_parallel, peer_to_peer=peer_to_peer)
+        by_data_sheet = Roofline(
+            model, device, tensor_parallel, peer_to_peer=peer_to_peer, expert_parallel=expert_parallel
+        )
         suffix = format_suffix(profile, "decode_attention", model.kv_dtype, "kv_dtype")
         self._attention: list[_Layers] = []
         self._fused: tuple[int, MixedAttention] | None = None
@@ -142,7 +149,14 @@ class CalibratedOperations:
                 self.provenance |= {"interconnect": words} if words else {}
                 links = by_data_sheet
             self._dense = ShapedGemms(
-                profile.operations, model, tensor_parallel, z, suffix, by_data_sheet.matrix_s, links
+                profile.operations,
+                model,
+                tensor_parallel,
+                z,
+                suffix,
+                by_data_sheet.matrix_s,
+                links,
+                tensor_parallel if expert_parallel else 1,
             )
             if model.weight_dtype == "fp8_block" and suffix == "_fp8":
                 self.provenance["matrices"] = FP8_BLOCK_WORDS
@@ -393,6 +407,8 @@ def calibrated_cost(
     capture_sizes: Sequence[int] = CAPTURE_SIZES,
     peer_to_peer: bool = True,
     engine_version: str | None = None,
+    expert_parallel: bool = False,
+    pipeline: Pipeline | None = None,
 ) -> IterationCost:
     """Iteration times from a profile file: what ``conf/cost/calibrated.yaml`` calls.
 
@@ -407,5 +423,5 @@ def calibrated_cost(
     """
     fitted = find_profile(profile, device.name, engine_version)
     errors = draw_errors(fitted, seed) if sample else {}
-    operations = CalibratedOperations(fitted, model, device, tensor_parallel, errors, peer_to_peer)
-    return IterationCost(operations, host, capture_sizes)
+    operations = CalibratedOperations(fitted, model, device, tensor_parallel, errors, peer_to_peer, expert_parallel)
+    return IterationCost(operations, host, capture_sizes, pipeline=pipeline)

@@ -161,6 +161,7 @@ def measured_experts(
     model: ModelSpec,
     layers: Layers,
     tensor_parallel: int,
+    expert_ranks: int,
     z: Mapping[str, float],
 ) -> ExpertTimes | None:
     """Times of a layer's experts, where their number format was measured."""
@@ -171,7 +172,8 @@ def measured_experts(
     name = expert_operation(dtype)
     if name not in operations:
         return None
-    shape = ExpertShape(model.d_model, moe.d_ff, moe.top_k, moe.n_experts, tensor_parallel, 1)
+    by_width = tensor_parallel if expert_ranks == 1 else 1
+    shape = ExpertShape(model.d_model, moe.d_ff, moe.top_k, moe.n_experts, by_width, expert_ranks)
     return expert_times(operations[name], shape, DTYPE_BYTES[dtype], model.routing_skew, z.get(name, 0.0))
 
 
@@ -199,14 +201,15 @@ class ShapedGemms:
         suffix: str = "",
         matrix_s: Callable[[int, Gemm], float] | None = None,
         links: Roofline | None = None,
+        expert_ranks: int = 1,
     ) -> None:
         z = z or {}
         self._matrix_s = matrix_s or no_experts
         name = f"gemm{suffix}"
         self._layers: list[_LayerTimes] = []
-        for whole, layers in zip(model.stack, model.rank_stack(tensor_parallel), strict=True):
+        for whole, layers in zip(model.stack, model.rank_stack(tensor_parallel, expert_ranks), strict=True):
             curves, apart = [], []
-            experts = measured_experts(operations, model, whole, tensor_parallel, z)
+            experts = measured_experts(operations, model, whole, tensor_parallel, expert_ranks, z)
             for gemm in layers.gemms(model.d_model):
                 if gemm.n_matrices > 1:
                     if experts is None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from sim.cost.host import HostCost
 from sim.cost.operations import FusedAttention, Operations
+from sim.cost.pipeline import Pipeline
 from sim.errors import ConfigError, ProfileError
 from sim.step import Chunks, CostModel, Shape
 from sim.units import FAR, ps_from_s
@@ -48,8 +49,10 @@ class IterationCost(CostModel):
         host: HostCost,
         capture_sizes: Sequence[int] = CAPTURE_SIZES,
         provenance: Mapping[str, object] | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         self.operations = operations
+        self._pipeline = pipeline if pipeline is not None and pipeline.stages > 1 else None
         self.capture_sizes = tuple(capture_sizes)
         self.provenance = provenance or getattr(operations, "provenance", {})  # where the operations' times come from
         self.extrapolated_runs = 0  # decode paces asked for outside the operations' range
@@ -57,12 +60,14 @@ class IterationCost(CostModel):
         if any(size < 1 for size in self.capture_sizes) or sorted(set(self.capture_sizes)) != [*self.capture_sizes]:
             raise ConfigError(f"cost.capture_sizes must be ascending and >= 1 [tokens], got {self.capture_sizes}")
         self._decode: dict[int, _Decode] = {}
+        self._shares: dict[int, _Decode] = {}  # of one of a pipeline's batches
         self._dense_ps: dict[int, int] = {}
         self._sequences_ps: dict[int, int] = {}
         self._prefill_ps: dict[Chunks, int] = {}
         self._fused = operations if isinstance(operations, FusedAttention) and operations.is_fused else None
         self._is_sync = host.scheduling == "sync"
-        self._base_ps, self._per_seq_ps = ps_from_s(host.base_s), ps_from_s(host.per_seq_s)
+        n_batches = 1 if self._pipeline is None else self._pipeline.stages  # the host plans each of them
+        self._base_ps, self._per_seq_ps = n_batches * ps_from_s(host.base_s), ps_from_s(host.per_seq_s)
         self._finished_ps = ps_from_s(host.per_finished_s)
         self._gap_base_ps, self._gap_per_seq_ps = ps_from_s(host.gap_s), ps_from_s(host.gap_per_seq_s)
         self._prefill_gap_ps = ps_from_s(host.prefill_gap_s)
@@ -107,6 +112,13 @@ class IterationCost(CostModel):
     def _once_ps(self, shape: Shape) -> int:
         """One iteration that does not repeat: with prompt chunks, or with copies."""
         chunks, batch, context, longest, _growing, moved, hosted, finished = shape
+        n_host = batch + len(chunks)  # sequences that the host sees to
+        pipeline = self._pipeline
+        if pipeline is not None and batch:
+            share = pipeline.share(batch)
+            context, batch = context * share // batch, share
+        if pipeline is not None:
+            chunks = pipeline.fullest(chunks, batch)
         n_tokens, n_seqs = batch, batch + len(chunks)
         for chunk in chunks:
             n_tokens += chunk[0]
@@ -119,7 +131,7 @@ class IterationCost(CostModel):
         elif chunks:
             device += self._prefill_ps.get(chunks) or self._prefill(chunks)
         if batch and not (chunks and self._fused is not None):
-            _rest, _host, knots, lines, slopes, skew, valid_to = self._decode.get(batch) or self._tabulate(batch)
+            _rest, _host, knots, lines, slopes, skew, valid_to = self._one_batch(batch)
             i = 0 if context < knots[1] else bisect_right(knots, context) - 1
             device += lines[i] + slopes[i] * context
             if skew:
@@ -128,7 +140,9 @@ class IterationCost(CostModel):
                 self._outside(batch, context)
         if moved or hosted:
             device += ps_from_s(self.operations.copy_s(moved, hosted))
-        host = self._base_ps + n_seqs * self._per_seq_ps + finished * self._finished_ps
+        if pipeline is not None:
+            device += ps_from_s(pipeline.hops_s(n_tokens))
+        host = self._base_ps + n_host * self._per_seq_ps + finished * self._finished_ps
         return device + host if self._is_sync else max(device, host)
 
     def _outside(self, batch: int, context: int) -> None:
@@ -149,10 +163,24 @@ class IterationCost(CostModel):
             if asked.get((operation, axis), 0) > high
         ]
 
+    def _one_batch(self, batch: int) -> _Decode:
+        """Tables of one batch of a pipeline's, or of all sequences."""
+        if self._pipeline is None:
+            return self._decode.get(batch) or self._tabulate(batch)
+        return self._shares.get(batch) or self._tabulate_share(batch, batch)
+
     def _tabulate(self, batch: int) -> _Decode:
-        """Integer tables of one batch size, made when it first occurs."""
-        curve = self.operations.decode_attention(batch)
+        """Integer tables of one batch size, made when it first occurs: of a pipeline, of its fullest batch's share."""
+        share = batch if self._pipeline is None else self._pipeline.share(batch)
+        row = self._decode[batch] = self._tabulate_share(share, batch)
+        return row
+
+    def _tabulate_share(self, share: int, batch: int) -> _Decode:
+        """Of ``share`` sequences of ``batch``, over the context of all."""
+        curve = self.operations.decode_attention(share)
         knots = tuple(curve.knots)
+        if share != batch:  # as much context more as there are sequences more
+            knots = (min(batch, knots[0] * batch // share), *(knot * batch // share for knot in knots[1:]))
         if not knots or len(knots) != len(curve.seconds) or knots[0] > batch or list(knots) != sorted(set(knots)):
             raise ProfileError(f"decode curve of batch {batch}: knots must ascend from at most {batch}, got {knots}")
         starts = [ps_from_s(seconds) for seconds in curve.seconds]
@@ -162,16 +190,20 @@ class IterationCost(CostModel):
         ]
         slopes.append(slopes[-1] if slopes else 0)
         host = self._base_ps + batch * self._per_seq_ps
-        rest = self._gap_base_ps + batch * self._gap_per_seq_ps + self._dense(batch) + self._sequences(batch)
-        row = self._decode[batch] = (
+        rest = self._gap_base_ps + share * self._gap_per_seq_ps + self._dense(share) + self._sequences(share)
+        if self._pipeline is not None:
+            rest += ps_from_s(self._pipeline.hops_s(share))
+        row = (
             rest + host if self._is_sync else rest,
             0 if self._is_sync else host,
             (*knots, FAR),
             tuple(start - slope * knot for start, slope, knot in zip(starts, slopes, knots, strict=True)),
             tuple(slopes),
-            ps_from_s(curve.skew_s),
-            curve.valid_to_tokens,
+            ps_from_s(curve.skew_s * share / batch),
+            curve.valid_to_tokens if share == batch else curve.valid_to_tokens * batch // share,
         )
+        if self._pipeline is not None and share == batch:
+            self._shares[share] = row
         return row
 
     def _prefill(self, chunks: Chunks) -> int:

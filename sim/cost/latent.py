@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sim.cost.attention import error_factor, meshed, nodes
-from sim.cost.roofline import TILE_ROWS
+from sim.cost.roofline import TILE_ROWS, attended_pairs
 from sim.cost.surface import Array, monotone, surface_from
 from sim.cost.table import Plane
 from sim.spec import Mla
@@ -102,10 +102,10 @@ class LatentAttention:
     def chunks_s(self, chunks: Chunks) -> float:
         """Of prompt chunks [s]."""
         rows = pairs = cached = 0
-        for new, context in chunks:
+        for new, context, reach in chunks:
             rows += new
-            pairs += new * context + new * (new + 1) // 2
-            cached += context
+            pairs += attended_pairs(new, context, reach)
+            cached += min(context, reach)
         length = 2.0 * pairs / rows - 1.0
         n_equal = rows / length
         if n_equal < self._least_seqs:  # after a long context: one prompt with as many pairs

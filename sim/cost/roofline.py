@@ -220,6 +220,7 @@ class Roofline:
     tensor_parallel: int = 1
     efficiency: Efficiency = field(default_factory=Efficiency)
     peer_to_peer: bool = True  # whether devices on PCIe reach one another without passing through host memory
+    expert_parallel: bool = False  # experts are shared by number, not by width
     _stack: tuple[Layers, ...] = field(init=False, repr=False)  # as one rank holds it
     _attention: tuple[_AttentionTimes, ...] = field(init=False, repr=False)
 
@@ -227,7 +228,7 @@ class Roofline:
         object.__setattr__(self, "efficiency", self.efficiency.on(self.device.architecture))
         attentions = self.model.rank_attentions(self.tensor_parallel)
         derived = {
-            "_stack": self.model.rank_stack(self.tensor_parallel),
+            "_stack": self.model.rank_stack(self.tensor_parallel, self.tensor_parallel if self.expert_parallel else 1),
             "_attention": tuple(self._attention_times(*one) for one in attentions),
         }
         for name, value in derived.items():

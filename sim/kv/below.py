@@ -92,7 +92,7 @@ class Below:
         self._copies = site.copies
         self._env = site.env
         self._estimator = Estimator(site.cost, site.max_batched_tokens)
-        n_ranks = site.hardware.tensor_parallel  # tiers hold, and links carry, what is on all of them
+        n_ranks = site.hardware.n_devices  # tiers hold, and links carry, what is on all of them
         block_bytes = max(1, round(site.bytes_per_token * n_ranks * block_tokens))
         self.tiers = [
             Tier(spec, block_tokens, block_bytes, site.env, site.recorder, site.replica, i, n_ranks)

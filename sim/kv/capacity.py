@@ -39,7 +39,7 @@ three times as much. vLLM takes them out of the KV cache's memory since 0.21; be
 """
 
 
-DEGREES = (1, 2, 4, 8, 16, 32)  # tensor-parallel degrees that a refusal may propose
+DEGREES = (1, 2, 4, 8, 16, 32)  # that a refusal may propose
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,16 @@ class KVCapacity:
         return self.n_blocks * self.block_tokens
 
 
-def weights_bytes(model: ModelSpec, tensor_parallel: int = 1) -> float:
+def weights_bytes(model: ModelSpec, tensor_parallel: int = 1, expert_ranks: int = 1) -> float:
     """Weights on one rank: matrices and embeddings are shared out, norms (and keys of too few KV heads) are copied [B].
+
+    Experts lie on ``expert_ranks`` ranks by number, else on the tensor-parallel ones by width.
 
     Embeddings, lm_head and norms stay in bf16 when the layers' matrices are fp8, as in published fp8 checkpoints.
     """
     wide = max(model.weight_bytes, DTYPE_BYTES["bf16"])
     others = model.n_embedding_params / tensor_parallel * wide + model.n_other_params * wide
-    return model.matrix_bytes(tensor_parallel) + others
+    return model.matrix_bytes(tensor_parallel, expert_ranks) + others
 
 
 def activation_peak_bytes(model: ModelSpec, max_batched_tokens: int, max_seqs: int, tensor_parallel: int = 1) -> float:
@@ -112,10 +114,12 @@ def kv_capacity(
     ConfigError
         If the weights and the rest leave no room for a single block. The message holds the arithmetic.
     """
+    if hardware.expert_parallel and not model.has_experts:
+        raise ConfigError(f"hardware.expert_parallel must be false, model={model.name} has no experts")
     if block_tokens < 1:
         raise ConfigError(f"cache.block_tokens must be >= 1 [tokens], got {block_tokens}")
     ranks, device = hardware.tensor_parallel, hardware.device
-    per_token = model.kv_bytes_per_token(ranks)
+    per_token = model.stage(hardware.pipeline_parallel).kv_bytes_per_token(ranks)
     terms = memory_terms(model, hardware, max_batched_tokens, max_seqs, n_graphs)
     if hardware.kv_blocks is not None:
         terms["KV cache"] = hardware.kv_blocks * block_tokens * per_token
@@ -124,12 +128,10 @@ def kv_capacity(
     n_blocks = int(available // (block_tokens * per_token))
     if n_blocks < 1:
         largest = (max_batched_tokens, max_seqs, n_graphs)
-        enough = smallest_degree(model, hardware, block_tokens * per_token, largest)
-        more = "More or larger devices" if enough is None else f"hardware.tensor_parallel={enough}"
         raise ConfigError(
             f"model={model.name} ({model.weight_dtype} weights) does not fit hardware={device.name} "
-            f"(tensor_parallel={ranks}): {arithmetic(terms)}. {more} would do; or take weights in a narrower format, "
-            "or a higher hardware.memory_utilization_frac"
+            f"({degrees(hardware)}): {arithmetic(terms)}. {enough(model, hardware, block_tokens, largest)}; or take "
+            "weights in a narrower format, or a higher hardware.memory_utilization_frac"
         )
     return KVCapacity(n_blocks, block_tokens, per_token, terms)
 
@@ -143,31 +145,52 @@ def memory_terms(
     ``max_mamba_cache_size`` does; vLLM takes them from the pool of KV blocks as sequences come.
     """
     ranks, memory = hardware.tensor_parallel, hardware.device.memory_bytes
+    model = model.stage(hardware.pipeline_parallel)
     terms = {
         "memory": memory,
         "kept free": -(1.0 - hardware.memory_utilization_frac) * memory,
-        "weights": -weights_bytes(model, ranks),
+        "weights": -weights_bytes(model, ranks, hardware.expert_ranks),
         "activation peak": -activation_peak_bytes(model, max_batched_tokens, max_seqs, ranks),
         "CUDA graphs": -GRAPH_BYTES_PER_LAYER_AND_SIZE * model.n_layers * n_graphs * hardware.counts_graphs,
-        "context": -CONTEXT_BYTES[min(ranks, 2)],
+        "context": -CONTEXT_BYTES[min(hardware.n_devices, 2)],
     }
     if state_bytes := model.state_bytes_per_seq(ranks):
         terms["sequences' states"] = -state_bytes * max_seqs
     return terms
 
 
-def smallest_degree(
-    model: ModelSpec, hardware: HardwareSpec, least_bytes: float, largest: tuple[int, int, int]
-) -> int | None:
-    """The least tensor-parallel degree that leaves ``least_bytes`` for the KV cache; None if no power of two does."""
-    for ranks in DEGREES:
-        try:
-            terms = memory_terms(model, replace(hardware, tensor_parallel=ranks), *largest)
-        except ConfigError:  # so many ranks cannot share the model's heads
-            continue
-        if sum(terms.values()) >= least_bytes:
-            return ranks
-    return None
+def degrees(hardware: HardwareSpec) -> str:
+    """How its accelerators share a model, in words."""
+    words = [f"tensor_parallel={hardware.tensor_parallel}"]
+    if hardware.expert_parallel:
+        words.append("experts by number")
+    if hardware.pipeline_parallel > 1:
+        words.append(f"pipeline_parallel={hardware.pipeline_parallel}")
+    return ", ".join(words)
+
+
+def enough(model: ModelSpec, hardware: HardwareSpec, block_tokens: int, largest: tuple[int, int, int]) -> str:
+    """What degrees would do: the least tensor-parallel one, with experts shared as they are, and the fewest stages."""
+    tried = {
+        "tensor_parallel": [replace(hardware, tensor_parallel=degree) for degree in DEGREES],
+        "pipeline_parallel": [replace(hardware, pipeline_parallel=degree) for degree in DEGREES],
+    }
+    found = []
+    for name, ways in tried.items():
+        least = next((way for way in ways if holds(model, way, block_tokens, largest)), None)
+        if least is not None:
+            found.append(f"hardware.{name}={getattr(least, name)}")
+    return f"{' or '.join(found) if found else 'More or larger devices'} would do"
+
+
+def holds(model: ModelSpec, hardware: HardwareSpec, block_tokens: int, largest: tuple[int, int, int]) -> bool:
+    """Whether a block for the KV cache is left on such hardware."""
+    try:
+        terms = memory_terms(model, hardware, *largest)
+        per_token = model.stage(hardware.pipeline_parallel).kv_bytes_per_token(hardware.tensor_parallel)
+    except ConfigError:  # so many ranks cannot share the model's heads, or there are fewer layers
+        return False
+    return sum(terms.values()) >= block_tokens * per_token
 
 
 def arithmetic(terms: Mapping[str, float]) -> str:

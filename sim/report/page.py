@@ -93,6 +93,7 @@ def name_of(config: Mapping[str, Any]) -> str:
     hardware = config.get("hardware", {})
     device = hardware.get("device", {}).get("name") or hardware.get("name")
     n = int(config.get("replicas", 1)) * int(hardware.get("tensor_parallel", 1))
+    n *= int(hardware.get("pipeline_parallel", 1))
     what = [str(model)] if model else []
     if device:
         what.append(f"on {n} × {device}" if n > 1 else f"on {device}")

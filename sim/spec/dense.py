@@ -16,7 +16,7 @@ class Dense:
     def __post_init__(self) -> None:
         whole("model.feed_forward", d_ff=self.d_ff)
 
-    def shard(self, tensor_parallel: int) -> "Dense":
+    def shard(self, tensor_parallel: int, expert_ranks: int = 1) -> "Dense":  # noqa: ARG002
         """A rank's share of the inner width: columns of what goes up, rows of what goes down."""
         return replace(self, d_ff=-(-self.d_ff // tensor_parallel))
 

@@ -61,6 +61,8 @@ class HardwareSpec:
 
     device: DeviceSpec
     tensor_parallel: int = 1  # accelerators that share every layer
+    expert_parallel: bool = False  # they share experts by number instead of by width; vLLM's enable_expert_parallel
+    pipeline_parallel: int = 1  # stages that have layers of their own, each on so many accelerators
     memory_utilization_frac: float = 0.9  # vLLM's gpu_memory_utilization
     kv_blocks: int | None = None  # KV capacity given instead of derived [blocks]
     peer_to_peer: bool = (
@@ -68,8 +70,18 @@ class HardwareSpec:
     )
     counts_graphs: bool = True  # CUDA graphs come out of the KV cache's memory; in vLLM before 0.21 out of what is free
 
+    @property
+    def n_devices(self) -> int:
+        """Accelerators of one replica."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def expert_ranks(self) -> int:
+        """Accelerators that the experts of a layer lie on, each expert on one."""
+        return self.tensor_parallel if self.expert_parallel else 1
+
     def __post_init__(self) -> None:
-        whole("hardware", tensor_parallel=self.tensor_parallel)
+        whole("hardware", tensor_parallel=self.tensor_parallel, pipeline_parallel=self.pipeline_parallel)
         positive("hardware", memory_utilization_frac=self.memory_utilization_frac)
         if self.memory_utilization_frac > 1.0:
             raise ConfigError(

@@ -17,7 +17,7 @@ class Gemm(NamedTuple):
     outputs: int
     dtype: str | None = None  # where it differs from the model's ``weight_dtype``
     n_matrices: int = 1
-    n_taken: int = 1  # by each token
+    n_taken: float = 1  # by each token; on one of several ranks that experts lie on, on average
     has_bias: bool = False
 
     def n_touched(self, n_tokens: int, skew: float = 0.0) -> float:
@@ -32,7 +32,7 @@ class Gemm(NamedTuple):
     @property
     def n_active_params(self) -> int:
         """Those that one token is multiplied with."""
-        return self.n_taken * (self.inputs + self.has_bias) * self.outputs
+        return round(self.n_taken * (self.inputs + self.has_bias) * self.outputs)
 
 
 class AttentionWork(NamedTuple):
@@ -97,8 +97,8 @@ class Attention(Protocol):
 class FeedForward(Protocol):
     """What follows attention in a layer."""
 
-    def shard(self, tensor_parallel: int) -> Self:
-        """What one of the ranks holds that share the layer."""
+    def shard(self, tensor_parallel: int, expert_ranks: int = 1) -> Self:
+        """What one of the ranks holds that share the layer; experts by number where they lie on several ranks."""
         ...
 
     def axes(self) -> dict[str, int]:

@@ -22,12 +22,12 @@ class Layers:
     def __post_init__(self) -> None:
         whole("model.stack", n_layers=self.n_layers)
 
-    def shard(self, tensor_parallel: int) -> "Layers":
-        """What one tensor-parallel rank holds of them."""
+    def shard(self, tensor_parallel: int, expert_ranks: int = 1) -> "Layers":
+        """What one tensor-parallel rank holds of them, and of experts one of those that they lie on."""
         return replace(
             self,
             attention=self.attention.shard(tensor_parallel),
-            feed_forward=self.feed_forward.shard(tensor_parallel),
+            feed_forward=self.feed_forward.shard(tensor_parallel, expert_ranks),
         )
 
     def gemms(self, d_model: int) -> tuple[Gemm, ...]:
@@ -64,6 +64,25 @@ class ModelSpec:
             raise ConfigError("model.stack must name at least one kind of layer, got none")
         object.__setattr__(self, "stack", tuple(self.stack))
 
+    def stage(self, n_stages: int) -> "ModelSpec":
+        """What the fullest of ``n_stages`` pipeline stages holds: its share of the layers of each kind, rounded up.
+
+        Embeddings stand on the first stage and lm_head on the last: each is as if it were tied.
+
+        Raises
+        ------
+        ConfigError
+            If there are fewer layers than stages.
+        """
+        if n_stages == 1:
+            return self
+        if n_stages > self.n_layers:
+            raise ConfigError(
+                f"hardware.pipeline_parallel must be <= {self.n_layers}, the layers of {self.name}, got {n_stages}"
+            )
+        share = tuple(replace(layers, n_layers=-(-layers.n_layers // n_stages)) for layers in self.stack)
+        return replace(self, stack=share, has_tied_embeddings=True)
+
     @property
     def n_layers(self) -> int:
         """Layers of all kinds."""
@@ -90,15 +109,20 @@ class ModelSpec:
         """Bytes of one cached element [B]."""
         return DTYPE_BYTES[self.kv_dtype]
 
-    def rank_stack(self, tensor_parallel: int) -> tuple[Layers, ...]:
-        """The stack as one tensor-parallel rank holds it.
+    @property
+    def has_experts(self) -> bool:
+        """Whether some layer is a mixture of them."""
+        return any(gemm.n_matrices > 1 for layers in self.stack for gemm in layers.feed_forward.gemms(self.d_model))
+
+    def rank_stack(self, tensor_parallel: int, expert_ranks: int = 1) -> tuple[Layers, ...]:
+        """The stack as one tensor-parallel rank holds it, and of experts one of those that they lie on.
 
         Raises
         ------
         ConfigError
             If a kind cannot be shared evenly among the ranks.
         """
-        return tuple(layers.shard(tensor_parallel) for layers in self.stack)
+        return tuple(layers.shard(tensor_parallel, expert_ranks) for layers in self.stack)
 
     def rank_attentions(self, tensor_parallel: int = 1) -> tuple[tuple[int, Attention], ...]:
         """Attention kinds as one rank holds them, with how many layers there are of each, whatever follows in them."""
@@ -128,10 +152,10 @@ class ModelSpec:
             for layers in self.rank_stack(tensor_parallel)
         )
 
-    def matrix_bytes(self, tensor_parallel: int = 1) -> float:
+    def matrix_bytes(self, tensor_parallel: int = 1, expert_ranks: int = 1) -> float:
         """All layers' matrices on one rank, each in its number format [B]."""
         n_bytes = 0.0
-        for layers in self.rank_stack(tensor_parallel):
+        for layers in self.rank_stack(tensor_parallel, expert_ranks):
             for gemm in layers.gemms(self.d_model):
                 n_bytes += layers.n_layers * gemm.n_params * DTYPE_BYTES[gemm.dtype or self.weight_dtype]
         return n_bytes

@@ -10,7 +10,7 @@ from sim.errors import ConfigError
 from sim.record import Result
 
 MODELS = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml"))
-DEGREE = re.compile(r"hardware\.tensor_parallel=(\d+) would do")
+DEGREE = re.compile(r"hardware\.tensor_parallel=(\d+) (?:or \S+ )?would do")
 SHORT = ["scenario=chatbot", "scenario.n_sessions=3"]
 
 

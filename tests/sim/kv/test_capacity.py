@@ -114,14 +114,16 @@ def test_weights_that_do_not_fit_are_refused_with_the_arithmetic():
         "model=llama-3.1-70b (bf16 weights) does not fit hardware=NVIDIA H100 80GB HBM3 (tensor_parallel=1): "
         "memory 79.20 - kept free 7.92 - weights 131.42 - activation peak "
     )
-    assert "GiB for the KV cache. hardware.tensor_parallel=2 would do; or take weights in a narrower format" in message
+    assert (
+        "GiB for the KV cache. hardware.tensor_parallel=2 or hardware.pipeline_parallel=2 would do; or take" in message
+    )
 
 
 def test_a_refusal_names_the_smallest_degree_that_would_do():
     for overrides in (("model=mixtral-8x22b",), ("model=deepseek-v3",), ("model=gpt-oss-120b", "hardware=l40s")):
         with pytest.raises(ConfigError) as refused:
             kv_capacity(*specs(*overrides))
-        degree = int(re.search(r"hardware\.tensor_parallel=(\d+) would do", str(refused.value))[1])
+        degree = int(re.search(r"hardware\.tensor_parallel=(\d+) or \S+ would do", str(refused.value))[1])
         assert kv_capacity(*specs(*overrides, f"hardware.tensor_parallel={degree}")).n_blocks >= 1
         with pytest.raises(ConfigError):
             kv_capacity(*specs(*overrides, f"hardware.tensor_parallel={degree // 2}"))
