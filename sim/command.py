@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.config import choices_of, compose, conf_dir, grid_of, hydra_settings
+from sim.engine_args import told
 from sim.errors import ConfigError, InvariantError, SimError
 from sim.override import argument
 
@@ -134,6 +135,8 @@ def run_once(overrides: list[str]) -> None:
         for one in overrides:
             if argument(one).key == "experiment" and grid_of(overrides) is not None:
                 raise ConfigError(f"{one} compares several points: python -m sim -m {one}")
+        for flag in told(config["engine"].get("args") or ""):
+            print(f"engine.args: {flag.words()}", flush=True)
         out = Path(str(hydra_settings(overrides).hydra.run.dir))
         with output_folder(shown(out)) as folder:
             do_task(config, folder, Console())

@@ -28,6 +28,7 @@ from sim.check import (
     signature,
     unknown,
 )
+from sim.engine_args import expanded
 from sim.errors import ConfigError, SimError
 from sim.override import Override, argument, as_text
 from sim.resolvers import register
@@ -156,7 +157,7 @@ def _sorted(
 ) -> tuple[list[str], list[Override]]:
     """What Hydra is to put together, and what is set afterwards."""
     chosen, settings = [], []
-    all_given = [argument(one) if isinstance(one, str) else one for one in overrides]
+    all_given = expanded([argument(one) if isinstance(one, str) else one for one in overrides])
     has_more_files = any(one.key == "hydra.searchpath" for one in all_given)
     for one in all_given:
         group = one.key.partition("@")[0]

@@ -49,3 +49,4 @@ class EngineSpec:
     long_prefill_token_threshold: int  # 0: none
     cudagraph_capture_sizes: list[int]
     batch_limits: list[BatchLimit]  # the first that fits the device holds
+    args: str = ""  # vLLM's own flags, which set what they mean (`sim.engine_args`)
