@@ -23,6 +23,7 @@ def best_cost(
     peer_to_peer: bool = True,
     engine_version: str | None = None,
     expert_parallel: bool = False,
+    sampling: str = "greedy",
     pipeline: Pipeline | None = None,
 ) -> IterationCost:
     """Iteration times from the device's shipped profile, or from its data sheet if it has none that fits the model.
@@ -48,12 +49,13 @@ def best_cost(
             peer_to_peer,
             engine_version,
             expert_parallel,
+            sampling,
             pipeline,
         )
     except ProfileError as error:
         if sample:
             raise ConfigError(f"cost.sample needs a profile's standard errors: {error}") from None
-        by_data_sheet = Roofline(model, device, tensor_parallel, efficiency, peer_to_peer, expert_parallel)
+        by_data_sheet = Roofline(model, device, tensor_parallel, efficiency, peer_to_peer, expert_parallel, sampling)
         cost = IterationCost(by_data_sheet, host, capture_sizes, pipeline=pipeline)
         cost.provenance = {"source": f"data sheet of {device.name} (roofline)", "why": str(error)}
         if words := interconnect_words(device, tensor_parallel, peer_to_peer):

@@ -14,7 +14,7 @@ from sim.cost.iteration import CAPTURE_SIZES, IterationCost
 from sim.cost.latent import LatentAttention, is_of_these
 from sim.cost.operations import DecodeCurve
 from sim.cost.pipeline import Pipeline
-from sim.cost.roofline import Roofline, interconnect_words
+from sim.cost.roofline import Efficiency, Roofline, interconnect_words
 from sim.cost.surface import Array, soft_s
 from sim.errors import ProfileError
 from sim.profile import KernelProfile, find_profile
@@ -82,6 +82,7 @@ class CalibratedOperations:
         errors: Mapping[str, float] | None = None,
         peer_to_peer: bool = True,
         expert_parallel: bool = False,
+        sampling: str = "greedy",
     ) -> None:
         z = dict(errors or {})
         for _, kind in model.rank_attentions(tensor_parallel):
@@ -92,9 +93,7 @@ class CalibratedOperations:
         self._device = device
         self._copies = profile.operations
         self._dense: Dense
-        by_data_sheet = Roofline(
-            model, device, tensor_parallel, peer_to_peer=peer_to_peer, expert_parallel=expert_parallel
-        )
+        by_data_sheet = Roofline(model, device, tensor_parallel, Efficiency(), peer_to_peer, expert_parallel, sampling)
         suffix = format_suffix(profile, "decode_attention", model.kv_dtype, "kv_dtype")
         self._attention: list[_Layers] = []
         self._fused: tuple[int, MixedAttention] | None = None
@@ -139,7 +138,9 @@ class CalibratedOperations:
         if untimed:
             self.provenance["attention"] = f"{', '.join(untimed)}: data sheet of {device.name}, nobody timed its like"
         if "layers" in profile.operations:
-            self._dense = LayerCurves(profile.operation("layers"), model.n_layers, z.get("layers", 0.0))
+            self._dense = LayerCurves(
+                profile.operation("layers"), model.n_layers, z.get("layers", 0.0), beyond_greedy(by_data_sheet)
+            )
         else:
             suffix = format_suffix(profile, "gemm", model.weight_dtype, "dtype")
             measured = profile.operations.get("all_reduce", {"curves": {}})["curves"]
@@ -157,6 +158,7 @@ class CalibratedOperations:
                 by_data_sheet.matrix_s,
                 links,
                 tensor_parallel if expert_parallel else 1,
+                sampling,
             )
             if model.weight_dtype == "fp8_block" and suffix == "_fp8":
                 self.provenance["matrices"] = FP8_BLOCK_WORDS
@@ -294,6 +296,14 @@ class DataSheetAttention:
         return self._roofline.prefill_attention_s(chunks)
 
 
+def beyond_greedy(by_data_sheet: Roofline) -> Callable[[int], float] | None:
+    """What the run's way of sampling takes more than the greedy one, by the data sheet; None where it is that [s]."""
+    sampling = by_data_sheet.sampling
+    if sampling == "greedy":
+        return None
+    return lambda n_seqs: by_data_sheet.sampler_s(n_seqs, sampling) - by_data_sheet.sampler_s(n_seqs, "greedy")
+
+
 def with_parts(profile: KernelProfile, model: ModelSpec) -> KernelProfile:
     """The profile with those of its parts that the model's kinds ask for."""
     for layers in model.stack:
@@ -408,6 +418,7 @@ def calibrated_cost(
     peer_to_peer: bool = True,
     engine_version: str | None = None,
     expert_parallel: bool = False,
+    sampling: str = "greedy",
     pipeline: Pipeline | None = None,
 ) -> IterationCost:
     """Iteration times from a profile file: what ``conf/cost/calibrated.yaml`` calls.
@@ -423,5 +434,7 @@ def calibrated_cost(
     """
     fitted = find_profile(profile, device.name, engine_version)
     errors = draw_errors(fitted, seed) if sample else {}
-    operations = CalibratedOperations(fitted, model, device, tensor_parallel, errors, peer_to_peer, expert_parallel)
+    operations = CalibratedOperations(
+        fitted, model, device, tensor_parallel, errors, peer_to_peer, expert_parallel, sampling
+    )
     return IterationCost(operations, host, capture_sizes, pipeline=pipeline)

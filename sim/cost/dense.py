@@ -13,12 +13,12 @@ from sim.cost.grid import unpacked
 from sim.cost.roofline import (
     ELEMENTWISE_KERNELS,
     LOGIT_BYTES,
-    SAMPLER_PASSES,
     Roofline,
     gathered_as,
     n_all_reduces,
     n_elementwise,
 )
+from sim.cost.sampling import SAMPLERS
 from sim.cost.surface import SoftRoofline, Surface, error_from, monotone, roofline_from, surface_from
 from sim.cost.work import gemm_work
 from sim.errors import ProfileError
@@ -110,9 +110,19 @@ def curve_from(form: Mapping[str, Any]) -> Curve:
 
 
 class LayerCurves:
-    """A model measured layer by layer: one curve per layer, summed over the model's calls of it."""
+    """A model measured layer by layer: one curve per layer, summed over the model's calls of it.
 
-    def __init__(self, form: Mapping[str, Any], n_layers: int, z: float = 0.0) -> None:
+    The sampler that was measured is the greedy one; what another way of sampling takes more, ``sampling_s`` tells.
+    """
+
+    def __init__(
+        self,
+        form: Mapping[str, Any],
+        n_layers: int,
+        z: float = 0.0,
+        sampling_s: Callable[[int], float] | None = None,
+    ) -> None:
+        self._sampling_s = sampling_s
         curves, spread = form["curves"], form["standard_error"]
         needed = [name for name in (*CALLS, *SEQUENCE_CALLS) if name not in OPTIONAL_CALLS]
         if missing := [name for name in needed if name not in curves]:
@@ -139,7 +149,10 @@ class LayerCurves:
         total = np.zeros(len(seqs))
         for curve in self._sequences:
             total += curve.at(seqs)
-        return self._sequences_factor * total
+        total = self._sequences_factor * total
+        if self._sampling_s is not None:
+            total = total + np.array([self._sampling_s(int(n)) for n in seqs])
+        return total
 
 
 class _LayerTimes(NamedTuple):
@@ -202,8 +215,10 @@ class ShapedGemms:
         matrix_s: Callable[[int, Gemm], float] | None = None,
         links: Roofline | None = None,
         expert_ranks: int = 1,
+        sampling: str = "greedy",
     ) -> None:
         z = z or {}
+        self._sampler = SAMPLERS[sampling]
         self._matrix_s = matrix_s or no_experts
         name = f"gemm{suffix}"
         self._layers: list[_LayerTimes] = []
@@ -255,7 +270,9 @@ class ShapedGemms:
 
     def _sequences_s(self, seqs: Array) -> Array:
         logits_bytes = seqs * self._model.vocab * LOGIT_BYTES
-        seconds = self._head.at(seqs) + SAMPLER_PASSES * self._elementwise.seconds({"bytes": logits_bytes})
+        sampler = self._sampler
+        kernel_bytes = logits_bytes * (sampler.n_passes / sampler.n_kernels)
+        seconds = self._head.at(seqs) + sampler.n_kernels * self._elementwise.seconds({"bytes": kernel_bytes})
         return seconds if self._all_reduce is None else seconds + self._all_reduce.at(gathered_as(seqs, self._model))
 
 

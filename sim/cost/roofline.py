@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from sim.cost.operations import DecodeCurve
+from sim.cost.sampling import SAMPLERS
 from sim.errors import ConfigError
 from sim.spec import (
     ACTIVATION_BYTES,
@@ -26,6 +27,7 @@ from sim.spec import (
     Mla,
     ModelSpec,
     as_given,
+    known,
     positive,
 )
 from sim.step import Chunks
@@ -36,10 +38,6 @@ ELEMENTWISE_KERNELS = 4  # of a layer: two norms with the residual, rotary embed
 TILE_ROWS = 16  # queries that a tensor core takes at once
 SMALL_HEAD_DIM = 128  # narrower heads leave tensor cores part idle
 FAR_TOKENS = 1 << 24  # a second point of a line over the context
-
-SAMPLER_PASSES = 6.0
-"""Times the sampler reads or writes all logits. Source: LLMServingSim's kernel times of vLLM 0.19 on an RTX PRO 6000,
-128 sequences of 128,256 logits: 64 us."""
 
 
 class Reached(NamedTuple):
@@ -221,10 +219,12 @@ class Roofline:
     efficiency: Efficiency = field(default_factory=Efficiency)
     peer_to_peer: bool = True  # whether devices on PCIe reach one another without passing through host memory
     expert_parallel: bool = False  # experts are shared by number, not by width
+    sampling: str = "greedy"  # or random, top_p
     _stack: tuple[Layers, ...] = field(init=False, repr=False)  # as one rank holds it
     _attention: tuple[_AttentionTimes, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        known("cost", SAMPLERS, sampling=self.sampling)
         object.__setattr__(self, "efficiency", self.efficiency.on(self.device.architecture))
         attentions = self.model.rank_attentions(self.tensor_parallel)
         derived = {
@@ -280,10 +280,15 @@ class Roofline:
         """lm_head and sampler, for one token of each sequence [s]."""
         model, ranks = self.model, self.tensor_parallel
         head = self.gemm_s(n_seqs, model.d_model, -(-model.vocab // ranks), "bf16")
-        logits_bytes = n_seqs * model.vocab * LOGIT_BYTES
         gathered = self.all_reduce_s(gathered_as(n_seqs, model))
-        sampled = SAMPLER_PASSES * (self.efficiency.elementwise_floor_s + logits_bytes / self._elementwise_bytes_per_s)
-        return head + gathered + sampled
+        return head + gathered + self.sampler_s(n_seqs, self.sampling)
+
+    def sampler_s(self, n_seqs: int, sampling: str) -> float:
+        """One way of sampling one token of each sequence (`sim.cost.sampling`) [s]."""
+        sampler = SAMPLERS[sampling]
+        logits_bytes = n_seqs * self.model.vocab * LOGIT_BYTES
+        moved_s = sampler.n_passes * logits_bytes / self._elementwise_bytes_per_s
+        return sampler.n_kernels * self.efficiency.elementwise_floor_s + moved_s
 
     def prefill_attention_s(self, chunks: Chunks) -> float:
         """Attention of all chunks in one launch per layer, and the append of their KV [s]."""

@@ -64,7 +64,7 @@ def model_node(path: Path) -> Node:
             "weight_dtype": "bf16",
             "kv_dtype": "bf16",
         }
-        _quantise(node, config.get("quantization_config"), path)
+        _quantise(node, config.get("quantization_config") or _beside(path), path)
     except KeyError as error:
         raise ConfigError(f"model={path}: {kind} needs the field {error}") from None
     except (TypeError, ZeroDivisionError) as error:
@@ -288,11 +288,51 @@ REFUSED = {  # by model_type
 """What is missing for architectures that are known but not expressed."""
 
 
+MODELOPT = {"FP8": "fp8", "FP8_PB_WO": "fp8_block", "NVFP4": "nvfp4", "W4A16_AWQ": "int4"}
+"""Formats of NVIDIA's Model Optimizer that are known here, by its ``quant_algo``."""
+
+
+def _beside(path: Path) -> Any:
+    """What ``hf_quant_config.json`` says, where one lies beside the configuration: checkpoints of NVIDIA's ModelOpt."""
+    beside = path.with_name("hf_quant_config.json")
+    if not beside.is_file():
+        return None
+    try:
+        content = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"model={beside}: not JSON ({error})") from None
+    how = content.get("quantization") if isinstance(content, dict) else None
+    if not isinstance(how, dict):
+        raise ConfigError(f"model={beside}: must hold an object under quantization")
+    return {**how, "quant_method": "modelopt"}
+
+
+def _modelopt(node: Node, how: Config, path: Path) -> None:
+    """Formats as NVIDIA's Model Optimizer names them: of matrices, of KV, and which layers keep their own."""
+    algorithm, kv = how.get("quant_algo"), how.get("kv_cache_quant_algo")
+    if algorithm not in MODELOPT:
+        raise ConfigError(
+            f"model={path}: quant_algo {algorithm} of ModelOpt is not known, there are {', '.join(MODELOPT)}"
+        )
+    if kv not in (None, "FP8"):
+        raise ConfigError(f"model={path}: kv_cache_quant_algo {kv} of ModelOpt is not known, there is FP8")
+    if kv == "FP8":
+        node["kv_dtype"] = "fp8"
+    left = [str(name) for name in (*how.get("exclude_modules", ()), *how.get("ignore", ()))]
+    if any("self_attn" in name for name in left):
+        _experts_in(node, MODELOPT[algorithm])
+        return
+    node["weight_dtype"] = MODELOPT[algorithm]
+
+
 def _quantise(node: Node, how: Any, path: Path) -> None:
     """Set the number formats that a checkpoint is stored in."""
     if how is None:
         return
     method = how.get("quant_method")
+    if method == "modelopt" and "quant_algo" in how:
+        _modelopt(node, how, path)
+        return
     if method == "fp8":
         node["weight_dtype"] = "fp8_block" if how.get("weight_block_size") else "fp8"
         return

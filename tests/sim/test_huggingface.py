@@ -220,3 +220,39 @@ def test_a_shipped_name_is_taken_before_a_folder_of_that_name(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert compose(["model=gpt2"])["model"]["d_model"] == 768
     assert compose(["model=./gpt2"])["model"]["d_model"] == 64
+
+
+@pytest.mark.parametrize(
+    ("how", "weights", "kv"),
+    [
+        ({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}, "fp8", "fp8"),
+        ({"quant_algo": "NVFP4", "kv_cache_quant_algo": None, "group_size": 16}, "nvfp4", "bf16"),
+        ({"quant_algo": "FP8_PB_WO"}, "fp8_block", "bf16"),
+        ({"quant_algo": "W4A16_AWQ"}, "int4", "bf16"),
+    ],
+)
+def test_a_file_of_modelopt_beside_the_configuration_says_how_it_is_quantised(tmp_path, how, weights, kv):
+    path = written(tmp_path, **LLAMA)
+    beside = tmp_path / "hf_quant_config.json"
+    beside.write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": how}), encoding="utf-8")
+    spec = make(model_node(path), "model")
+    assert (spec.weight_dtype, spec.kv_dtype) == (weights, kv)
+    own = written(tmp_path, **LLAMA, quantization_config={"quant_method": "fp8"})  # the configuration itself goes first
+    assert make(model_node(own), "model").weight_dtype == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"hf_quant_config\.json: not JSON"),
+        ("[]", "must hold an object under quantization"),
+        ('{"quantization": {"quant_algo": "MIXED_PRECISION"}}', "quant_algo MIXED_PRECISION of ModelOpt is not known"),
+        ('{"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "NVFP4"}}', "kv_cache_quant_algo NVFP4"),
+    ],
+)
+def test_what_modelopt_says_and_is_not_known_is_refused(tmp_path, content, message):
+    path = written(tmp_path, **LLAMA)
+    (tmp_path / "hf_quant_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message) as refused:
+        model_node(path)
+    assert "\n" not in str(refused.value)
