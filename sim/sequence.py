@@ -14,6 +14,7 @@ class Sequence:
 
     __slots__ = (
         "cached_tokens",  # of the prompt, found resident at first admission; None before
+        "coming_tokens",  # of the computed ones, those that came with it or that it waits for
         "computed_tokens",  # tokens whose KV has been computed; drops to 0 on recompute
         "dropped_tokens",  # of the computed ones, those whose KV was discarded (window, compaction)
         "first_token_ns",
@@ -24,7 +25,7 @@ class Sequence:
         "joined_step",  # the ledger's step when it started decoding
         "joined_tokens",  # and its resident tokens then
         "last_token_ns",  # its last token before it was preempted
-        "loading",  # the event that ends its wait for KV from below; None: it does not wait
+        "loading",  # the event that ends its wait for KV from elsewhere; None: it does not wait
         "n_preemptions",
         "n_samples",  # sequences that it becomes when its prompt is complete: of a `Sample` there may be more
         "order",  # admission number in its replica, new at every admission
@@ -44,7 +45,9 @@ class Sequence:
         self.target_tokens = request.prompt_tokens
         self.output_tokens = request.output_tokens
         self.order = self.n_preemptions = 0
-        self.computed_tokens = self.dropped_tokens = self.generated_tokens = self.padding_tokens = 0
+        self.coming_tokens = self.computed_tokens = self.dropped_tokens = self.generated_tokens = (
+            self.padding_tokens
+        ) = 0
         self.joined_step = self.joined_tokens = self.unnamed_tokens = 0
         self.is_finished = self.is_swapped_in = False
         self.cached_tokens: int | None = None
@@ -72,6 +75,27 @@ class Sequence:
     def preempted_at_tokens(self) -> int | None:
         """How much of its answer it had when it was preempted; None: it was not."""
         return self.generated_tokens if self.n_preemptions else None
+
+    def start_at(self, n_tokens: int, dropped_tokens: int, coming_tokens: int) -> None:
+        """It is admitted with so many tokens computed, of which the last are to come from elsewhere."""
+        self.computed_tokens, self.dropped_tokens, self.coming_tokens = n_tokens, dropped_tokens, coming_tokens
+
+    def stop_loading(self) -> None:
+        """It waits for KV no more: what has not come is not computed."""
+        if self.loading is not None:
+            self.computed_tokens -= self.coming_tokens
+            self.loading = None
+
+    def lose(self, n_tokens: int) -> None:
+        """The last tokens that it waited for are lost: they are computed after all.
+
+        So is all the text before them of which only the end was taken over, as a window asks: that begins earlier now.
+        """
+        if self.dropped_tokens:
+            n_tokens, self.dropped_tokens = self.computed_tokens, 0
+        self.computed_tokens -= n_tokens
+        if not self.n_preemptions and self.cached_tokens is not None:
+            self.cached_tokens -= n_tokens
 
     def text(self) -> tuple[Segment, ...]:
         """Identity of its prompt and of what it has generated, as far as they have one."""

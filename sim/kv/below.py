@@ -105,7 +105,6 @@ class Below:
         self._preemption = site.preemption
         self._host_bytes_per_s = site.hardware.device.host_link_bytes_per_s  # at which the cost model reads `Copies`
         self.ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
-        self._loads: dict[Sequence, int] = {}  # tokens under way
         self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
         self._n_lost: dict[Sequence, int] = {}  # tokens that preempted sequences had computed
         self._prefetched: set[Sequence] = set()  # of those that wait
@@ -176,13 +175,6 @@ class Below:
         found = self.found(sequence.request, sequence.preempted_at_tokens, n_here)
         self._load(sequence, n_here, found, lambda come: lost((sum(found) - sum(come)) * self.block_tokens))
         return sum(found) * self.block_tokens
-
-    def abandon(self, sequence: Sequence) -> None:
-        """A sequence waits for its KV no more: what has not come yet is not computed."""
-        n_loading = self._loads.pop(sequence, 0)
-        if sequence.loading is not None:
-            sequence.computed_tokens -= n_loading
-            sequence.loading = None
 
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""
@@ -283,8 +275,7 @@ class Below:
         """Start the transfers a sequence waits for, from the lowest tier through those above it."""
         size = self.block_tokens
         event = sequence.loading = self._env.event() if self._overlap else None
-        if self._overlap:
-            self._loads[sequence] = sum(found) * size
+        sequence.coming_tokens = sum(found) * size
         load = Load(sequence, event, found, list(found), lost)
         rest = after(self._ranges(sequence), n_here, size)
         for level, n_blocks in enumerate(found):
@@ -312,9 +303,8 @@ class Below:
         if load.n_pending or event is None or sequence.loading is not event:  # it was preempted meanwhile
             return
         sequence.loading = None
-        self._loads.pop(sequence, None)
         if load.come != load.found:
-            _lose(sequence, (sum(load.found) - sum(load.come)) * self.block_tokens)
+            sequence.lose((sum(load.found) - sum(load.come)) * self.block_tokens)
             load.lost(load.come)
         event.succeed()
 
@@ -354,15 +344,3 @@ def asked_for(request: Request, generated_tokens: int, block_tokens: int) -> lis
     """Full blocks of a request's text and of its answer so far, all but the one with the last token."""
     n_tokens = request.prompt_tokens + generated_tokens - 1
     return block_ranges(whole_text(request, generated_tokens), n_tokens, block_tokens)
-
-
-def _lose(sequence: Sequence, n_tokens: int) -> None:
-    """The last tokens that a sequence waited for are lost: they are computed after all.
-
-    So is all the text before them of which only the end was taken over, as a window asks: that begins earlier now.
-    """
-    if sequence.dropped_tokens:
-        n_tokens, sequence.dropped_tokens = sequence.computed_tokens, 0
-    sequence.computed_tokens -= n_tokens
-    if not sequence.n_preemptions and sequence.cached_tokens is not None:
-        sequence.cached_tokens -= n_tokens
