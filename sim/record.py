@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,18 @@ TRANSFER_COLUMNS = (
     "n_bytes",
     "n_pieces",
 )
+HANDOVER_COLUMNS = (
+    "request_id",
+    "source",  # replica that computed the prompt
+    "replica",  # that goes on with it
+    "ready_ns",  # its prompt is computed, and its first token has been returned
+    "admitted_ns",  # its KV has room where it goes on
+    "come_ns",  # all of it is there, and gone where it was; -1: lost, or not waited for
+    "next_token_ns",  # -1: none before it was preempted
+    "n_tokens",  # sent
+    "found_tokens",  # there already
+    "n_bytes",
+)
 MAX_REASONS = 100  # refusals kept in words; all are counted
 REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "session_id", "slo_class")
 
@@ -131,6 +143,7 @@ class Recorder:
     preemptions: Table = field(default_factory=lambda: Table(PREEMPTION_COLUMNS))
     transfers: Table = field(default_factory=lambda: Table(TRANSFER_COLUMNS))
     refused: Table = field(default_factory=lambda: Table(REFUSED_COLUMNS))
+    handovers: Table = field(default_factory=lambda: Table(HANDOVER_COLUMNS))
     refusals: dict[int, str] = field(default_factory=dict)  # request id -> why, for the first MAX_REASONS
     slo_classes: dict[str, int] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
@@ -147,6 +160,16 @@ class Recorder:
     def slo_class(self, name: str) -> int:
         """Index of a class of requests."""
         return self.slo_classes.setdefault(name, len(self.slo_classes))
+
+
+class PoolFacts(NamedTuple):
+    """Replicas that are alike, and do the same part of a request."""
+
+    name: str  # empty where there is one pool alone
+    replicas: tuple[int, ...]
+    device: str
+    tensor_parallel: int
+    capacity_tokens: int  # KV slots of one replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +199,8 @@ class Result:
     memory: Mapping[str, float]
     counts: tuple[Mapping[str, int | float], ...]
     provenance: Mapping[str, Any]
+    handovers: Table = field(default_factory=lambda: Table(HANDOVER_COLUMNS))
+    pools: tuple[PoolFacts, ...] = ()
 
     @property
     def start_ns(self) -> int:

@@ -31,12 +31,14 @@ class Sequence:
         "order",  # admission number in its replica, new at every admission
         "output_tokens",  # of its request: for the engine alone
         "padding_tokens",  # its prompt is padded by, in a request-level batch
+        "placed_ns",  # when it came to its replica
         "preempted_ns",  # since when it waits to come back
         "request",
         "room_tokens",  # resident tokens it can reach, sliding over none, before the cache must attend to it alone
         "samples",  # those that answer its request together, where there are several
         "scheduled_ns",
         "target_tokens",  # prefill is complete when so many tokens are computed
+        "transit",  # of its KV from the replica that computed its prompt, until its next token; None: none
         "unnamed_tokens",  # of the computed ones, the last, which nobody may find yet
     )
 
@@ -52,6 +54,7 @@ class Sequence:
         self.is_finished = self.is_swapped_in = False
         self.cached_tokens: int | None = None
         self.room_tokens: int | None = None
+        self.placed_ns = request.arrival_ns
         self.scheduled_ns: int | None = None
         self.first_token_ns: int | None = None
         self.preempted_ns: int | None = None
@@ -59,6 +62,7 @@ class Sequence:
         self.n_samples = 1
         self.samples: Any = None
         self.loading: Any = None
+        self.transit: Any = None
         self.holding: Any = None
 
     @property
@@ -73,8 +77,19 @@ class Sequence:
 
     @property
     def preempted_at_tokens(self) -> int | None:
-        """How much of its answer it had when it was preempted; None: it was not."""
-        return self.generated_tokens if self.n_preemptions else None
+        """How much of its answer it had when it was preempted or handed over; None: it was neither."""
+        return self.generated_tokens if self.n_preemptions or self.generated_tokens else None
+
+    def onward(self) -> "Sequence":
+        """The same for the replica that goes on with it; what it holds here stays this one's."""
+        other = self._twin()
+        for name in GOES_ALONG:
+            setattr(other, name, getattr(self, name))
+        other.target_tokens = self.request.prompt_tokens + self.generated_tokens
+        return other
+
+    def _twin(self) -> "Sequence":
+        return Sequence(self.request)
 
     def start_at(self, n_tokens: int, dropped_tokens: int, coming_tokens: int) -> None:
         """It is admitted with so many tokens computed, of which the last are to come from elsewhere."""
@@ -94,9 +109,20 @@ class Sequence:
         if self.dropped_tokens:
             n_tokens, self.dropped_tokens = self.computed_tokens, 0
         self.computed_tokens -= n_tokens
-        if not self.n_preemptions and self.cached_tokens is not None:
+        if not self.n_preemptions and not self.generated_tokens and self.cached_tokens is not None:
             self.cached_tokens -= n_tokens
 
     def text(self) -> tuple[Segment, ...]:
         """Identity of its prompt and of what it has generated, as far as they have one."""
         return text_of(self.request, self.generated_tokens)
+
+
+GOES_ALONG = (
+    "generated_tokens",
+    "cached_tokens",
+    "scheduled_ns",
+    "first_token_ns",
+    "last_token_ns",
+    "n_preemptions",
+)
+"""What a sequence takes along to another replica."""

@@ -181,6 +181,7 @@ class Below:
         if (
             not self._overlap
             or sequence in self._prefetched
+            or sequence.transit is not None
             or (sequence.request.content is None and not sequence.n_preemptions)
         ):
             return

@@ -29,6 +29,34 @@ class Parcel(NamedTuple):
     bytes_per_token: float  # as wide as its source stores it, on each accelerator [B]
 
 
+class Transit(ABC):
+    """A parcel on its way from one replica to another: it stays in the memory of its source until it has come."""
+
+    parcel: Parcel
+
+    @abstractmethod
+    def begin(self, sequence: Sequence, replica: int) -> None:
+        """A replica has taken room for it: send what is not there yet, for which the sequence is ``loading``."""
+        ...
+
+    @abstractmethod
+    def end(self, next_token_ns: int | None) -> None:
+        """The sequence goes on, or will not: write down what became of it, and free its source.
+
+        Parameters
+        ----------
+        next_token_ns : int or None
+            When it got its next token; None: it lost, or did not wait for, what was sent.
+        """
+        ...
+
+    @property
+    @abstractmethod
+    def has_come(self) -> bool:
+        """Whether all of it is where the sequence goes on."""
+        ...
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class KVCache(ABC):
     """Where keys and values live: who holds how much of the device's memory, and what of it can be used again.

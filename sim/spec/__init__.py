@@ -2,6 +2,7 @@
 
 from sim.spec.dense import Dense
 from sim.spec.engine import BatchLimit, EngineSpec
+from sim.spec.fleet import POOLS, Aggregated, Disaggregated, FleetSpec, LinkSpec, Pool
 from sim.spec.gqa import Gqa
 from sim.spec.hardware import DeviceSpec, HardwareSpec
 from sim.spec.kinds import Attention, FeedForward, Gemm
@@ -15,20 +16,26 @@ __all__ = [
     "ACTIVATION_BYTES",
     "COMPUTED_AS",
     "DTYPE_BYTES",
+    "POOLS",
+    "Aggregated",
     "Attention",
     "BatchLimit",
     "Dense",
     "DeviceSpec",
+    "Disaggregated",
     "EngineSpec",
     "FeedForward",
+    "FleetSpec",
     "Gemm",
     "Gqa",
     "HardwareSpec",
     "Layers",
     "LinearAttention",
+    "LinkSpec",
     "Mla",
     "ModelSpec",
     "Moe",
+    "Pool",
     "as_given",
     "known",
     "positive",
