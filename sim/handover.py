@@ -74,7 +74,7 @@ class HandOvers(NextPool):
         """Choose who goes on with a sequence, and hand it over."""
         replica = self.router.place(sequence.request, HAND_OVER, self.pool, self.env.now_ns)
         parcel = source.kv.export(sequence)
-        if not replica.kv.accepts(parcel):
+        if not replica.kv.accepts(sequence.request, parcel):
             raise ConfigError(
                 f"fleet=pd: the prefill pool's cache gives up {parcel.dropped_tokens} of {parcel.n_tokens} tokens of a "
                 "prompt, the decode pool's goes on from whole texts alone: choose both with fleet.prefill.cache and "

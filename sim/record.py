@@ -191,7 +191,7 @@ class Result:
     links: tuple[str, ...]
     n_replicas: int
     n_devices: int  # accelerators in all, tensor-parallel ranks times replicas
-    capacity_tokens: int  # KV slots of one replica
+    capacity_tokens: int  # KV slots of one replica; of the largest, where pools differ
     kv_bytes_per_token: float  # on all accelerators of a replica, at full width [B]
     end_ns: int  # the last request's finish; 0 where none was served
     seed: int

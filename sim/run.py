@@ -107,7 +107,7 @@ def run(
         tuple(recorder.links),
         n_replicas=len(replicas),
         n_devices=sum(len(pool.fleet.members) * pool.builder.hardware.tensor_parallel for pool in pools),
-        capacity_tokens=first.fleet.members[0].kv.capacity_tokens,
+        capacity_tokens=max(pool.fleet.members[0].kv.capacity_tokens for pool in pools),
         kv_bytes_per_token=first.capacity.bytes_per_token * first.builder.hardware.tensor_parallel,
         end_ns=int(requests.column("finish_ns").max()) if len(requests) else 0,
         seed=config["seed"],

@@ -146,9 +146,9 @@ class CacheByClass(KVCache):
             return parcel.n_tokens
         return self._partitions[request.kind].cache.match(request, generated_tokens)
 
-    def accepts(self, parcel: Parcel) -> bool:
-        """If the caches of all classes do."""
-        return all(cache.accepts(parcel) for cache in self._caches)
+    def accepts(self, request: Request, parcel: Parcel) -> bool:
+        """If its class's cache does."""
+        return self._partitions[request.kind].cache.accepts(request, parcel)
 
     def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger, parcel: Parcel | None = None) -> bool:
         """Take room in the class's cache; a conversation that comes from another class brings its KV."""

@@ -124,8 +124,8 @@ class KVCache(ABC):
         """
         ...
 
-    def accepts(self, parcel: Parcel) -> bool:  # noqa: ARG002
-        """Whether a sequence can go on here from a parcel."""
+    def accepts(self, request: Request, parcel: Parcel) -> bool:  # noqa: ARG002
+        """Whether a request can go on here from a parcel."""
         return True
 
     def export(self, sequence: Sequence) -> Parcel:

@@ -42,7 +42,7 @@ class Migrations:
         cache = self._partitions[request.kind].cache
         parcel = self._partitions[left].cache.left(request, generated_tokens)
         is_more = parcel.n_tokens > cache.match(request, generated_tokens)
-        return parcel if is_more and cache.accepts(parcel) else None
+        return parcel if is_more and cache.accepts(request, parcel) else None
 
     def take(self, sequence: Sequence, n_tokens: int, parcel: Parcel) -> bool:
         """Admit a sequence with the next ``n_tokens`` of its prompt, and with the KV that moves."""

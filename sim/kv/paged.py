@@ -111,7 +111,7 @@ class PagedCache(PartitionCache):
             return 0
         return self.pool.look_up(request, generated_tokens, self._window_blocks).n_blocks
 
-    def accepts(self, parcel: Parcel) -> bool:
+    def accepts(self, request: Request, parcel: Parcel) -> bool:  # noqa: ARG002
         """Whole texts, or all of them that the model's window still sees."""
         if self.window_tokens is None or parcel.n_tokens <= self.window_tokens:
             return not parcel.dropped_tokens
