@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sim.fleet import Fleet
     from sim.kv.cache import KVCache
     from sim.kv.capacity import KVCapacity
+    from sim.kv.tiers import Tier
     from sim.record import Recorder
     from sim.router import Router, Traffic
     from sim.spec import FleetSpec
@@ -112,6 +113,7 @@ class Builder:
         self.config = config
         self.trusted = trusted_packages(config)
         self.pool: str | None = None
+        self.stores: dict[str, Tier] = {}  # memory that all replicas share
         self.model = self("model")
         self.hardware = self("hardware")
         self.engine = self("engine")
@@ -174,7 +176,7 @@ class Builder:
         """The builder of a pool: what it has of its own in place of the run's."""
         own = self.config["fleet"][pool].get("own", {})
         builder = Builder({**self.config, **own})
-        builder.pool = pool
+        builder.pool, builder.stores = pool, self.stores
         if "cost" in self.__dict__ and not {"cost", "hardware"} & own.keys():  # given, or made already
             builder.cost = self.cost
         return builder
@@ -249,6 +251,7 @@ class Builder:
             preemption=self("preemption"),
             max_batched_tokens=self.scheduler.most_tokens,
             chunk_tokens=self.scheduler.chunk_tokens,
+            stores=self.stores,
         )
         cache: KVCache = make(
             self._swapping(),

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -66,8 +66,10 @@ PREEMPTION_COLUMNS = (
     "next_token_ns",  # -1: none after it
     "is_swap",
 )
+NOBODYS: Final = -1
+"""In place of a replica where all share what there is."""
 TRANSFER_COLUMNS = (
-    "replica",
+    "replica",  # whose link it is; `NOBODYS` of one that all share
     "link",  # index into Result.links
     "start_ns",
     "end_ns",

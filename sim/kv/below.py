@@ -31,7 +31,7 @@ from sim.kv.pool import PrefixPool
 from sim.kv.preemption import Cheaper, Estimator, Times
 from sim.kv.site import Site
 from sim.kv.tier_stack import TierStack
-from sim.kv.tiers import Tier, Tiers, after, first
+from sim.kv.tiers import Tiers, after, first
 from sim.ledger import DecodeLedger
 from sim.request import BlockRange, Request, block_ranges, whole_text
 from sim.sequence import Sequence
@@ -94,10 +94,9 @@ class Below:
         self._estimator = Estimator(site.cost, site.max_batched_tokens)
         n_ranks = site.hardware.tensor_parallel  # tiers hold, and links carry, what is on all of them
         block_bytes = max(1, round(site.bytes_per_token * n_ranks * block_tokens))
-        self.tiers = [
-            Tier(spec, block_tokens, block_bytes, site.env, site.recorder, site.replica, i, n_ranks)
-            for i, spec in enumerate(tiers.levels)
-        ]
+        found = [site.tier(spec, i, block_tokens, block_bytes) for i, spec in enumerate(tiers.levels)]
+        self.tiers = [tier for tier, _ in found]
+        self._counted = [tier for tier, is_new in found if is_new]  # one that is shared is counted once
         self._stack = TierStack(self.tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
         self._overlap = overlap
         self._write = write
@@ -204,12 +203,12 @@ class Below:
         size = self.block_tokens
         counts: dict[str, int | float] = {"hit_tokens_device": self._hit_tokens[0]}
         for tier, hit_tokens in zip(self.tiers, self._hit_tokens[1:], strict=True):
-            name = tier.spec.name
+            name, is_counted = tier.spec.name, tier in self._counted
             counts |= {
                 f"hit_tokens_{name}": hit_tokens,
-                f"evicted_blocks_{name}": tier.n_evicted,
-                f"kept_tokens_{name}": 0 if tier.is_gone else tier.n_held * size,
-                f"room_tokens_{name}": tier.n_blocks * size,
+                f"evicted_blocks_{name}": tier.n_evicted * is_counted,
+                f"kept_tokens_{name}": 0 if tier.is_gone else tier.n_held * size * is_counted,
+                f"room_tokens_{name}": tier.n_blocks * size * is_counted,
             }
         return counts | self._counts
 

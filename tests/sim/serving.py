@@ -14,6 +14,7 @@ from sim.engine import Replica
 from sim.fleet import Fleet
 from sim.handover import HandOvers, LocalIfShort
 from sim.kv.paged import PagedCache
+from sim.kv.tiers import Tier
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
 from sim.router import RoundRobin, Traffic
@@ -160,11 +161,12 @@ class Split:
     kv: Callable[..., Any] | None = None  # None: as those that decode
 
 
-def built(kv: Callable[..., Any], env: Clock, recorder: Recorder) -> Any:
-    """A cache; one that takes them gets the run's clock and recorder."""
+def built(kv: Callable[..., Any], env: Clock, recorder: Recorder, stores: dict[str, Tier]) -> Any:
+    """A cache; one that takes them gets the run's clock, recorder and shared memory."""
     takes = signature(kv.func if isinstance(kv, partial) else kv).parameters.values()
-    is_given = any(one.name == "env" or one.kind is one.VAR_KEYWORD for one in takes)
-    return kv(env=env, recorder=recorder) if is_given else kv()
+    if any(one.kind is one.VAR_KEYWORD for one in takes):
+        return kv(env=env, recorder=recorder, stores=stores)
+    return kv(env=env, recorder=recorder) if any(one.name == "env" for one in takes) else kv()
 
 
 ROOMY = partial(cache_on, PagedCache, 1 << 20)
@@ -191,9 +193,10 @@ def serve(
     """
     env = Clock()
     recorder = Recorder()
+    stores: dict[str, Tier] = {}
 
     def replica(index: int, cache_of: Callable[..., Any] = kv, next_pool: HandOvers | None = None) -> Replica:
-        cache = built(cache_of, env, recorder)
+        cache = built(cache_of, env, recorder, stores)
         parts = scheduler(), queue(), cache, cost(), recorder
         made = Replica(env, index, *parts, traffic.ended, max_len, max_steps, next_pool)
         if is_naive:
