@@ -5,20 +5,24 @@ Imports of numpy and SimPy stand in the functions that use them, so that ``--hel
 
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.check import PACKAGES, as_written, find, unknown
 from sim.config import choices_of, conf_dir, make, trusted_packages
 from sim.errors import ConfigError
+from sim.spec.fleet import POOLS
 
 if TYPE_CHECKING:
     from sim.batching.plan import Scheduler
     from sim.clock import Clock
-    from sim.engine import Replica
+    from sim.engine import NextPool, Replica
+    from sim.fleet import Fleet
     from sim.kv.cache import KVCache
     from sim.kv.capacity import KVCapacity
+    from sim.kv.tiers import Tier
     from sim.record import Recorder
-    from sim.router import Traffic
+    from sim.router import Router, Traffic
+    from sim.spec import FleetSpec
     from sim.step import CostModel
 
 NUMBERS = {
@@ -75,7 +79,7 @@ def contracts() -> dict[str, Any]:
     from sim.metrics import Slo
     from sim.request import Scenario
     from sim.router import Router
-    from sim.spec import EngineSpec, FrontendSpec, HardwareSpec, ModelSpec
+    from sim.spec import EngineSpec, FleetSpec, FrontendSpec, HardwareSpec, ModelSpec
     from sim.step import CostModel
 
     return {
@@ -92,8 +96,19 @@ def contracts() -> dict[str, Any]:
         "batching": Scheduler,
         "queue": Queue,
         "router": Router,
+        "fleet": FleetSpec,
         "slo": Slo,
     }
+
+
+class MadePool(NamedTuple):
+    """Replicas that do the same part of a request, and the builder that makes them."""
+
+    name: str
+    builder: "Builder"
+    fleet: "Fleet"
+    n_replicas: int  # at the start
+    capacity: "KVCapacity"
 
 
 class Builder:
@@ -102,13 +117,74 @@ class Builder:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
         self.trusted = trusted_packages(config)
+        self.pool: str | None = None
+        self.stores: dict[str, Tier] = {}  # memory that all replicas share
         self.model = self("model")
         self.hardware = self("hardware")
         self.engine = self("engine")
 
     def __call__(self, group: str, **given: Any) -> Any:
         """The object that a group of the configuration describes."""
-        return make(self.config[group], group, self.trusted, contracts()[group], **given)
+        return make(self.config[group], self._path(group), self.trusted, contracts()[group], **given)
+
+    def _path(self, group: str) -> str:
+        """Where a group stands in the configuration."""
+        return group if self.pool is None else f"fleet.{self.pool}.{group}"
+
+    @cached_property
+    def fleet(self) -> "FleetSpec":
+        """How the fleet is divided."""
+        node = dict(self.config["fleet"])
+        for pool in POOLS:
+            if isinstance(node.get(pool), Mapping):
+                node[pool] = {key: value for key, value in node[pool].items() if key != "own"}
+        spec: FleetSpec = make(node, "fleet", self.trusted, contracts()["fleet"])
+        return spec
+
+    def pools(
+        self, env: "Clock", recorder: "Recorder", traffic: Callable[[], "Traffic"]
+    ) -> tuple[list["MadePool"], "Router"]:
+        """The pools of the fleet, without replicas yet, and who places arriving requests in the first of them."""
+        from sim.fleet import Fleet
+        from sim.handover import HandOvers, LocalIfShort
+        from sim.spec import Disaggregated
+
+        def pool(
+            name: str, n_replicas: int, of: Builder, beside: "Fleet | None" = None, then: "NextPool | None" = None
+        ) -> MadePool:
+            capacity = of.capacity()
+            fleet = Fleet(
+                lambda index: of.replica(index, capacity, env, of.cost, recorder, traffic(), then), beside=beside
+            )
+            return MadePool(name, of, fleet, n_replicas, capacity)
+
+        spec = self.fleet
+        if not isinstance(spec, Disaggregated):
+            return [pool("", self.config["replicas"], self)], self("router")
+        prefill, decode = (self.of(name) for name in POOLS)
+        for one in (prefill, decode):
+            if one.scheduler.returns_together:
+                raise ConfigError(
+                    f"fleet=pd hands sequences over one by one: {one._path('batching')} must be chunked or continuous, "
+                    "got one whose answers return together"
+                )
+        answers = pool("decode", spec.decode.replicas, decode)
+        ranks = prefill.hardware.tensor_parallel, decode.hardware.tensor_parallel
+        hand_overs = HandOvers(env, recorder, spec.link, ranks, decode("router"), answers.fleet)
+        prompts = pool("prefill", spec.prefill.replicas, prefill, answers.fleet, hand_overs)
+        router = prefill("router")
+        if spec.local_tokens:
+            router = LocalIfShort(spec.local_tokens, router, decode("router"), answers.fleet)
+        return [prompts, answers], router
+
+    def of(self, pool: str) -> "Builder":
+        """The builder of a pool: what it has of its own in place of the run's."""
+        own = self.config["fleet"][pool].get("own", {})
+        builder = Builder({**self.config, **own})
+        builder.pool, builder.stores = pool, self.stores
+        if "cost" in self.__dict__ and not {"cost", "hardware"} & own.keys():  # given, or made already
+            builder.cost = self.cost
+        return builder
 
     @cached_property
     def scheduler(self) -> "Scheduler":
@@ -143,8 +219,9 @@ class Builder:
         cost: "CostModel",
         recorder: "Recorder",
         traffic: "Traffic",
+        next_pool: "NextPool | None" = None,
     ) -> "Replica":
-        """One replica, with a scheduler, a queue and a cache of its own."""
+        """One replica, with a scheduler, a queue and a cache of its own; it may compute prompts alone."""
         from sim.engine import Replica
 
         return Replica(
@@ -157,6 +234,7 @@ class Builder:
             recorder,
             traffic.ended if traffic.is_closed_loop else None,
             self.model.max_len,
+            next_pool=next_pool,
         )
 
     def cache(
@@ -178,10 +256,11 @@ class Builder:
             preemption=self("preemption"),
             max_batched_tokens=self.scheduler.most_tokens,
             chunk_tokens=self.scheduler.chunk_tokens,
+            stores=self.stores,
         )
         cache: KVCache = make(
             self._swapping(),
-            "cache",
+            self._path("cache"),
             self.trusted,
             contracts()["cache"],
             site=site,

@@ -32,10 +32,12 @@ from sim.engine_args import expanded
 from sim.errors import ConfigError, SimError
 from sim.override import Override, argument, as_text
 from sim.resolvers import register
+from sim.spec.fleet import OWN, POOLS
 
 RESULTS_FOLDER = dict.fromkeys(("out", "output", "out_dir", "output_dir", "folder"), "hydra.run.dir")
 """What the folder of results is called elsewhere."""
 GRID = "grid"
+OF_POOL = re.compile(rf"fleet\.({'|'.join(POOLS)})\.((?:{'|'.join(OWN)})(?:\..+)?)")
 MAY_BE_NONE = ("experiment", "tiers")
 HYDRAS = re.compile(
     r"hydra\.(run\.dir|sweep\.(dir|subdir)|searchpath|mode|sweeper\..+|launcher\..+)|hydra/(sweeper(/\w+)?|launcher)"
@@ -67,6 +69,7 @@ def compose(
     ConfigError
         In one line, naming the key or choice that is not there and the nearest that is.
     """
+    overrides, own = _of_pools(overrides)
     chosen, settings = _sorted(overrides, groups)
     tree, choices = deepcopy(_base(tuple(chosen), config_name))
     is_trusted = [one for one in settings if one.key == "trusted_packages"]
@@ -90,9 +93,42 @@ def compose(
     config = _resolved(tree, [one.key for one in settings if one.is_removal])
     if "_target_" not in config:
         config["choices"] = {group: str(name) for group, name in sorted(choices.items()) if group in config}
+    for pool, theirs in own.items():
+        _give(config, pool, overrides, theirs)
     if choices.get("experiment"):
         _check_experiment(str(choices["experiment"]), config, trusted)
     return config
+
+
+def _of_pools(overrides: Sequence[str | Override]) -> tuple[list[Override], dict[str, list[Override]]]:
+    """Overrides of the run, and by pool those of what it has of its own: ``fleet.prefill.hardware=h100``."""
+    run: list[Override] = []
+    own: dict[str, list[Override]] = {}
+    for one in overrides:
+        read = argument(one) if isinstance(one, str) else one
+        if found := OF_POOL.fullmatch(read.key):
+            own.setdefault(found[1], []).append(read._replace(key=found[2]))
+        else:
+            run.append(read)
+    return run, own
+
+
+def _give(config: dict[str, Any], pool: str, overrides: list[Override], theirs: list[Override]) -> None:
+    """Compose what a pool has of its own: all that the run has, and its own overrides on top.
+
+    Raises
+    ------
+    ConfigError
+    """
+    node = config.get("fleet")
+    if not isinstance(node, dict) or pool not in node:
+        raise ConfigError(f"fleet.{pool}.{theirs[0].key} needs a fleet with a {pool} pool: fleet=pd")
+    try:
+        shared = [one for one in overrides if one.key.partition(".")[0] not in ("fleet", "experiment")]
+        its = compose([*shared, *theirs])
+    except ConfigError as error:
+        raise ConfigError(f"fleet.{pool}: {error}") from None
+    node[pool]["own"] = {group: its[group] for group in (*OWN, "choices") if its[group] != config[group]}
 
 
 def trusted_packages(config: Mapping[str, Any]) -> tuple[str, ...]:

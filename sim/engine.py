@@ -12,19 +12,21 @@ commit    the ledger advances, tokens and finishes are marked, memory is freed, 
     settle    |====|====|====|----|                       3 committed, 1 under way
 """
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
 from librt.strings import write_i64_le
+from mypy_extensions import mypyc_attr
 
 from sim.batching.plan import Batch, Plan, Scheduler
 from sim.batching.queue import LookAhead, Queue
 from sim.clock import Clock, Turning
 from sim.errors import InvariantError
 from sim.kv.abilities import Prefetcher
-from sim.kv.cache import KVCache
+from sim.kv.cache import KVCache, Transit
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
 from sim.request import Finished, Request
@@ -32,6 +34,21 @@ from sim.samples import Sample
 from sim.sequence import Sequence
 from sim.step import Chunks, CostModel
 from sim.units import PS_PER_NS
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class NextPool(ABC):
+    """Where sequences go on whose prompt is complete, if that is elsewhere."""
+
+    @abstractmethod
+    def refuses(self, request: Request) -> str | None:
+        """Why a request could never be served there, or None."""
+        ...
+
+    @abstractmethod
+    def take(self, source: "Replica", sequence: Sequence) -> Transit:
+        """A sequence goes on there from now on; its KV stays in its source's memory until that has it `let_go`."""
+        ...
 
 
 class Replica(Turning):
@@ -49,6 +66,8 @@ class Replica(Turning):
     max_steps : int or None
         Iterations in one run at most, and no iteration without an event; None is as many as the plan holds for. The
         results are the same.
+    next_pool : NextPool or None
+        Who decodes what this one has computed the prompt of; None: it does so itself.
     """
 
     def __init__(
@@ -63,6 +82,7 @@ class Replica(Turning):
         on_finish: Callable[[Finished], None] | None,
         max_len: int,
         max_steps: int | None = None,
+        next_pool: NextPool | None = None,
     ) -> None:
         self.env = env
         self.index = index
@@ -73,13 +93,15 @@ class Replica(Turning):
         self.on_finish = on_finish
         self.max_len = max_len
         self.max_steps = max_steps
+        self.next_pool = next_pool
+        self.handed_over: dict[Sequence, Transit] = {}  # what goes on elsewhere and is still in memory here
         self.ledger = DecodeLedger(kv.block_tokens, kv.window_tokens)
         self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
         self._look_ahead: LookAhead | None = None
         waiting = queue
         if isinstance(kv, Prefetcher) and kv.prefetch_requests:
             self._look_ahead = waiting = LookAhead(queue, kv, self._unseen)
-        self.batch = Batch(waiting, kv, self.ledger, self.preempt, self._disturb)
+        self.batch = Batch(waiting, kv, self.ledger, self.preempt, self._disturb, index)
         self.n_outstanding = 0  # sequences taken and not yet ended; a prompt counts for each answer it will have
         self.due_ns: int | None = None  # when the run ends, or an idle replica looks again; None: on arrival
         self._is_busy = False  # an iteration is under way
@@ -118,6 +140,7 @@ class Replica(Turning):
 
     def _take(self, sequence: Sequence) -> None:
         """Take one sequence into the queue, seen by the next plan or by the one after it."""
+        sequence.placed_ns = self.env.now_ns
         if self._look_ahead is not None:
             self._look_ahead.announce(sequence)
         waiting = self.batch.waiting
@@ -138,6 +161,11 @@ class Replica(Turning):
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served, or None."""
+        if self.next_pool is not None:
+            reason = self.next_pool.refuses(request)
+            if reason is not None:
+                return reason
+            request = request._replace(output_tokens=1, max_output_tokens=1)
         n_tokens = request.prompt_tokens + request.output_tokens
         if n_tokens > self.max_len and not self.kv.is_endless:
             return f"prompt and output of {n_tokens} tokens exceed the model's maximum of {self.max_len}"
@@ -190,6 +218,10 @@ class Replica(Turning):
         handed_back = [queue.take() for _ in range(len(queue))]
         handed_back += self._unseen
         self._unseen.clear()
+        for sequence in handed_back:  # what is on its way to them comes here in vain
+            self._end_transit(sequence, None)
+        for transit in [*self.handed_over.values()]:
+            transit.end(None)
         self._n_preempted = self._n_ended = 0
         self.n_outstanding = 0
         return handed_back
@@ -258,7 +290,7 @@ class Replica(Turning):
         self.due_ns = None
         if plan is not None:
             self._wake(plan)
-        elif len(batch.waiting) and not batch.loading():
+        elif len(batch.waiting) and not batch.loading() and not self.handed_over:
             raise InvariantError(f"replica {self.index}: requests wait, nothing runs, and none is admitted")
         return False
 
@@ -336,11 +368,14 @@ class Replica(Turning):
                     n_padding += pad_to_tokens - sequence.computed_tokens - n_tokens
                 if sequence.computed_tokens + n_tokens == sequence.target_tokens:
                     complete.append(sequence)
-                    n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.output_tokens)
+                    if self.next_pool is None:
+                        n_joined += sequence.n_samples * (sequence.generated_tokens + 1 < sequence.output_tokens)
         if shared_tokens and leaving:  # they still hold what they share
             members = ledger.members
             live_tokens += sum([sequence.resident_tokens for sequence in leaving if sequence.order not in members])
         for sequence in batch.held_back:
+            live_tokens += sequence.resident_tokens
+        for sequence in self.handed_over:
             live_tokens += sequence.resident_tokens
         if rounding_tokens is None:
             rounding_tokens = held_tokens - n_prefilled - live_tokens + shared_tokens
@@ -438,7 +473,7 @@ class Replica(Turning):
         """
         batch, unseen = self.batch, self._unseen
         self._part_with_leaving(self.env.now_ns)
-        while unseen and unseen[0].request.arrival_ns <= seen_ns:
+        while unseen and unseen[0].placed_ns <= seen_ns:
             batch.waiting.push(unseen.popleft())
 
     def preempt(self, sequence: Sequence) -> None:
@@ -474,6 +509,8 @@ class Replica(Turning):
             self._note_absence(sequence, sequence.preempted_ns, -1, -1)
         n_tokens = sequence.computed_tokens
         self.kv.release(sequence, now_ns)
+        if sequence.transit is not None and sequence.transit.has_come:  # else it is sent once more
+            self._end_transit(sequence, None)
         self._put_back(sequence, n_tokens, now_ns)
 
     def _note_absence(self, sequence: Sequence, preempted_ns: int, last_ns: int, next_ns: int) -> None:
@@ -515,6 +552,7 @@ class Replica(Turning):
             last_ns = -1 if sequence.last_token_ns is None else sequence.last_token_ns
             self._note_absence(sequence, sequence.preempted_ns, last_ns, now_ns)
             sequence.preempted_ns = None
+        self._end_transit(sequence, now_ns)
         sequence.last_token_ns = now_ns
         if pad_to_tokens is not None and self.ledger.window_tokens is None:  # a window soon leaves padding behind
             sequence.padding_tokens = pad_to_tokens - sequence.resident_tokens
@@ -523,7 +561,35 @@ class Replica(Turning):
         if sequence.n_samples > 1:
             self._fork(sequence, now_ns)  # type: ignore[arg-type]
         else:
+            self._decode(sequence)
+
+    def _decode(self, sequence: Sequence) -> None:
+        """A sequence has its first token: it decodes from now on, here or in another pool.
+
+        Who is done with that token ends here. A place in the batch is free at once, as an engine knows beforehand that
+        its part of the request ends with this token.
+        """
+        if self.next_pool is None or sequence.generated_tokens == sequence.output_tokens:
             self.ledger.join(sequence)
+            return
+        self.n_outstanding -= 1
+        self.handed_over[sequence] = self.next_pool.take(self, sequence)
+
+    def let_go(self, sequence: Sequence) -> None:
+        """What a sequence that goes on elsewhere has left here is not needed any more."""
+        now_ns = self.env.now_ns
+        self.settle(now_ns)
+        del self.handed_over[sequence]
+        sequence.is_finished = True
+        self.kv.release(sequence, now_ns)
+        self._disturb()
+
+    def _end_transit(self, sequence: Sequence, next_token_ns: int | None) -> None:
+        """A sequence that was handed over goes on by itself."""
+        transit: Transit | None = sequence.transit
+        if transit is not None:
+            sequence.transit = None
+            transit.end(next_token_ns)
 
     def _fork(self, sequence: Sample, now_ns: int) -> None:
         """Several answers are sampled from a prompt that is complete: the others join the one that computed it.
@@ -536,12 +602,12 @@ class Replica(Turning):
         others = sequence.fork()
         batch.n_unforked -= len(others)
         n_held = self.kv.fork(sequence, others, ledger)
-        ledger.join(sequence)
+        self._decode(sequence)
         for number, other in enumerate(others):
             batch.n_admitted += 1
             other.order = batch.n_admitted
             if number < n_held:
-                ledger.join(other)
+                self._decode(other)
             else:
                 self._put_back(other, other.computed_tokens, now_ns)
 

@@ -14,17 +14,21 @@ class Fleet:
     ----------
     make : callable
         Makes the replica of a number.
+    beside : Fleet or None
+        Another pool of the same run: numbers go on from its.
     """
 
-    def __init__(self, make: Callable[[int], Replica]) -> None:
+    def __init__(self, make: Callable[[int], Replica], beside: "Fleet | None" = None) -> None:
         self._make = make
-        self.replicas: list[Replica] = []  # all there ever were, by number
+        self.replicas: list[Replica] = [] if beside is None else beside.replicas  # all of the run, by number
+        self.members: list[Replica] = []  # all there ever were of this pool
         self.open: list[Replica] = []  # that take requests, by number
 
     def add(self) -> Replica:
         """One more replica, with the next number."""
         replica = self._make(len(self.replicas))
         self.replicas.append(replica)
+        self.members.append(replica)
         self.open.append(replica)
         return replica
 

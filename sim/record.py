@@ -8,7 +8,7 @@ picoseconds. Metrics and reports are computed from these tables afterwards.
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,8 +71,10 @@ PREEMPTION_COLUMNS = (
     "is_decoding",  # it gave way while decoding: the token it sampled last is computed with those
     "found_tokens",  # of its text so far, found when it was admitted again: others may have computed more of it
 )
+NOBODYS: Final = -1
+"""In place of a replica where all share what there is."""
 TRANSFER_COLUMNS = (
-    "replica",
+    "replica",  # whose link it is; `NOBODYS` of one that all share
     "link",  # index into Result.links
     "start_ns",
     "end_ns",
@@ -81,6 +83,18 @@ TRANSFER_COLUMNS = (
 )
 CELL_BYTES: Final = 8
 MOST_UNKEPT_BYTES: Final = 1 << 16
+HANDOVER_COLUMNS = (
+    "request_id",
+    "source",  # replica that computed the prompt
+    "replica",  # that goes on with it
+    "ready_ns",  # its prompt is computed, and its first token has been returned
+    "admitted_ns",  # its KV has room where it goes on
+    "come_ns",  # all of it is there, and gone where it was; -1: lost, or not waited for
+    "next_token_ns",  # -1: none before it was preempted
+    "n_tokens",  # sent
+    "found_tokens",  # there already
+    "n_bytes",
+)
 MAX_REASONS = 100  # refusals kept in words; all are counted
 REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "session_id", "slo_class")
 
@@ -166,6 +180,7 @@ class Recorder:
     preemptions: Table = field(default_factory=lambda: Table(PREEMPTION_COLUMNS))
     transfers: Table = field(default_factory=lambda: Table(TRANSFER_COLUMNS))
     refused: Table = field(default_factory=lambda: Table(REFUSED_COLUMNS))
+    handovers: Table = field(default_factory=lambda: Table(HANDOVER_COLUMNS))
     refusals: dict[int, str] = field(default_factory=dict)  # request id -> why, for the first MAX_REASONS
     slo_classes: dict[str, int] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
@@ -182,6 +197,16 @@ class Recorder:
     def slo_class(self, name: str) -> int:
         """Index of a class of requests."""
         return self.slo_classes.setdefault(name, len(self.slo_classes))
+
+
+class PoolFacts(NamedTuple):
+    """Replicas that are alike, and do the same part of a request."""
+
+    name: str  # empty where there is one pool alone
+    replicas: tuple[int, ...]
+    device: str
+    tensor_parallel: int
+    capacity_tokens: int  # KV slots of one replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +228,7 @@ class Result:
     links: tuple[str, ...]
     n_replicas: int
     n_devices: int  # accelerators in all, tensor-parallel ranks times replicas
-    capacity_tokens: int  # KV slots of one replica
+    capacity_tokens: int  # KV slots of one replica; of the largest, where pools differ
     kv_bytes_per_token: float  # on all accelerators of a replica, at full width [B]
     end_ns: int  # the last request's finish; 0 where none was served
     seed: int
@@ -211,6 +236,8 @@ class Result:
     memory: Mapping[str, float]
     counts: tuple[Mapping[str, int | float], ...]
     provenance: Mapping[str, Any]
+    handovers: Table = field(default_factory=lambda: Table(HANDOVER_COLUMNS))
+    pools: tuple[PoolFacts, ...] = ()
 
     @property
     def start_ns(self) -> int:

@@ -68,24 +68,23 @@ def run(
         Iteration times in place of the configuration's.
     """
     from sim.clock import Clock
-    from sim.fleet import Fleet
-    from sim.record import Recorder, Result
+    from sim.record import PoolFacts, Recorder, Result
     from sim.router import Traffic
 
     check_run(config)
     made = Builder(config)
     if cost is not None:
         made.cost = cost
-    cost = made.cost
     scenario = scenario or made("scenario")
-    capacity = made.capacity()
     env = Clock()
     recorder = Recorder()
-    fleet = Fleet(lambda index: made.replica(index, capacity, env, cost, recorder, traffic))
-    traffic = Traffic(env, scenario, config["seed"], made("router"), fleet, made("frontend").added_ns)
-    for _ in range(config["replicas"]):
-        fleet.add()
-    replicas = fleet.replicas
+    pools, router = made.pools(env, recorder, lambda: traffic)
+    first = pools[0]
+    traffic = Traffic(env, scenario, config["seed"], router, first.fleet, made("frontend").added_ns)
+    for pool in pools:
+        for _ in range(pool.n_replicas):
+            pool.fleet.add()
+    replicas = first.fleet.replicas
     traffic.start()
     with frozen_heap(), progress(recorder, console), interruptible(env):
         try:
@@ -107,15 +106,26 @@ def run(
         tuple(recorder.slo_classes),
         tuple(recorder.links),
         n_replicas=len(replicas),
-        n_devices=len(replicas) * made.hardware.n_devices,
-        capacity_tokens=replicas[0].kv.capacity_tokens,
-        kv_bytes_per_token=capacity.bytes_per_token * made.hardware.n_devices,
+        n_devices=sum(len(pool.fleet.members) * pool.builder.hardware.n_devices for pool in pools),
+        capacity_tokens=max(pool.fleet.members[0].kv.capacity_tokens for pool in pools),
+        kv_bytes_per_token=first.capacity.bytes_per_token * first.builder.hardware.n_devices,
         end_ns=int(requests.column("finish_ns").max()) if len(requests) else 0,
         seed=config["seed"],
         config=config,
-        memory=capacity.terms,
+        memory=first.capacity.terms,
         counts=tuple(replica.counts() for replica in replicas),
-        provenance=provenance(env, cost, made.model) | ({"notes": list(notes)} if notes else {}),
+        provenance=provenance(env, first.builder.cost, made.model) | ({"notes": list(notes)} if notes else {}),
+        handovers=recorder.handovers,
+        pools=tuple(
+            PoolFacts(
+                pool.name,
+                tuple(replica.index for replica in pool.fleet.members),
+                pool.builder.hardware.device.name,
+                pool.builder.hardware.tensor_parallel,
+                pool.fleet.members[0].kv.capacity_tokens,
+            )
+            for pool in pools
+        ),
     )
 
 
@@ -160,7 +170,7 @@ def check_conservation(replicas: "list[Replica]", n_arrived: int, recorder: "Rec
     if n_ended != n_arrived:
         raise InvariantError(f"{n_arrived} requests arrived, but {n_ended} were served or refused")
     for replica in replicas:
-        if replica.kv.held_tokens or replica.ledger.members or replica.batch.partial:
+        if replica.kv.held_tokens or replica.ledger.members or replica.batch.partial or replica.handed_over:
             raise InvariantError(f"replica {replica.index} still holds {replica.kv.held_tokens} KV slots after the end")
 
 

@@ -20,6 +20,9 @@ class Sample(Sequence):
         self.samples = samples
         self.n_samples = n_samples
 
+    def _twin(self) -> Sequence:
+        return Sample(self.request, self.samples)
+
     def fork(self) -> list[Sequence]:
         """The prompt is complete and the first token of every answer sampled: those that go on beside this one."""
         others = self.apart()

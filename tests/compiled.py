@@ -51,6 +51,7 @@ RUNS = (
     (*TIGHT, "scenario.n_samples=4"),
     (*TIGHT, "batching.plans_ahead=true", "replicas=3", "router=least_loaded"),
     (*TIGHT, "cost=roofline", "model=mistral-7b", "cost.host.scheduling=sync"),
+    (*TIGHT, "fleet=pd", "replicas=2", "fleet.local_tokens=300", "fleet.prefill.batching=continuous"),
     (*TIGHT, "batching.max_num_batched_tokens=300", "batching.max_num_seqs=200"),
 )
 
@@ -190,7 +191,14 @@ def send_results() -> list[str]:
 def facts_of(result: Any) -> str:
     """One number for all facts of a run."""
     facts = hashlib.sha256()
-    for table in (result.requests, result.iterations, result.preemptions, result.transfers, result.refused):
+    for table in (
+        result.requests,
+        result.iterations,
+        result.preemptions,
+        result.transfers,
+        result.refused,
+        result.handovers,
+    ):
         facts.update(table.rows().tobytes())
     facts.update(json.dumps([result.end_ns, result.refusals, result.counts], sort_keys=True).encode())
     return facts.hexdigest()

@@ -6,7 +6,7 @@ from itertools import chain, islice
 
 from sim.batching.plan import DECODE, Batch, Plan, Scheduler
 from sim.batching.queue import Queue
-from sim.kv.cache import Copies, KVCache
+from sim.kv.cache import Copies, KVCache, Parcel
 from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import Request
@@ -46,7 +46,7 @@ class Slots(KVCache):
     def match(self, request: Request, generated_tokens: int | None = None) -> int:
         return 0
 
-    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger, parcel: Parcel | None = None) -> bool:
         if self.held_tokens + ledger.n_growing + n_tokens > self.capacity_tokens:
             return False
         self.held_tokens += n_tokens

@@ -10,7 +10,7 @@ from mypy_extensions import mypyc_attr
 
 from sim.batching.queue import Queue
 from sim.kv.abilities import Divided, Reusing
-from sim.kv.cache import KVCache
+from sim.kv.cache import KVCache, Transit
 from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
 
@@ -29,6 +29,7 @@ class Batch:
     ledger: DecodeLedger
     preempt: Preempt
     loaded: Loaded
+    replica: int
     partial: list[Sequence] = field(default_factory=list)  # admitted, prompt incomplete, in order of admission
     leaving: list[Sequence] = field(default_factory=list)  # ended after the next plan was made: places still taken
     held_back: list[Sequence] = field(default_factory=list)  # they decode, but get no token from the next iteration
@@ -65,17 +66,21 @@ class Batch:
         n_samples = sequence.n_samples
         if n_samples > most_seqs:
             return None
-        matched = self.match(sequence)
+        transit: Transit | None = sequence.transit
+        parcel = None if transit is None else transit.parcel
+        matched = self.match(sequence) if parcel is None else parcel.n_tokens
         n_tokens = sequence.target_tokens - matched
         if most_tokens is not None and n_tokens > most_tokens:
             n_tokens = most_tokens
-        if not self.kv.admit(sequence, n_tokens, self.ledger):
-            if self.match(sequence) < matched:
+        if not self.kv.admit(sequence, n_tokens, self.ledger, parcel):
+            if parcel is None and self.match(sequence) < matched:
                 return self.admit(most_tokens, now_ns, most_seqs)  # what was found had to give way: try without
             if matched and most_tokens is not None and most_tokens < sequence.target_tokens:
                 # A piece that follows a cached prefix needs less once some of that prefix has been evicted.
                 self.is_provisional = True
             return None
+        if transit is not None:
+            transit.begin(sequence, self.replica)
         if sequence.loading is not None:
             n_tokens = 0  # its turn comes when its KV has
             sequence.loading.callbacks.append(self.loaded)

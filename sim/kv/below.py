@@ -31,7 +31,7 @@ from sim.kv.pool import PrefixPool
 from sim.kv.preemption import Cheaper, Estimator, Times
 from sim.kv.site import Site
 from sim.kv.tier_stack import TierStack
-from sim.kv.tiers import Tier, Tiers, after, first
+from sim.kv.tiers import Tiers, after, first
 from sim.ledger import DecodeLedger
 from sim.request import BlockRange, Request, block_ranges, whole_text
 from sim.sequence import Sequence
@@ -94,10 +94,9 @@ class Below:
         self._estimator = Estimator(site.cost, site.max_batched_tokens)
         n_ranks = site.hardware.n_devices  # tiers hold, and links carry, what is on all of them
         block_bytes = max(1, round(site.bytes_per_token * n_ranks * block_tokens))
-        self.tiers = [
-            Tier(spec, block_tokens, block_bytes, site.env, site.recorder, site.replica, i, n_ranks)
-            for i, spec in enumerate(tiers.levels)
-        ]
+        found = [site.tier(spec, i, block_tokens, block_bytes) for i, spec in enumerate(tiers.levels)]
+        self.tiers = [tier for tier, _ in found]
+        self._counted = [tier for tier, is_new in found if is_new]  # one that is shared is counted once
         self._stack = TierStack(self.tiers, block_tokens, block_bytes, max(1, chunk_tokens // block_tokens))
         self._overlap = overlap
         self._write = write
@@ -105,7 +104,6 @@ class Below:
         self._preemption = site.preemption
         self._host_bytes_per_s = site.hardware.device.host_link_bytes_per_s  # at which the cost model reads `Copies`
         self.ledger: DecodeLedger | None = None  # who decodes beside; known once somebody has been admitted
-        self._loads: dict[Sequence, int] = {}  # tokens under way
         self._n_sent: dict[Sequence, int] = {}  # blocks of running sequences that have been sent down
         self._prefetched: set[Sequence] = set()  # of those that wait
         self._coming: dict[tuple[Sequence, int], tuple[int, simpy.Event]] = {}  # prefetched blocks, by their tier
@@ -173,18 +171,12 @@ class Below:
         self._load(sequence, n_here, found, lambda come: lost((sum(found) - sum(come)) * self.block_tokens))
         return sum(found) * self.block_tokens
 
-    def abandon(self, sequence: Sequence) -> None:
-        """A sequence waits for its KV no more: what has not come yet is not computed."""
-        n_loading = self._loads.pop(sequence, 0)
-        if sequence.loading is not None:
-            sequence.computed_tokens -= n_loading
-            sequence.loading = None
-
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""
         if (
             not self._overlap
             or sequence in self._prefetched
+            or sequence.transit is not None
             or (sequence.request.content is None and not sequence.n_preemptions)
         ):
             return
@@ -206,12 +198,12 @@ class Below:
         size = self.block_tokens
         counts: dict[str, int | float] = {"hit_tokens_device": self._hit_tokens[0]}
         for tier, hit_tokens in zip(self.tiers, self._hit_tokens[1:], strict=True):
-            name = tier.spec.name
+            name, is_counted = tier.spec.name, tier in self._counted
             counts |= {
                 f"hit_tokens_{name}": hit_tokens,
-                f"evicted_blocks_{name}": tier.n_evicted,
-                f"kept_tokens_{name}": 0 if tier.is_gone else tier.n_held * size,
-                f"room_tokens_{name}": tier.n_blocks * size,
+                f"evicted_blocks_{name}": tier.n_evicted * is_counted,
+                f"kept_tokens_{name}": 0 if tier.is_gone else tier.n_held * size * is_counted,
+                f"room_tokens_{name}": tier.n_blocks * size * is_counted,
             }
         return counts | self._counts
 
@@ -277,8 +269,7 @@ class Below:
         """Start the transfers a sequence waits for, from the lowest tier through those above it."""
         size = self.block_tokens
         event = sequence.loading = self._env.event() if self._overlap else None
-        if self._overlap:
-            self._loads[sequence] = sum(found) * size
+        sequence.coming_tokens = sum(found) * size
         load = Load(sequence, event, found, list(found), lost)
         rest = after(self._ranges(sequence), n_here, size)
         for level, n_blocks in enumerate(found):
@@ -306,9 +297,8 @@ class Below:
         if load.n_pending or event is None or sequence.loading is not event:  # it was preempted meanwhile
             return
         sequence.loading = None
-        self._loads.pop(sequence, None)
         if load.come != load.found:
-            _lose(sequence, (sum(load.found) - sum(load.come)) * self.block_tokens)
+            sequence.lose((sum(load.found) - sum(load.come)) * self.block_tokens)
             load.lost(load.come)
         event.succeed()
 
@@ -348,17 +338,3 @@ def asked_for(request: Request, generated_tokens: int, block_tokens: int) -> lis
     """Full blocks of a request's text and of its answer so far, all but the one with the last token."""
     n_tokens = request.prompt_tokens + generated_tokens - 1
     return block_ranges(whole_text(request, generated_tokens), n_tokens, block_tokens)
-
-
-def _lose(sequence: Sequence, n_tokens: int) -> None:
-    """The last tokens that a sequence waited for are lost: they are computed after all.
-
-    So is all the text before them of which only the end was taken over, as a window asks: that begins earlier now.
-    """
-    if sequence.dropped_tokens:
-        n_tokens, sequence.dropped_tokens = sequence.computed_tokens, 0
-    sequence.computed_tokens -= n_tokens
-    if sequence.n_preemptions:
-        sequence.found_tokens -= n_tokens
-    elif sequence.cached_tokens is not None:
-        sequence.cached_tokens -= n_tokens

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sim.errors import ConfigError
 from sim.kv.abilities import Prefetcher, Reusing
-from sim.kv.cache import KVCache
+from sim.kv.cache import KVCache, Parcel
 from sim.kv.contiguous import ContiguousCache
 from sim.kv.migration import Migrations
 from sim.kv.partition import Partition, PartitionCache, PartitionLedger
@@ -75,7 +75,7 @@ class CacheByClass(KVCache):
                     f"classes decode in one batch, whose window is the model's ({window_tokens})"
                 )
             ledger = PartitionLedger(cache.block_tokens, window_tokens)
-            self._partitions[name] = Partition(cache, ledger, kv_bytes_per_token * getattr(cache, "width_frac", 1.0))
+            self._partitions[name] = Partition(cache, ledger)
         self._caches = [part.cache for part in self._partitions.values()]
         self._prefetchers = [cache for cache in self._caches if isinstance(cache, Prefetcher)]
         self._ledgers = [part.ledger for part in self._partitions.values()]
@@ -91,7 +91,7 @@ class CacheByClass(KVCache):
         self._migrations = Migrations(self._partitions)
         self._n_requests = dict.fromkeys(self._partitions, 0)
         full = kv_bytes_per_token * self.capacity_tokens  # as many slots, had all of them an element's full width
-        narrow = sum(part.bytes_per_token * part.cache.capacity_tokens for part in self._partitions.values())
+        narrow = sum(cache.bytes_per_token * cache.capacity_tokens for cache in self._caches)
         self._bits_per_element = element_bits * narrow / full if full else element_bits
 
     # Loops: sum() over a generator takes more than twice as long, and every run of iterations asks for all of these.
@@ -141,22 +141,24 @@ class CacheByClass(KVCache):
 
     def match(self, request: Request, generated_tokens: int | None = None) -> int:
         """Leading tokens of a request that its class's cache has, or that move there."""
-        migration = self._migrations.migration(request, generated_tokens)
-        return (
-            self._partitions[request.kind].cache.match(request, generated_tokens)
-            if migration is None
-            else migration.n_tokens
-        )
+        parcel = self._migrations.parcel(request, generated_tokens)
+        if parcel is not None:
+            return parcel.n_tokens
+        return self._partitions[request.kind].cache.match(request, generated_tokens)
 
-    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def accepts(self, request: Request, parcel: Parcel) -> bool:
+        """If its class's cache does."""
+        return self._partitions[request.kind].cache.accepts(request, parcel)
+
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger, parcel: Parcel | None = None) -> bool:
         """Take room in the class's cache; a conversation that comes from another class brings its KV."""
         self._follow(ledger)
-        cache, part, _ = self._part(sequence)
-        migration = self._migrations.migration(sequence.request, sequence.preempted_at_tokens)
-        if migration is None:
-            is_taken = cache.admit(sequence, n_tokens, part)
+        cache, part = self._part(sequence)
+        moving = self._migrations.parcel(sequence.request, sequence.preempted_at_tokens) if parcel is None else None
+        if moving is None:
+            is_taken = cache.admit(sequence, n_tokens, part, parcel)
         else:
-            is_taken = self._migrations.take(sequence, n_tokens, migration)
+            is_taken = self._migrations.take(sequence, n_tokens, moving)
         if is_taken:
             self._migrations.arrive(sequence)
             self._n_requests[sequence.request.kind] += not sequence.n_preemptions
@@ -166,7 +168,7 @@ class CacheByClass(KVCache):
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         """Take room for the next piece of a prompt in its class's cache."""
         self._follow(ledger)
-        cache, part, _ = self._part(sequence)
+        cache, part = self._part(sequence)
         is_taken = cache.extend(sequence, n_tokens, part)
         if is_taken:
             part.planned_tokens[sequence] = sequence.resident_tokens + n_tokens
@@ -175,8 +177,12 @@ class CacheByClass(KVCache):
     def attend(self, sequence: Sequence, ledger: DecodeLedger) -> bool:
         """A decoding sequence has reached its room: its class's cache sees to it."""
         self._follow(ledger)
-        cache, part, _ = self._part(sequence)
+        cache, part = self._part(sequence)
         return cache.attend(sequence, part)
+
+    def export(self, sequence: Sequence) -> Parcel:
+        """What it holds in its class's cache."""
+        return self._part(sequence).cache.export(sequence)
 
     def steps_within(self, ledger: DecodeLedger, n_steps: int) -> int:
         """How many of the next ``n_steps`` decode iterations the memory of every class suffices for."""
@@ -188,7 +194,7 @@ class CacheByClass(KVCache):
 
     def gives_way(self, sequence: Sequence, asking: Sequence | None) -> bool:
         """Whether it is of the class that asks, or of one whose memory does not suffice for the next iteration."""
-        cache, part, _ = self._part(sequence)
+        cache, part = self._part(sequence)
         return not cache.steps_within(part, 1) if asking is None else cache is self._part(asking).cache
 
     def advance(self, ledger: DecodeLedger, n_steps: int) -> None:
@@ -202,7 +208,7 @@ class CacheByClass(KVCache):
     def take_token(self, sequence: Sequence, ledger: DecodeLedger) -> None:
         """A decoding sequence has room for its next token, but is about to be preempted before it computes it."""
         self._follow(ledger)
-        cache, part, _ = self._part(sequence)
+        cache, part = self._part(sequence)
         if isinstance(cache, Reusing):
             cache.take_token(sequence, part)
 
@@ -215,7 +221,7 @@ class CacheByClass(KVCache):
     def trim(self, sequence: Sequence, ledger: DecodeLedger) -> None:
         """A piece of a prompt is computed: its class's cache keeps what it keeps."""
         self._follow(ledger)
-        cache, part, _ = self._part(sequence)
+        cache, part = self._part(sequence)
         cache.trim(sequence, part)
         if sequence.prefill_left_tokens:
             part.planned_tokens[sequence] = sequence.resident_tokens
@@ -226,15 +232,14 @@ class CacheByClass(KVCache):
     def fork(self, sequence: Sequence, others: list[Sequence], ledger: DecodeLedger) -> int:
         """A sequence becomes several, of the same class."""
         self._follow(ledger)
-        cache, part, _ = self._part(sequence)
+        cache, part = self._part(sequence)
         n_held = cache.fork(sequence, others, part)
         part.joining += others[:n_held]
         return n_held
 
     def release(self, sequence: Sequence, now_ns: int) -> None:
         """Take back what a sequence holds; its class's cache keeps its conversation, until the class changes."""
-        cache, part, _ = self._part(sequence)
-        self._migrations.abandon(sequence)
+        cache, part = self._part(sequence)
         part.remove(sequence)
         cache.release(sequence, now_ns)
         self._migrations.leave(sequence)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mypy_extensions import mypyc_attr
 
@@ -19,6 +20,43 @@ class Copies:
     host_bytes: float = 0.0  # over the host link, where that does not overlap
 
 
+class Parcel(NamedTuple):
+    """KV of a text's first tokens that goes to another cache. Its source keeps it until it is there."""
+
+    n_tokens: int  # of the text, that it stands for
+    dropped_tokens: int  # of these, those whose KV its source has given up (window, compression)
+    copied_tokens: int  # of these, those copied within the device's memory; the others come over a link, later
+    bytes_per_token: float  # as wide as its source stores it, on each accelerator [B]
+
+
+class Transit(ABC):
+    """A parcel on its way from one replica to another: it stays in the memory of its source until it has come."""
+
+    parcel: Parcel
+
+    @abstractmethod
+    def begin(self, sequence: Sequence, replica: int) -> None:
+        """A replica has taken room for it: send what is not there yet, for which the sequence is ``loading``."""
+        ...
+
+    @abstractmethod
+    def end(self, next_token_ns: int | None) -> None:
+        """The sequence goes on, or will not: write down what became of it, and free its source.
+
+        Parameters
+        ----------
+        next_token_ns : int or None
+            When it got its next token; None: it lost, or did not wait for, what was sent.
+        """
+        ...
+
+    @property
+    @abstractmethod
+    def has_come(self) -> bool:
+        """Whether all of it is where the sequence goes on."""
+        ...
+
+
 @mypyc_attr(allow_interpreted_subclasses=True)
 class KVCache(ABC):
     """Where keys and values live: who holds how much of the device's memory, and what of it can be used again.
@@ -32,6 +70,7 @@ class KVCache(ABC):
     window_tokens: int | None  # resident tokens a sequence never exceeds while decoding
     is_endless: bool  # sequences may outgrow the model's maximum, for each is kept within a bound
     copies: Copies
+    bytes_per_token: float = 0.0  # as wide as it stores elements, on each accelerator [B]
 
     @property
     @abstractmethod
@@ -73,14 +112,25 @@ class KVCache(ABC):
         ...
 
     @abstractmethod
-    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger, parcel: Parcel | None = None) -> bool:
         """Take room for what `match` finds of a waiting sequence and for the next ``n_tokens``, all or nothing.
 
         Its ``computed_tokens`` start at what was found. Room for one more token of every decoding sequence is left.
         Where KV must come over a link first, the sequence is ``loading`` until then: it holds its memory, and others
         run.
+
+        With a parcel that it `accepts` they start at what that stands for, and room is taken for what it brings:
+        ``coming_tokens``, all but what is here already. Whoever brings it sees to the copies and transfers.
         """
         ...
+
+    def accepts(self, request: Request, parcel: Parcel) -> bool:  # noqa: ARG002
+        """Whether a request can go on here from a parcel."""
+        return True
+
+    def export(self, sequence: Sequence) -> Parcel:
+        """All that a running sequence holds, to go on elsewhere over a link; it is kept here until `release`."""
+        return Parcel(sequence.computed_tokens, sequence.dropped_tokens, 0, self.bytes_per_token)
 
     @abstractmethod
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:

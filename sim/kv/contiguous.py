@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sim.errors import ConfigError
+from sim.kv.cache import Parcel
 from sim.kv.partition import PartitionCache
 from sim.kv.reservation import Reservation
 from sim.kv.sessions import IdleSessions
@@ -106,7 +107,7 @@ class ContiguousCache(PartitionCache):
         self._largest = self._allocator.largest_free_tokens  # of an empty device
         self._max_len = model_max_len if max_len is None else max_len
         self._check_fixed(self._reservation.fixed_tokens, model_max_len)
-        self._bytes_per_token = site.bytes_per_token
+        self.bytes_per_token = site.bytes_per_token
         self._idle: IdleSessions[Extent] = IdleSessions(site.eviction, capacity_tokens, session_caching)
         self._spare: dict[Sequence, list[Extent]] = {}  # of prompts with several answers, for all but the first
         self._largest_of: dict[int, int] = {}  # by number: the longest extents of which so many fit
@@ -129,13 +130,26 @@ class ContiguousCache(PartitionCache):
                 return 0
         return idle.match(request, generated_tokens)
 
-    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:  # noqa: ARG002
+    def admit(
+        self,
+        sequence: Sequence,
+        n_tokens: int,  # noqa: ARG002
+        ledger: DecodeLedger,  # noqa: ARG002
+        parcel: Parcel | None = None,
+    ) -> bool:
         """Reserve a sequence's extent, for all of its prompt.
 
         Idle conversations give way one by one; they are gone even if the room does not suffice. So may be the
         sequence's own, if it could not be replaced by a longer one: then `match` finds nothing any more.
         """
-        return self._admit(sequence) if sequence.n_samples == 1 else self._admit_several(sequence)
+        if parcel is not None:
+            self.forget(sequence)
+        if not (self._admit(sequence) if sequence.n_samples == 1 else self._admit_several(sequence)):
+            return False
+        if parcel is not None:
+            n_dropped = self._dropped(parcel)
+            sequence.start_at(parcel.n_tokens, n_dropped, parcel.n_tokens - n_dropped)
+        return True
 
     def extend(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:  # noqa: ARG002
         """Its extent has room for the whole prompt."""
@@ -183,13 +197,14 @@ class ContiguousCache(PartitionCache):
             self._set_room(other, extent)
         n_copied = len(others) * sequence.resident_tokens
         self._n_copied_tokens += n_copied
-        self.copies.moved_bytes += n_copied * self._bytes_per_token
+        self.copies.moved_bytes += n_copied * self.bytes_per_token
         return len(others)
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free the extent, or keep it idle for the conversation's next turn."""
         extent: Extent = sequence.holding
         sequence.holding = sequence.room_tokens = None
+        sequence.stop_loading()
         if sequence.is_finished:
             self._reservation.ended(sequence)
         if sequence.n_samples > 1:
@@ -201,6 +216,10 @@ class ContiguousCache(PartitionCache):
         self.forget(sequence)
         self._idle.keep(sequence, extent, size)
         self.idle_tokens += size
+
+    def left(self, request: Request, generated_tokens: int | None) -> Parcel:
+        """What a request's conversation has left."""
+        return self._idle.parcel(request, generated_tokens, self.bytes_per_token)
 
     def forget(self, sequence: Sequence) -> None:
         """Give up what an earlier turn of a sequence's conversation left here."""
@@ -232,7 +251,7 @@ class ContiguousCache(PartitionCache):
             "resizes": self._n_resizes,
             "resizes_ahead": self._n_ahead,
             "copied_tokens": self._n_copied_tokens,
-            "copied_bytes": self._n_copied_tokens * self._bytes_per_token,
+            "copied_bytes": self._n_copied_tokens * self.bytes_per_token,
             **self._reservation.counts(),
         }
 
@@ -382,7 +401,7 @@ class ContiguousCache(PartitionCache):
         self._hold(sequence, Extent(offset, n_slots))
         self._n_copied_tokens += n_copied
         if is_critical:
-            self.copies.moved_bytes += n_copied * self._bytes_per_token
+            self.copies.moved_bytes += n_copied * self.bytes_per_token
 
     def _place(self, n_slots: int, newcomer: Sequence | None = None) -> int | None:
         """Offset of a new extent, idle conversations evicted until there is one."""

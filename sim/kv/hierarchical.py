@@ -1,7 +1,10 @@
 """Blocks in device memory, and behind links in host memory and on disk: evicted is not lost (`sim.kv.below`)."""
 
+from collections.abc import Callable
+
 from sim.errors import ConfigError
 from sim.kv.below import Below
+from sim.kv.cache import Parcel
 from sim.kv.paged import PagedCache
 from sim.kv.site import Site
 from sim.kv.tiers import Tiers
@@ -51,6 +54,10 @@ class HierarchicalCache(PagedCache):
             raise ConfigError(f"cache.prefetch must be >= 0 [requests], got {prefetch}")
         self.prefetch_requests = prefetch
         self.below = self.tiers = Below(site, levels, self.pool, overlap, write, load, chunk_tokens)
+
+    def load(self, sequence: Sequence, parcel: Parcel, lost: Callable[[int], None]) -> int:
+        """Load blocks below into another cache, in which the sequence is admitted."""
+        return self.tiers.fetch(sequence, parcel.copied_tokens // self.block_tokens, lost)
 
     def prefetch(self, sequence: Sequence) -> None:
         """Bring what a waiting sequence will load from lower tiers up to the first."""

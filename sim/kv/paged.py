@@ -24,6 +24,7 @@ from collections.abc import Mapping
 
 from sim.errors import ConfigError
 from sim.kv.below import Below
+from sim.kv.cache import Parcel
 from sim.kv.partition import PartitionCache
 from sim.kv.pool import Found, PrefixPool
 from sim.kv.prefix import BlockTable
@@ -76,7 +77,7 @@ class PagedCache(PartitionCache):
         self._prefix_caching = prefix_caching
         self._watermark_blocks = int(watermark * self.pool.n_blocks)
         self._reserves_prompt = reserves_prompt
-        self._bytes_per_token = site.bytes_per_token
+        self.bytes_per_token = site.bytes_per_token
         self._n_copied = 0
         self.below: Below | None = None  # told of what happens to the blocks
 
@@ -110,52 +111,63 @@ class PagedCache(PartitionCache):
             return 0
         return self.pool.look_up(request, generated_tokens, self._window_blocks).n_blocks
 
-    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def accepts(self, request: Request, parcel: Parcel) -> bool:  # noqa: ARG002
+        """Whole texts, or all of them that the model's window still sees."""
+        if self.window_tokens is None or parcel.n_tokens <= self.window_tokens:
+            return not parcel.dropped_tokens
+        return parcel.n_tokens - parcel.dropped_tokens == self.window_tokens
+
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger, parcel: Parcel | None = None) -> bool:
         """Hold the blocks that `match` finds, and take others for the next ``n_tokens``, all or none.
 
-        Who finds blocks below takes room for them too, and waits until they have come.
+        Who finds blocks below, or brings a parcel, takes room for that too. What comes over a link can be found by
+        others once it has come.
         """
         pool, below, size, request = self.pool, self.below, self.block_tokens, sequence.request
         found: Found | None = None
         found_below: list[int] | None = None
-        n_found = n_unparked = n_loaded = 0
+        n_found = n_unparked = n_coming = 0
         is_known = request.content is not None or sequence.n_preemptions > 0
         if is_known and self._prefix_caching:
             found = pool.look_up(request, sequence.preempted_at_tokens, self._window_blocks)
             n_found = found.n_blocks
+            if parcel is not None and n_found < parcel.n_tokens // size and parcel.dropped_tokens:
+                found, n_found = found.but(parcel.dropped_tokens // size), parcel.dropped_tokens // size
             for run, _, n_blocks in found.matched:
                 if run.is_parked:
                     n_unparked += n_blocks
+        elif parcel is not None:
+            n_found = parcel.dropped_tokens // size
         if below is not None:
             below.ledger = ledger
-            if is_known:
+            if is_known and parcel is None:
                 found_below = below.found(request, sequence.preempted_at_tokens, n_found)
-                n_loaded = sum(found_below) * size
-                n_tokens += n_loaded
+                n_coming = sum(found_below) * size
         start = n_found * size
+        n_dropped = n_found if found is None else found.n_dropped
+        dropped_tokens = n_dropped * size
+        if parcel is not None:
+            n_coming = parcel.n_tokens - start
+            if start <= parcel.dropped_tokens:
+                dropped_tokens = parcel.dropped_tokens
+        n_tokens += n_coming
+        is_late = n_coming > 0 and (parcel is None or parcel.copied_tokens < parcel.n_tokens)
         n_new = -(-(start + n_tokens) // size) - n_found
         n_asked = n_new
         if self._reserves_prompt:
             n_left = -(-sequence.target_tokens // size) - n_found
-            n_held = n_found if found is None else n_found - found.n_dropped
-            n_asked = max(n_new, min(n_left, self._most_blocks(sequence.target_tokens) - n_held))
+            n_asked = max(n_new, min(n_left, self._most_blocks(sequence.target_tokens) - (n_found - n_dropped)))
         n_kept = self._watermark_blocks if pool.held_tokens else 0
         if n_asked + n_unparked + n_kept > pool.n_spare(ledger):
             return False
-        sequence.computed_tokens = start + n_loaded
-        if found is None:
-            sequence.dropped_tokens = 0
-            sequence.holding = BlockTable()
-        else:
-            n_dropped = found.n_dropped
-            sequence.dropped_tokens = n_dropped * size
-            sequence.holding = table = BlockTable(n_found - n_dropped, n_found - n_dropped, n_dropped, found.text)
-            if found.matched:
-                pool.hold(table, found.matched)
-        if n_loaded:
-            self._take(sequence, n_new)  # what is loaded can be found once it has come
-        else:
-            self._fill(sequence, n_new, n_tokens)
+        text = None if found is None else found.text
+        sequence.holding = table = BlockTable(n_found - n_dropped, n_found - n_dropped, n_dropped, text)
+        if found is not None and found.matched:
+            pool.hold(table, found.matched)
+        sequence.start_at(start + n_coming, dropped_tokens, start + n_coming - max(start, dropped_tokens))
+        self._take(sequence, n_new)
+        if table.text is not None and not is_late:
+            self._name(table, table.text, start + n_tokens)
         if below is not None:
             below.admitted(sequence, n_found, found_below)
         return True
@@ -246,8 +258,7 @@ class PagedCache(PartitionCache):
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
         """Free a sequence's blocks, the last first; full ones stay findable until their block is taken."""
-        if self.below is not None:
-            self.below.abandon(sequence)
+        sequence.stop_loading()
         table: BlockTable = sequence.holding
         sequence.holding = sequence.room_tokens = None
         n_blocks = max(table.n_blocks, -(-sequence.resident_tokens // self.block_tokens))
@@ -264,6 +275,11 @@ class PagedCache(PartitionCache):
         self.pool.release(table, n_blocks, n_hashed)
         if self.below is not None:
             self.below.released(sequence)
+
+    def left(self, request: Request, generated_tokens: int | None) -> Parcel:
+        """The blocks of a request's text that are here, and below."""
+        n_copied = self.n_here(request, generated_tokens) * self.block_tokens
+        return Parcel(self.match(request, generated_tokens), 0, n_copied, self.bytes_per_token)
 
     def forget(self, sequence: Sequence) -> None:
         """A waiting sequence goes on in another cache; blocks it found stay for others until they are taken."""
@@ -315,7 +331,7 @@ class PagedCache(PartitionCache):
                 return False
             self.pool.take(1)
             self._n_copied += 1
-            self.copies.moved_bytes += self.block_tokens * self._bytes_per_token
+            self.copies.moved_bytes += self.block_tokens * self.bytes_per_token
         self.pool.stop_sharing(table)
         sequence.room_tokens = self._room(table)
         return True
@@ -346,7 +362,7 @@ class PagedCache(PartitionCache):
             self.pool.take(n_blocks)
             other.holding = BlockTable(n_blocks, 0, table.n_dropped)
         self._n_copied += n_held * n_blocks
-        self.copies.moved_bytes += n_held * n_blocks * self.block_tokens * self._bytes_per_token
+        self.copies.moved_bytes += n_held * n_blocks * self.block_tokens * self.bytes_per_token
         return n_held
 
     def _fill(self, sequence: Sequence, n_new: int, n_tokens: int) -> None:

@@ -1,13 +1,15 @@
 """Partition of a device's memory: a cache of its own, and those of the batch whom it serves."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import NamedTuple
 
 from mypy_extensions import mypyc_attr
 
-from sim.kv.cache import KVCache
+from sim.kv.cache import KVCache, Parcel
 from sim.ledger import DecodeLedger
+from sim.request import Request
 from sim.sequence import Sequence
 
 
@@ -138,6 +140,23 @@ class PartitionLedger(DecodeLedger):
 class PartitionCache(KVCache):
     """A cache that can serve part of the traffic, beside others."""
 
+    def _dropped(self, parcel: Parcel) -> int:
+        """What of a parcel is not kept: what its source has dropped, and what is before the window."""
+        window = self.window_tokens
+        return parcel.dropped_tokens if window is None else max(parcel.dropped_tokens, parcel.n_tokens - window)
+
+    @abstractmethod
+    def left(self, request: Request, generated_tokens: int | None) -> Parcel:
+        """What a request's conversation, or its text, left here, to go on in another cache."""
+        ...
+
+    def load(self, sequence: Sequence, parcel: Parcel, lost: Callable[[int], None]) -> int:  # noqa: ARG002
+        """Send what of a parcel lies below to a sequence admitted elsewhere, which waits. Returns its tokens.
+
+        Of tokens lost on the way ``lost`` is told.
+        """
+        return 0
+
     @abstractmethod
     def forget(self, sequence: Sequence) -> None:
         """Give up what a waiting sequence's conversation left here: it goes on in another cache."""
@@ -149,4 +168,3 @@ class Partition(NamedTuple):
 
     cache: PartitionCache
     ledger: PartitionLedger
-    bytes_per_token: float

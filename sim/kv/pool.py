@@ -9,7 +9,7 @@ which order that happens. Blank blocks are a count: it matters not which of them
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
 from sim.kv.eviction import Evictor, Unit
@@ -70,6 +70,10 @@ class Found:
     n_dropped: int  # of these, before those found: a window does not need them
     matched: list[Match]
     n_blocks: int  # that it can go on from, dropped ones included
+
+    def but(self, n_dropped: int) -> "Found":
+        """Nothing of it: its window is brought from elsewhere."""
+        return replace(self, n_dropped=n_dropped, matched=[], n_blocks=n_dropped)
 
 
 class PrefixPool(BlockPool):

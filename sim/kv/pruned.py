@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.errors import ConfigError
+from sim.kv.cache import Parcel
 from sim.kv.partition import PartitionCache
 from sim.kv.pool import BlockPool
 from sim.kv.retention import Kept, Retention
@@ -57,7 +58,7 @@ class PrunedCache(PartitionCache):
     ) -> None:
         element_bits, kv_bytes_per_token = site.element_bits, site.bytes_per_token
         self.bits_per_element = min(element_bits, getattr(retention, "bits_per_element", element_bits))
-        self.width_frac = self.bits_per_element / element_bits  # of an element's full width
+        self._is_narrow = self.bits_per_element < element_bits
         self.pool = BlockPool(int(site.capacity_tokens * element_bits / self.bits_per_element), block_tokens)
         windows = [window for window in (site.model.window, retention.window_tokens) if window is not None]
         self.block_tokens = block_tokens
@@ -73,8 +74,8 @@ class PrunedCache(PartitionCache):
         self.is_endless = retention.most_tokens is not None
         self.copies = site.copies
         self._retention = retention
-        self._kept_bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
-        self._bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
+        self.bytes_per_token = kv_bytes_per_token * self.bits_per_element / element_bits
+        self._moved_bytes_per_token = kv_bytes_per_token * (1.0 + self.bits_per_element / element_bits) / 2.0
         self._idle: IdleSessions[Blocks] = IdleSessions(site.eviction, self.pool.n_blocks, session_caching)
         self._n_moved_tokens = self._n_compactions = self._n_copied_tokens = 0
         self._n_attended = self._n_seen = 0  # resident and computed tokens of ended sequences
@@ -94,8 +95,21 @@ class PrunedCache(PartitionCache):
         idle = self._idle.find(request)
         return idle.match(request, generated_tokens) if idle is not None else 0
 
-    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
-        """Take up what its conversation left, and blocks for the next ``n_tokens``, for each answer."""
+    def admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger, parcel: Parcel | None = None) -> bool:
+        """Take up what its conversation left, or a parcel, and blocks for the next ``n_tokens``, for each answer."""
+        if parcel is None:
+            return self._admit(sequence, n_tokens, ledger)
+        self.forget(sequence)
+        n_dropped = self._dropped(parcel)
+        n_coming = parcel.n_tokens - n_dropped
+        if not self._admit(sequence, n_coming + n_tokens, ledger):
+            return False
+        sequence.start_at(parcel.n_tokens, n_dropped, n_coming)
+        held: Blocks = sequence.holding
+        held.quantised_tokens = parcel.copied_tokens  # on their way
+        return True
+
+    def _admit(self, sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
         n_spare = self.pool.n_spare(ledger)
         n_matched = self.match(sequence.request, sequence.generated_tokens)
         n_copies = sequence.n_samples
@@ -178,7 +192,7 @@ class PrunedCache(PartitionCache):
             other.room_tokens = sequence.room_tokens
         n_copied = len(others) * sequence.resident_tokens
         self._n_copied_tokens += n_copied
-        self.copies.moved_bytes += n_copied * self._kept_bytes_per_token
+        self.copies.moved_bytes += n_copied * self.bytes_per_token
         return len(others)
 
     def release(self, sequence: Sequence, now_ns: int) -> None:  # noqa: ARG002
@@ -186,6 +200,7 @@ class PrunedCache(PartitionCache):
         held: Blocks = sequence.holding
         sequence.holding = sequence.room_tokens = None
         sequence.reach_tokens = FAR
+        sequence.stop_loading()
         n_blocks = max(held.n_blocks, self._blocks_for(sequence.resident_tokens))
         if sequence.is_finished:
             self._n_attended += sequence.resident_tokens
@@ -198,16 +213,15 @@ class PrunedCache(PartitionCache):
             self.pool.n_cached += n_blocks
             self._idle.keep(sequence, held, n_blocks)
 
+    def left(self, request: Request, generated_tokens: int | None) -> Parcel:
+        """What a request's conversation has left."""
+        return self._idle.parcel(request, generated_tokens, self.bytes_per_token)
+
     def forget(self, sequence: Sequence) -> None:
         """Give up what an earlier turn of a sequence's conversation left here."""
         idle = self._idle.drop(sequence)
         if idle is not None:
             self.pool.n_cached -= idle.holding.n_blocks
-
-    def note_quantised(self, sequence: Sequence, n_tokens: int) -> None:
-        """The first tokens of a sequence's text have come from another cache, quantised on their way."""
-        held: Blocks = sequence.holding
-        held.quantised_tokens = n_tokens
 
     def refuses(self, request: Request) -> str | None:
         """Why a request could never be served even alone, or None.
@@ -245,13 +259,13 @@ class PrunedCache(PartitionCache):
         held_frac = 1.0 - self.pool.n_free / self.pool.n_blocks
         kept = self._retention.kept(computed_tokens, resident_tokens, room_tokens, held_frac)
         n_moved = kept.n_moved_tokens
-        if self.width_frac < 1.0:
+        if self._is_narrow:
             n_moved += min(resident_tokens, computed_tokens - held.quantised_tokens)
             held.quantised_tokens = computed_tokens
         if n_moved:
             self._n_compactions += 1
             self._n_moved_tokens += n_moved
-            self.copies.moved_bytes += n_moved * self._bytes_per_token
+            self.copies.moved_bytes += n_moved * self._moved_bytes_per_token
         if kept.room_tokens is not None and self.window_tokens is not None and kept.room_tokens >= self.window_tokens:
             return kept._replace(room_tokens=None)  # it slides before
         return kept

@@ -7,6 +7,7 @@ kept, found and given up as a whole: unlike blocks with prefix reuse (`sim.kv.pr
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from sim.kv.cache import Parcel
 from sim.kv.eviction import Evictor, Unit
 from sim.request import Request, Segment, text_of
 from sim.sequence import Sequence
@@ -81,6 +82,12 @@ class IdleSessions(Generic[H]):
         """What a request's conversation has left."""
         session_id = request.session_id
         return self._left.get(session_id) if session_id is not None else None
+
+    def parcel(self, request: Request, generated_tokens: int | None, bytes_per_token: float) -> Parcel:
+        """What a request's conversation has left, to go on elsewhere."""
+        idle = self.find(request)
+        n_tokens = 0 if idle is None else idle.match(request, generated_tokens)
+        return Parcel(n_tokens, 0 if idle is None else idle.dropped_tokens, n_tokens, bytes_per_token)
 
     def take(self, sequence: Sequence) -> IdleSession[H] | None:
         """The same, for the sequence to go on from; it is idle no more."""

@@ -120,7 +120,11 @@ class TierStack:
     def _arrive(self, level: int, blocks: list[BlockRange], is_whole: bool = True) -> None:
         """Blocks have come to a tier, unless they were lost; what gives way goes further down."""
         evicted = self.tiers[level].put(blocks) if is_whole else []
-        if evicted and level + 1 < len(self.tiers):
+        if level + 1 == len(self.tiers):
+            return
+        if is_whole and self.tiers[level + 1].spec.writes_through:
+            self.spill(level + 1, blocks)
+        elif evicted:
             self.spill(level + 1, evicted)
 
     def _arrive_each(self, level: int, ranges: list[BlockRange], is_whole: bool) -> None:

@@ -11,7 +11,7 @@ from sim.errors import ConfigError
 from sim.kv.eviction import Evictor
 from sim.kv.link import Link
 from sim.kv.prefix import BlockTable, PrefixIndex
-from sim.record import Recorder
+from sim.record import NOBODYS, Recorder
 from sim.request import BlockRange
 from sim.spec import as_given
 from sim.units import GIB, ns_from_s
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TierSpec:
-    """Data sheet of a tier: one replica's share of it. Rates are per direction.
+    """Data sheet of a tier: one replica's share of it, or all of one that replicas share. Rates are per direction.
 
     Where ``is_per_accelerator``, each of a replica's accelerators has a link of its own, of these rates, and sends its
-    part of every token over it (host memory behind PCIe); else they all share one (a disk).
+    part of every token over it (host memory behind PCIe); else they all share one (a disk). Where ``is_shared``, there
+    is one of it for all replicas, on one link: what one of them has sent there, all can load. Where it
+    ``writes_through``, what comes to the tier above it goes on here at once; else what that gives up alone.
     """
 
     name: str
@@ -37,6 +39,8 @@ class TierSpec:
     eviction: Callable[[int], Evictor]
     fails_at_s: float | None = None  # from then on it is gone, and what it held; nothing else is lost
     is_per_accelerator: bool = False
+    is_shared: bool = False
+    writes_through: bool = False
 
     def rates_of(self, n_accelerators: int) -> tuple[float, float]:
         """At which a replica of so many accelerators reads and writes, all together [B/s]."""
@@ -60,6 +64,8 @@ class TierSpec:
         for key, value in (("latency_s", self.latency_s), ("piece_s", self.piece_s)):
             if not 0.0 <= value < float("inf"):
                 raise ConfigError(f"{path}.{key} must be >= 0 and finite [s], got {as_given(value)}")
+        if self.is_shared and self.is_per_accelerator:
+            raise ConfigError(f"{path}.is_per_accelerator must be false where is_shared is true, got true")
         if self.fails_at_s is not None and not 0.0 <= self.fails_at_s < float("inf"):
             raise ConfigError(f"{path}.fails_at_s must be null or >= 0 [s], got {as_given(self.fails_at_s)}")
 
@@ -81,6 +87,11 @@ class Tiers:
             if names.count(name) > 1:
                 raise ConfigError(f"tiers.levels must have a name each, got {name} twice")
         for above, below in zip(self.levels, self.levels[1:], strict=False):
+            if above.is_shared and not below.is_shared:
+                raise ConfigError(
+                    f"tiers.levels must have what replicas share at the end: {above.name} is shared, "
+                    f"{below.name} below it is not"
+                )
             if below.read_bytes_per_s > above.read_bytes_per_s:
                 raise ConfigError(
                     f"tiers.levels must go from fast to slow: {below.name} reads {below.read_bytes_per_s:g} B/s, "
@@ -89,7 +100,7 @@ class Tiers:
 
 
 class Tier:
-    """One tier of one replica: blocks by text, an evictor, a link each way."""
+    """One tier: blocks by text, an evictor, a link each way. Of a replica, or None: all share it."""
 
     def __init__(
         self,
@@ -98,11 +109,12 @@ class Tier:
         block_bytes: int,
         env: "simpy.Environment",
         recorder: Recorder,
-        replica: int,
+        replica: int | None,
         level: int,
         n_accelerators: int = 1,
     ) -> None:
         self.spec = spec
+        self.block = block_tokens, block_bytes
         self.n_blocks = int(spec.capacity_gib * GIB // block_bytes)
         if self.n_blocks < 1:
             raise ConfigError(
@@ -114,8 +126,9 @@ class Tier:
         self._evictor = spec.eviction(self.n_blocks)
         self._index = PrefixIndex(block_tokens, self._evictor)
         read, write = spec.rates_of(n_accelerators)
-        self.down = Link(env, write, spec.latency_s, spec.piece_s, recorder, f"to {spec.name}", replica)
-        self.up = Link(env, read, spec.latency_s, spec.piece_s, recorder, f"from {spec.name}", replica)
+        of = NOBODYS if replica is None else replica
+        self.down = Link(env, write, spec.latency_s, spec.piece_s, recorder, f"to {spec.name}", of)
+        self.up = Link(env, read, spec.latency_s, spec.piece_s, recorder, f"from {spec.name}", of)
         self.n_evicted = 0
         self.n_held = 0  # blocks
 

@@ -10,7 +10,8 @@ iterations:
 
 Within a run of iterations each gap is the duration of one iteration. The gap that ends with a run's first iteration
 reaches back to the previous decode iteration for those that took part in it, and to their own prefill for those whose
-prompt was completed after it. A sequence that leaves has no gap after. A preempted sequence's gap spans its absence.
+prompt was completed after it. A sequence that leaves has no gap after. A preempted sequence's gap spans its absence,
+and that of one whose prompt another pool has computed its hand-over.
 
 Time is the engine's picosecond clock, of which the nanosecond ticks in the requests table are the whole part.
 """
@@ -54,8 +55,8 @@ def token_gaps(result: Result, chunk_rows: int = CHUNK_ROWS) -> Population:
     InvariantError
         If more sequences start decoding than decode.
     """
-    irregular, cut = _absences(result.preemptions)
-    parts = [irregular]
+    absent, cut = _absences(result)
+    parts = [*absent]
     names = result.iterations.columns
     pending: dict[int, Ints] = {}  # of each replica: its last decode row and the prefill rows after it
     for replica, rows in chunks_by_replica(result.iterations, result.n_replicas, chunk_rows):
@@ -115,19 +116,33 @@ def _gaps_of(column: dict[str, Ints], decodes: npt.NDArray[np.intp], has_previou
     return [fresh, runs, stalled.pick(stalled.weight > 0), rest.pick(rest.n > 0)]
 
 
-def _absences(preemptions: Table) -> tuple[Series, Ints]:
-    """Gaps across preemptions; (replica, tick) of the tokens before them.
+def _absences(result: Result) -> tuple[list[Series], Ints]:
+    """Gaps across preemptions and hand-overs; (replica, tick) of the tokens before preemptions.
 
     A sequence preempted again before its next token has ``next_token_ns`` in its last row only. One that comes back
-    computes at least a token and gets the next one from that prefill, so it counts as joined.
+    computes at least a token and gets the next one from that prefill, so it counts as joined. The token before a
+    preemption may be of the replica that handed the sequence over, whose rows count it as joined nowhere.
     """
-    rows = preemptions.rows()
-    column = dict(zip(preemptions.columns, rows.T, strict=True))
-    rows = rows[(column["last_token_ns"] >= 0) & (column["next_token_ns"] >= 0)]
-    column = dict(zip(preemptions.columns, rows.T, strict=True))
-    ones = np.ones(len(rows), dtype=np.int64)
-    gaps = Series((column["next_token_ns"] - column["last_token_ns"]) * PS_PER_NS, 0 * ones, ones, ones)
-    return gaps, np.stack([column["replica"], column["last_token_ns"]])
+    preempted, handed = (
+        dict(zip(table.columns, table.rows().T, strict=True)) for table in (result.preemptions, result.handovers)
+    )
+    gaps = [
+        _gaps(preempted["last_token_ns"], preempted["next_token_ns"]),
+        _gaps(handed["ready_ns"], handed["next_token_ns"]),
+    ]
+    is_cut = (preempted["last_token_ns"] >= 0) & (preempted["next_token_ns"] >= 0)
+    if len(result.handovers):
+        elsewhere = set(zip(handed["request_id"].tolist(), handed["ready_ns"].tolist(), strict=True))
+        last = zip(preempted["request_id"].tolist(), preempted["last_token_ns"].tolist(), strict=True)
+        is_cut &= np.array([one not in elsewhere for one in last], dtype=bool)
+    return gaps, np.stack([preempted["replica"], preempted["last_token_ns"]])[:, is_cut]
+
+
+def _gaps(last_ns: Ints, next_ns: Ints) -> Series:
+    """One gap for each absence that has a token before it and one after."""
+    is_gap = (last_ns >= 0) & (next_ns >= 0)
+    ones = np.ones(int(is_gap.sum()), dtype=np.int64)
+    return Series((next_ns - last_ns)[is_gap] * PS_PER_NS, 0 * ones, ones, ones)
 
 
 def _of(ticks: Ints, replica: int) -> Ints:

@@ -100,12 +100,13 @@ def _mean_progress(n: Ints, first_ps: Ints, growth_ps: Ints) -> Floats:
 
 
 def prefill_output_ns(result: Result) -> Ints:
-    """When prefills produced output tokens: first ones, and the next ones of those that had been preempted [ns]."""
+    """When prefills produced output tokens: first ones, and the next ones after preemptions and hand-overs [ns]."""
     preemptions = result.preemptions
     next_ns = preemptions.column("next_token_ns")[preemptions.column("last_token_ns") >= 0]
     requests = result.requests
     first_ns = np.repeat(requests.column("first_token_ns"), requests.column("n_samples"))
-    return np.concatenate([first_ns, next_ns[next_ns >= 0]])
+    handed_ns = result.handovers.column("next_token_ns")
+    return np.concatenate([first_ns, next_ns[next_ns >= 0], handed_ns[handed_ns >= 0]])
 
 
 def _add_decoded(column: dict[str, Ints], origin_ns: int, per_second: Seconds) -> None:

@@ -29,19 +29,41 @@ def queue(result: Result, replica: int) -> Queue:
 
 
 def _waits(result: Result) -> tuple[Ints, Ints, Ints]:
-    """Every wait (replica, begin, end): from arrival to admission, and from preemption to the next token.
+    """Every wait (replica, begin, end): from arrival and hand-over to admission, and from preemption to the next token.
 
     One preempted again before its next token has waited all along.
     """
-    requests, preemptions = result.requests, result.preemptions
+    requests, preemptions, handed = result.requests, result.preemptions, result.handovers
     order = np.lexsort((preemptions.column("preempted_ns"), preemptions.column("request_id")))
     request_id, replica, preempted_ns, next_ns = (
         preemptions.column(name)[order] for name in ("request_id", "replica", "preempted_ns", "next_token_ns")
     )
     is_again = np.append(request_id[1:] == request_id[:-1], [False] * (len(order) > 0))
     following_ns = np.where(is_again, np.roll(preempted_ns, -1), preempted_ns)
+    is_admitted = handed.column("admitted_ns") >= 0
     return (
-        np.concatenate([requests.column("replica"), replica]),
-        np.concatenate([requests.column("arrival_ns"), preempted_ns]),
-        np.concatenate([requests.column("scheduled_ns"), np.where(next_ns >= 0, next_ns, following_ns)]),
+        np.concatenate([_arrived_at(result), replica, handed.column("replica")[is_admitted]]),
+        np.concatenate([requests.column("arrival_ns"), preempted_ns, handed.column("ready_ns")[is_admitted]]),
+        np.concatenate(
+            [
+                requests.column("scheduled_ns"),
+                np.where(next_ns >= 0, next_ns, following_ns),
+                handed.column("admitted_ns")[is_admitted],
+            ]
+        ),
     )
+
+
+def _arrived_at(result: Result) -> Ints:
+    """The replica at which each request arrived: the one that ended it, or the first that handed it over."""
+    replica = result.requests.column("replica").copy()
+    handed = result.handovers
+    if len(handed):
+        first = dict(
+            zip(handed.column("request_id")[::-1].tolist(), handed.column("source")[::-1].tolist(), strict=True)
+        )
+        ids = result.requests.column("id").tolist()
+        replica = np.array(
+            [first.get(one, own) for one, own in zip(ids, replica.tolist(), strict=True)], dtype=np.int64
+        )
+    return replica

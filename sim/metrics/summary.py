@@ -11,6 +11,7 @@ import numpy as np
 from sim.metrics.gaps import token_gaps
 from sim.metrics.latency import Bools, Floats, latencies, meets
 from sim.metrics.load import Load, load, most_in_flight
+from sim.metrics.pools import pool_numbers
 from sim.metrics.population import Population
 from sim.metrics.slo import LIMITS, Slo
 from sim.record import Result, Table
@@ -151,6 +152,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "prefill_tokens_computed": load.prefill_tokens,
         "padding_tokens": load.padding_tokens,
         "transferred_bytes": _by_link(result),
+        **pool_numbers(result),
         "counts": counts,
         "warnings": warnings(result, slo, numbers, counts),
     }

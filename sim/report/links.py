@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sim.record import Ints, Result
+from sim.record import NOBODYS, Ints, Result
 from sim.units import MS_PER_S, NS_PER_S
 
+LINK_OF_POOL = {"prefill": "hand-over, out", "decode": "hand-over, in"}
 Floats = npt.NDArray[np.float64]
 
 
@@ -16,6 +17,7 @@ class LinkUse:
     """One direction of a link, all replicas; arrays of shape (n_bins,)."""
 
     name: str
+    n_links: int  # one a replica, or one that all share
     n_transfers: int
     n_bytes: int
     busy_frac: float  # of the run
@@ -47,6 +49,7 @@ def link_uses(result: Result, edges_ns: Floats) -> list[LinkUse]:
 def _use(name: str, of: dict[str, Ints], edges_ns: Floats, result: Result) -> LinkUse:
     start, end = ((of[name] - result.start_ns).astype(np.float64) for name in ("start_ns", "end_ns"))
     width_ns = np.diff(edges_ns)
+    n_links = 1 if NOBODYS in of["replica"] else _n_owners(name, result)
     moved = np.diff(_moved_by(edges_ns, start, end, of["n_bytes"].astype(np.float64)))
     busy_ns = np.zeros(len(width_ns))
     for replica in np.unique(of["replica"]):
@@ -55,14 +58,23 @@ def _use(name: str, of: dict[str, Ints], edges_ns: Floats, result: Result) -> Li
     p50_ms, p99_ms = np.percentile((end - start) * (MS_PER_S / NS_PER_S), [50, 99]) if len(start) else (np.nan, np.nan)
     return LinkUse(
         name,
+        n_links,
         len(start),
         int(of["n_bytes"].sum()),
-        float(busy_ns.sum() / (width_ns.sum() * result.n_replicas)),
+        float(busy_ns.sum() / (width_ns.sum() * n_links)),
         float(p50_ms),
         float(p99_ms),
         moved / width_ns * NS_PER_S,
-        busy_ns / (width_ns * result.n_replicas),
+        busy_ns / (width_ns * n_links),
     )
+
+
+def _n_owners(name: str, result: Result) -> int:
+    """Replicas that have such a link."""
+    for pool in result.pools:
+        if len(result.pools) > 1 and name == LINK_OF_POOL.get(pool.name):
+            return len(pool.replicas)
+    return result.n_replicas
 
 
 def _moved_by(at_ns: Floats, start: Floats, end: Floats, n_bytes: Floats) -> Floats:

@@ -10,6 +10,7 @@ from sim.report.cache_facts import cache_tables, class_names
 from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
+from sim.report.pools import pools_section
 from sim.report.terminal import LATENCIES, statistics
 from sim.report.tier_figures import tiers_section
 from sim.report.words import (
@@ -75,7 +76,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
                 memory,
                 cache_tables(ours, result.config),
             ),
-            *([tiers] if tiers else []),
+            *(section for section in (tiers, pools_section(result, ours)) if section),
             Section("requests", "Single requests", "", [lives] if lives else []),
             Section(
                 "configuration", "Configuration", "Everything that was chosen.", tables=configuration(result.config)

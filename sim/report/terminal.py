@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sim.metrics import Measures, Slo, measure, summary
 from sim.record import Result
 from sim.report.cache_facts import over_classes
+from sim.report.pools import pool_rows
 from sim.report.tier_figures import hits_by_tier, tier_words
 from sim.report.words import count, milliseconds, objectives_words, percent, rate, requests
 
@@ -87,6 +88,7 @@ def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
         ("prefix hit rate", f"{percent(ours['prefix_hit_frac'])} of prompt tokens"),
         *_sharing_rows(numbers),
         *_tier_rows(numbers),
+        *pool_rows(ours),
     ]
 
 

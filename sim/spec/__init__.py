@@ -2,6 +2,7 @@
 
 from sim.spec.dense import Dense
 from sim.spec.engine import BatchLimit, EngineSpec
+from sim.spec.fleet import POOLS, Aggregated, Disaggregated, FleetSpec, LinkSpec, Pool
 from sim.spec.frontend import FrontendSpec
 from sim.spec.gqa import Gqa
 from sim.spec.hardware import DeviceSpec, HardwareSpec
@@ -16,21 +17,27 @@ __all__ = [
     "ACTIVATION_BYTES",
     "COMPUTED_AS",
     "DTYPE_BYTES",
+    "POOLS",
+    "Aggregated",
     "Attention",
     "BatchLimit",
     "Dense",
     "DeviceSpec",
+    "Disaggregated",
     "EngineSpec",
     "FeedForward",
+    "FleetSpec",
     "FrontendSpec",
     "Gemm",
     "Gqa",
     "HardwareSpec",
     "Layers",
     "LinearAttention",
+    "LinkSpec",
     "Mla",
     "ModelSpec",
     "Moe",
+    "Pool",
     "as_given",
     "known",
     "positive",

@@ -123,12 +123,15 @@ pruned = st.builds(
 )
 
 
-def tiers(dram: float, disk: float | None, fails_at_s: float | None) -> Tiers:
-    """Of so many bytes."""
+def tiers(dram: float, disk: float | None, fails_at_s: float | None, store: bool | None = None) -> Tiers:
+    """Of so many bytes; below them a store that all replicas share, to which all is written at once, or nothing is."""
     gib = 1 << 30
     levels = [TierSpec("dram", dram / gib, 4e9, 2e9, 3e-9, 1e-9, Lru, fails_at_s)]
     if disk is not None:
         levels.append(TierSpec("disk", disk / gib, 1e9, 5e8, 2e-8, 2e-9, partial(BlankFirst, order=Fifo)))
+    if store is not None:
+        shared = {"is_shared": True, "writes_through": store}
+        levels.append(TierSpec("store", 2000 / gib, 8e8, 4e8, 3e-8, 0.0, Lru, fails_at_s, **shared))
     return Tiers(tuple(levels))
 
 
@@ -139,7 +142,11 @@ hierarchical = st.builds(
     capacity_tokens=st.integers(16, 100),
     eviction=st.sampled_from(list(EVICTIONS.values())),
     tiers=st.builds(
-        tiers, st.sampled_from([80, 400, 4000]), st.sampled_from([None, 200, 4000]), st.sampled_from([None, None, 3e-7])
+        tiers,
+        st.sampled_from([80, 400, 4000]),
+        st.sampled_from([None, 200, 4000]),
+        st.sampled_from([None, None, 3e-7]),
+        st.sampled_from([None, True, False]),
     ),
     cost=st.just(LinearCost(5_003, 1_009, 101, 53)),
     kv_bytes_per_token=st.just(10.0),

@@ -12,10 +12,13 @@ from sim.batching import Chunked, Fcfs
 from sim.clock import Arrival, Clock
 from sim.engine import Replica
 from sim.fleet import Fleet
+from sim.handover import HandOvers, LocalIfShort
 from sim.kv.paged import PagedCache
+from sim.kv.tiers import Tier
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
 from sim.router import RoundRobin, Traffic
+from sim.spec import LinkSpec
 from sim.step import Pace, Shape
 from tests.sim.kv.sites import cache_on
 from tests.sim.naive_ledger import NaiveLedger
@@ -106,6 +109,7 @@ class House:
     recorder: Recorder
     fleet: Fleet
     traffic: Traffic
+    pool: Fleet  # that decodes: the same, where nothing is split
 
     @property
     def replicas(self) -> list[Replica]:
@@ -136,16 +140,33 @@ class House:
             "ends_ns": [self.ends_ns(replica.index) for replica in self.replicas],
             "preemptions": self.recorder.preemptions.rows().tolist(),
             "refused": self.recorder.refused.rows().tolist(),
+            "handovers": sorted(self.recorder.handovers.rows().tolist()),
             "transfers": sorted(self.recorder.transfers.rows().tolist()),
             "counts": [dict(replica.kv.counts()) for replica in self.replicas],
         }
 
 
-def built(kv: Callable[..., Any], env: Clock, recorder: Recorder) -> Any:
-    """A cache; one that takes them gets the run's clock and recorder."""
+BYTE_NS = LinkSpec(1e9)
+"""A byte a nanosecond."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A pool that computes prompts, and what lies between it and the one that goes on with them."""
+
+    replicas: int = 1
+    link: LinkSpec = BYTE_NS
+    local_tokens: int = 0
+    ranks: tuple[int, int] = (1, 1)
+    kv: Callable[..., Any] | None = None  # None: as those that decode
+
+
+def built(kv: Callable[..., Any], env: Clock, recorder: Recorder, stores: dict[str, Tier]) -> Any:
+    """A cache; one that takes them gets the run's clock, recorder and shared memory."""
     takes = signature(kv.func if isinstance(kv, partial) else kv).parameters.values()
-    is_given = any(one.name == "env" or one.kind is one.VAR_KEYWORD for one in takes)
-    return kv(env=env, recorder=recorder) if is_given else kv()
+    if any(one.kind is one.VAR_KEYWORD for one in takes):
+        return kv(env=env, recorder=recorder, stores=stores)
+    return kv(env=env, recorder=recorder) if any(one.name == "env" for one in takes) else kv()
 
 
 ROOMY = partial(cache_on, PagedCache, 1 << 20)
@@ -163,25 +184,39 @@ def serve(
     max_steps: int | None = None,
     max_len: int = 1 << 20,
     is_naive: bool = False,
+    split: Split | None = None,
     meanwhile: Mapping[int, Callable[["House"], None]] | None = None,
 ) -> House:
-    """Serve everybody; ``meanwhile`` says what else happens, and when [ns]."""
+    """Serve everybody; ``meanwhile`` says what else happens, and when [ns].
+
+    Where there is a ``split``, so many ``replicas`` decode what others have computed the prompts of.
+    """
     env = Clock()
     recorder = Recorder()
+    stores: dict[str, Tier] = {}
 
-    def replica(index: int) -> Replica:
-        cache = built(kv, env, recorder)
-        made = Replica(env, index, scheduler(), queue(), cache, cost(), recorder, traffic.ended, max_len, max_steps)
+    def replica(index: int, cache_of: Callable[..., Any] = kv, next_pool: HandOvers | None = None) -> Replica:
+        cache = built(cache_of, env, recorder, stores)
+        parts = scheduler(), queue(), cache, cost(), recorder
+        made = Replica(env, index, *parts, traffic.ended, max_len, max_steps, next_pool)
         if is_naive:
             made.ledger = NaiveLedger(cache.block_tokens, cache.window_tokens)
             made.batch = replace(made.batch, ledger=made.ledger)
         return made
 
-    fleet = Fleet(replica)
-    traffic = Traffic(env, scenario, 0, router(), fleet)
-    for _ in range(replicas):
+    fleet = pool = Fleet(replica)
+    placing = router()
+    if split is not None:
+        hand_overs = HandOvers(env, recorder, split.link, split.ranks, router(), pool)
+        fleet = Fleet(lambda index: replica(index, split.kv or kv, hand_overs), beside=pool)
+        if split.local_tokens:
+            placing = LocalIfShort(split.local_tokens, placing, router(), pool)
+    traffic = Traffic(env, scenario, 0, placing, fleet)
+    for _ in range(0 if split is None else split.replicas):
         fleet.add()
-    house = House(env, recorder, fleet, traffic)
+    for _ in range(replicas):
+        pool.add()
+    house = House(env, recorder, fleet, traffic, pool)
     for at_ns, what in (meanwhile or {}).items():
         env.ring(Arrival(env), at_ns, simpy.events.URGENT, lambda _, what=what: what(house))
     traffic.start()

@@ -16,7 +16,7 @@ def audit(replica: Replica) -> None:
     """Blocks, slots and tokens are conserved now, between two iterations."""
     kv, ledger = replica.kv, replica.ledger
     admitted = [
-        *dict.fromkeys((*ledger, *replica.batch.partial, *replica.batch.leaving))
+        *dict.fromkeys((*ledger, *replica.batch.partial, *replica.batch.leaving, *replica.handed_over))
     ]  # some leave while they decode
     resident = {one: resident_now(one, ledger) for one in admitted}
     assert kv.held_tokens >= 0

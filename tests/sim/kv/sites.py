@@ -12,7 +12,7 @@ from sim.kv.capacity import KVCapacity
 from sim.kv.eviction import Evictor, Lru
 from sim.kv.preemption import Preemption, Swap
 from sim.kv.site import Site
-from sim.kv.tiers import Tiers
+from sim.kv.tiers import Tier, Tiers
 from sim.record import Recorder
 from sim.spec import HardwareSpec, ModelSpec
 from sim.step import CostModel
@@ -46,6 +46,7 @@ def site(
     max_batched_tokens: int = 8192,
     prompt_chunk_tokens: int | None = None,
     tensor_parallel: int = 1,
+    stores: dict[str, Tier] | None = None,
 ) -> Site:
     """So many slots, and of everything else what is asked for; the host link is as fast as the first tier takes."""
     model, hardware = sheets(window_tokens, model_max_len, kv_dtype)
@@ -67,6 +68,7 @@ def site(
         preemption or Swap(),
         max_batched_tokens,
         prompt_chunk_tokens,
+        stores={} if stores is None else stores,
     )
 
 

@@ -97,7 +97,7 @@ def test_caches_move_and_reports_count_the_bytes_that_copied_kv_heads_take():
     assert run(config).kv_bytes_per_token == 16 * of_a_rank
     config["cache"] = compose(["cache=dynamic"])["cache"]
     cache = Builder(config).cache(capacity, Clock(), None, Recorder(), 0)
-    assert cache._bytes_per_token == of_a_rank
+    assert cache.bytes_per_token == of_a_rank
 
 
 def test_given_blocks_win_over_the_derivation():

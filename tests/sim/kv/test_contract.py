@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sim.batching import Chunked, Continuous, Fcfs
 from sim.clock import Clock
 from sim.engine import Replica
-from sim.kv.cache import KVCache
+from sim.kv.cache import KVCache, Parcel
 from sim.kv.sessions import shared_tokens
 from sim.ledger import DecodeLedger
 from sim.record import Recorder
@@ -132,7 +132,7 @@ def watch(kv: KVCache) -> KVCache:
         assert sequence.order in ledger.members
         return asked_for(sequence, lambda: attend(sequence, ledger))
 
-    def admitted(sequence: Sequence, n_tokens: int, ledger: DecodeLedger) -> bool:
+    def admitted(sequence: Sequence, n_tokens: int, ledger: DecodeLedger, parcel: Parcel | None = None) -> bool:
         held_tokens = kv.held_tokens
         computed, resident = sequence.computed_tokens, sequence.resident_tokens
         matched = kv.match(sequence.request, sequence.preempted_at_tokens)
@@ -140,7 +140,7 @@ def watch(kv: KVCache) -> KVCache:
         text = sequence.text()
         if text and not sequence.n_preemptions:
             assert matched <= max((shared_tokens(one, text) for one in known), default=0), "found what nobody had said"
-        is_taken = admit(sequence, n_tokens, ledger)
+        is_taken = admit(sequence, n_tokens, ledger, parcel)
         if is_taken:
             assert sequence.holding is not None
             assert sequence.computed_tokens == matched, "what was found is what it starts from"
