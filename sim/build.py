@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sim.kv.cache import KVCache
     from sim.kv.capacity import KVCapacity
     from sim.record import Recorder
-    from sim.router import Traffic
     from sim.step import CostModel
+    from sim.traffic import Traffic
 
 NUMBERS = {"seed": (0, (1 << 63) - 1), "replicas": (1, 4096)}  # each replica is built from the configuration
 OPTIONAL = {"tiers", "classify", "experiment", "choices", "trusted_packages"}

@@ -79,6 +79,7 @@ class Replica(Turning):
             self._look_ahead = waiting = LookAhead(queue, kv, self._unseen)
         self.batch = Batch(waiting, kv, self.ledger, self.preempt, self._disturb)
         self.n_outstanding = 0  # sequences taken and not yet ended; a prompt counts for each answer it will have
+        self.outstanding_tokens = 0  # of their prompts
         self.due_ns: int | None = None  # when the run ends, or an idle replica looks again; None: on arrival
         self._is_busy = False  # an iteration is under way
         self._plan = Plan()  # of the run under way, as the rest up to `_n_ended`
@@ -96,6 +97,11 @@ class Replica(Turning):
         self._plans_ahead = scheduler.plans_ahead
         self._passes_by = scheduler.admits_in_order and queue.keeps_head  # an arrival behind others changes no plan
 
+    @property
+    def n_waiting(self) -> int:
+        """Sequences in the queue, or on their way there."""
+        return len(self.batch.waiting) + len(self._unseen)
+
     def submit(self, sequence: Sequence) -> None:
         """Take a request into the queue, or refuse it when it could never be served."""
         request = sequence.request if sequence.samples is None else sequence.samples.request
@@ -106,6 +112,7 @@ class Replica(Turning):
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
         self.n_outstanding += sequence.n_samples
+        self.outstanding_tokens += sequence.n_samples * request.prompt_tokens
         if sequence.n_samples > 1 and not self.scheduler.forks_samples and isinstance(sequence, Sample):
             for one in (sequence, *sequence.apart()):
                 self._take(one)
@@ -184,7 +191,7 @@ class Replica(Turning):
         handed_back += self._unseen
         self._unseen.clear()
         self._n_preempted = self._n_ended = 0
-        self.n_outstanding = 0
+        self.n_outstanding = self.outstanding_tokens = 0
         return handed_back
 
     def _wake(self, now_ns: int) -> None:
@@ -333,7 +340,7 @@ class Replica(Turning):
                 n_joined,
                 n_emitting,
                 self._context_tokens,
-                len(batch.waiting) + len(self._unseen),
+                self.n_waiting,
                 len(partial),
                 held_tokens,
                 live_tokens,
@@ -517,6 +524,7 @@ class Replica(Turning):
             self.ledger.leave(sequence)
         sequence.is_finished = True
         self.n_outstanding -= 1
+        self.outstanding_tokens -= request.prompt_tokens
         if self._plans_ahead:
             self.batch.leaving.append(sequence)
         else:

@@ -72,7 +72,7 @@ def run(
     from sim.clock import Clock
     from sim.fleet import Fleet
     from sim.record import Recorder, Result
-    from sim.router import Traffic
+    from sim.traffic import Traffic
 
     check_run(config)
     made = Builder(config)

@@ -25,6 +25,7 @@ from sim.kv.tiers import Tiers, TierSpec
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin, Router
 from sim.step import Chunk
+from tests.sim.chosen import each_of
 from tests.sim.kv.sites import cache_on
 from tests.sim.serving import KINDS, House, LinearCost, Listed, kind_of, serve
 
@@ -252,6 +253,19 @@ def scenarios(draw: st.DrawFn) -> Listed:
     return Listed(listed, turns if has_sessions else {})
 
 
+ROUTERS = each_of("router")
+
+
+def fitting(house: dict) -> dict:
+    """The same house; a router that is fed by events asks the caches that send none."""
+    tells = hasattr(house["kv"].args[0], "publish")
+    return (
+        house
+        if tells or house["router"] is not ROUTERS["prefix_events"]
+        else house | {"router": ROUTERS["prefix_affinity"]}
+    )
+
+
 houses = st.fixed_dictionaries(
     {
         "scenario": scenarios(),
@@ -259,10 +273,10 @@ houses = st.fixed_dictionaries(
         "queue": st.sampled_from(list(QUEUES.values())),
         "kv": st.one_of(paged, paged, contiguous, pruned, growing, hierarchical, by_class()),
         "cost": st.sampled_from(sorted(COSTS)).map(COSTS.__getitem__),
-        "router": st.sampled_from([RoundRobin, LeastLoaded, LeastHeld]),
+        "router": st.sampled_from([RoundRobin, LeastLoaded, LeastHeld, *ROUTERS.values()]),
         "replicas": st.sampled_from([1, 1, 2, 3]),
     }
-)
+).map(fitting)
 
 
 def run(house: dict, **how: object) -> House:

@@ -15,8 +15,9 @@ from sim.fleet import Fleet
 from sim.kv.paged import PagedCache
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
-from sim.router import RoundRobin, Traffic
+from sim.router import RoundRobin
 from sim.step import Pace, Shape
+from sim.traffic import Traffic
 from tests.sim.kv.sites import cache_on
 from tests.sim.naive_ledger import NaiveLedger
 

@@ -1,62 +1,19 @@
-"""Where a request is served, and how traffic gets there."""
+"""How traffic gets to the replicas that serve it."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Final, cast
+from typing import cast
 
 import simpy
-from mypy_extensions import mypyc_attr
 from simpy.events import URGENT
 
 from sim.clock import Arrival, Clock
-from sim.engine import Replica
 from sim.errors import ConfigError, InvariantError
 from sim.fleet import Fleet
 from sim.request import Finished, Request, Scenario, follow_up_of
+from sim.router import ARRIVAL, Router
 from sim.samples import sampled
 from sim.sequence import Sequence
 from sim.units import LAST_NS
-
-ARRIVAL: Final = "arrival"
-"""The stage at which a request has nothing computed yet."""
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class Router(ABC):
-    """Chooses the replica that serves a request."""
-
-    @abstractmethod
-    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:
-        """One of the fleet's open replicas, of which there is at least one.
-
-        A router sees what a request asks for and its text, never how long the answer will be. ``n_outstanding`` of a
-        replica is always true; who looks at its cache or ledger has it ``settle(now_ns)`` before.
-        """
-        ...
-
-
-class RoundRobin(Router):
-    """Each replica in turn."""
-
-    def __init__(self) -> None:
-        self._turn = -1
-
-    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:  # noqa: ARG002
-        """The next one."""
-        self._turn = (self._turn + 1) % len(fleet.open)
-        return fleet.open[self._turn]
-
-
-class LeastLoaded(Router):
-    """The replica with the fewest sequences waiting and running; the first among equals."""
-
-    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:  # noqa: ARG002
-        """The least loaded one."""
-        least = fleet.open[0]
-        for replica in fleet.open:
-            if replica.n_outstanding < least.n_outstanding:
-                least = replica
-        return least
 
 
 class Traffic:
