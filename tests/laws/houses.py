@@ -6,7 +6,7 @@ from functools import partial
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from sim.batching import Chunked, Continuous, Fcfs, Ranked, RequestLevel
+from sim.batching import Chunked, Continuous, RequestLevel
 from sim.cost import DecodeCurve, HostCost, IterationCost
 from sim.engine import Replica
 from sim.fleet import Fleet
@@ -75,12 +75,13 @@ class LeastHeld(Router):
 
 
 EVICTIONS = {"lru": Lru, "lfu": partial(BlankFirst, order=Lfu), "fifo": partial(BlankFirst, order=Fifo)}
-QUEUES = {"fcfs": Fcfs, "sjf": partial(Ranked, "prompt"), "priority": partial(Ranked, "priority")}
+QUEUES = each_of("queue")
 
 schedulers = st.one_of(
     st.builds(partial, st.just(Chunked), st.integers(4, 40), st.integers(1, 4), st.booleans()),
     st.builds(partial, st.just(Continuous), st.integers(1, 60), st.integers(1, 5)),
     st.builds(partial, st.just(RequestLevel), st.integers(1, 4), st.sampled_from([0.0, 5e-5, 3e-4])),
+    st.sampled_from(list(each_of("batching").values())),
 )
 paged = st.builds(
     partial,
