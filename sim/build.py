@@ -71,6 +71,7 @@ def contracts() -> dict[str, Any]:
     from sim.metrics import Slo
     from sim.request import Scenario
     from sim.router import Router
+    from sim.scaler import Scaler
     from sim.spec import EngineSpec, HardwareSpec, ModelSpec
     from sim.step import CostModel
 
@@ -87,6 +88,7 @@ def contracts() -> dict[str, Any]:
         "batching": Scheduler,
         "queue": Queue,
         "router": Router,
+        "scaler": Scaler,
         "slo": Slo,
     }
 

@@ -74,6 +74,9 @@ TRANSFER_COLUMNS = (
     "n_bytes",
     "n_pieces",
 )
+FLEET_COLUMNS = ("at_ns", "replica", "event")  # event: an index into FLEET_EVENTS
+FLEET_EVENTS = ("started", "opened", "drained", "failed", "cancelled")
+"""What happens to a replica: it was asked for, takes requests, takes no more; is lost, or is not needed after all."""
 MAX_REASONS = 100  # refusals kept in words; all are counted
 REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "session_id", "slo_class")
 
@@ -131,6 +134,7 @@ class Recorder:
     preemptions: Table = field(default_factory=lambda: Table(PREEMPTION_COLUMNS))
     transfers: Table = field(default_factory=lambda: Table(TRANSFER_COLUMNS))
     refused: Table = field(default_factory=lambda: Table(REFUSED_COLUMNS))
+    fleet: Table = field(default_factory=lambda: Table(FLEET_COLUMNS))
     refusals: dict[int, str] = field(default_factory=dict)  # request id -> why, for the first MAX_REASONS
     slo_classes: dict[str, int] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
@@ -176,6 +180,7 @@ class Result:
     memory: Mapping[str, float]
     counts: tuple[Mapping[str, int | float], ...]
     provenance: Mapping[str, Any]
+    fleet: Table = field(default_factory=lambda: Table(FLEET_COLUMNS))  # empty: all were there all along
 
     @property
     def start_ns(self) -> int:

@@ -72,6 +72,7 @@ def run(
     from sim.clock import Clock
     from sim.fleet import Fleet
     from sim.record import Recorder, Result
+    from sim.scaler import Fixed, Scaling
     from sim.traffic import Traffic
 
     check_run(config)
@@ -83,12 +84,19 @@ def run(
     capacity = made.capacity()
     env = Clock()
     recorder = Recorder()
-    fleet = Fleet(lambda index: made.replica(index, capacity, env, cost, recorder, traffic))
+    fleet = Fleet(
+        lambda index: made.replica(index, capacity, env, cost, recorder, traffic),
+        lambda index, event: recorder.fleet.add(env.now_ns, index, event),
+    )
     traffic = Traffic(env, scenario, config["seed"], made("router"), fleet)
     for _ in range(config["replicas"]):
         fleet.add()
     replicas = fleet.replicas
+    scaler = made("scaler")
     traffic.start()
+    if traffic.next_ns is not None and not isinstance(scaler, Fixed):
+        weights_bytes = -capacity.terms["weights"] * made.hardware.tensor_parallel
+        Scaling(env, scaler, fleet, traffic.is_over, weights_bytes).start(traffic.next_ns)
     with frozen_heap(), progress(recorder, console), interruptible(env):
         try:
             env.run()
@@ -116,6 +124,7 @@ def run(
         memory=capacity.terms,
         counts=tuple(replica.counts() for replica in replicas),
         provenance=provenance(env, cost, made.model) | ({"notes": list(notes)} if notes else {}),
+        fleet=recorder.fleet,
     )
 
 

@@ -27,6 +27,7 @@ class Traffic:
         self._stream: Iterator[Request] = scenario.requests(seed)
         self._follow_up = follow_up_of(scenario)
         self._next: Request | None = None
+        self._n_to_follow = 0  # requests that others' ends have brought about and that have not arrived
         self._arrival = Arrival(env)  # of the stream, one at a time
 
     def start(self) -> None:
@@ -39,12 +40,24 @@ class Traffic:
         """Whether requests bring about others when they end."""
         return self._follow_up is not None
 
+    @property
+    def next_ns(self) -> int | None:
+        """When the stream's next request arrives; None: it has ended."""
+        return None if self._next is None else self._next.arrival_ns
+
+    def is_over(self) -> bool:
+        """Whether everybody has come, and is served or refused."""
+        if self._next is not None or self._n_to_follow:
+            return False
+        return not sum([replica.n_outstanding for replica in self.fleet.replicas])
+
     def ended(self, finished: Finished) -> None:
         """A request ended; what it brings about arrives in its time."""
         request = None if self._follow_up is None else self._follow_up(finished)
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")
+            self._n_to_follow += 1
             self.env.ring(Arrival(self.env, request), request.arrival_ns, URGENT, self._follow)
 
     def place(self, sequence: Sequence) -> None:
@@ -73,6 +86,7 @@ class Traffic:
 
     def _follow(self, event: simpy.Event) -> None:
         """Hand over a request that another one's end brought about."""
+        self._n_to_follow -= 1
         self._arrive(cast(Request, event.value))
 
     def _arrive(self, request: Request) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.metrics.fleet import fleet_numbers
 from sim.metrics.gaps import token_gaps
 from sim.metrics.latency import Bools, Floats, latencies, meets
 from sim.metrics.load import Load, load, most_in_flight
@@ -99,16 +100,20 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
     counts = total_counts(result)
     queue_ms = (requests.column("scheduled_ns") - requests.column("arrival_ns")) / (NS_PER_S // MS_PER_S)
     preemptions = result.preemptions
+    fleet = fleet_numbers(result)
+    mean_replicas = fleet["mean_replicas"] or 1.0
+    n_devices = max(1.0, result.n_devices * (mean_replicas / result.n_replicas))
     return {
         "seed": result.seed,
         "engine": result.config.get("engine", {}).get("name"),
-        "n_devices": result.n_devices,
-        "n_replicas": result.n_replicas,
+        "n_devices": result.n_devices // result.n_replicas * int(fleet["peak_replicas"] or 1),
+        "n_replicas": fleet["peak_replicas"],
+        "fleet": fleet,
         "slo": {name: slo.limits()[name] for name in LIMITS},
         "slo_attainment_frac": int(measures.is_good.sum()) / offered if offered and slo.is_set else None,
         "classes": _by_class(result, slo, measures, duration_s) if slo.is_set else {},
-        "total_token_throughput_per_device": numbers["total_token_throughput"] / max(1, result.n_devices),
-        "output_throughput_per_device": numbers["output_throughput"] / max(1, result.n_devices),
+        "total_token_throughput_per_device": numbers["total_token_throughput"] / n_devices,
+        "output_throughput_per_device": numbers["output_throughput"] / n_devices,
         "tokens_per_s_per_user": MS_PER_S / numbers["median_tpot_ms"] if numbers["median_tpot_ms"] else None,
         **_statistics("queue_ms", queue_ms),
         "n_token_gaps": measures.itl_ps.size,
@@ -137,7 +142,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "iterations": load.n_iterations,
         "mean_decode_seqs": load.mean_decode_seqs,
         "peak_waiting_requests": load.peak_waiting_seqs,
-        "busy_frac": load.busy_s / (duration_s * result.n_replicas) if duration_s else 0.0,
+        "busy_frac": load.busy_s / (duration_s * mean_replicas) if duration_s else 0.0,
         "prefill_tokens_computed": load.prefill_tokens,
         "padding_tokens": load.padding_tokens,
         "transferred_bytes": _by_link(result),

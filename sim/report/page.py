@@ -7,6 +7,7 @@ from sim.metrics import Measures, Slo
 from sim.metrics.slo import LIMITS
 from sim.record import Result
 from sim.report.cache_facts import cache_tables, class_names
+from sim.report.fleet_figures import fleet_section
 from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
@@ -35,7 +36,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
     """The report as HTML text."""
     ours = numbers["kvtwin"]
     memory = [figure for figure in (memory_split(result, measures), capacity(result)) if figure is not None]
-    tiers = tiers_section(result, ours)
+    tiers, fleet = tiers_section(result, ours), fleet_section(result, ours)
     lives = gantt(result)
     attainment = ours["slo_attainment_frac"]
     mood = (
@@ -69,6 +70,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
                 "How the run went. Averages hide bursts, and these charts do not.",
                 over_time(result),
             ),
+            *([fleet] if fleet else []),
             Section(
                 "memory",
                 "KV cache memory",
@@ -105,7 +107,7 @@ def choices(config: Mapping[str, Any]) -> str:
     chosen = config.get("choices", {})
     parts = []
     swaps = () if chosen.get("preemption", "recompute") == "recompute" else ("preemption", "tiers")
-    for group in ("scenario", "engine", "cache", *swaps, "eviction", "batching", "queue", "router"):
+    for group in ("scenario", "engine", "cache", *swaps, "eviction", "batching", "queue", "router", "scaler"):
         target = config.get(group, {}).get("_target_") if isinstance(config.get(group), Mapping) else None
         if group in chosen:
             parts.append(f"{group} {chosen[group]}")

@@ -16,6 +16,7 @@ from sim.kv.paged import PagedCache
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
 from sim.router import RoundRobin
+from sim.scaler import Scaling
 from sim.step import Pace, Shape
 from sim.traffic import Traffic
 from tests.sim.kv.sites import cache_on
@@ -138,6 +139,7 @@ class House:
             "preemptions": self.recorder.preemptions.rows().tolist(),
             "refused": self.recorder.refused.rows().tolist(),
             "transfers": sorted(self.recorder.transfers.rows().tolist()),
+            "fleet": self.recorder.fleet.rows().tolist(),
             "counts": [dict(replica.kv.counts()) for replica in self.replicas],
         }
 
@@ -165,6 +167,7 @@ def serve(
     max_len: int = 1 << 20,
     is_naive: bool = False,
     meanwhile: Mapping[int, Callable[["House"], None]] | None = None,
+    scaler: Callable[[], Any] | None = None,
 ) -> House:
     """Serve everybody; ``meanwhile`` says what else happens, and when [ns]."""
     env = Clock()
@@ -178,7 +181,7 @@ def serve(
             made.batch = replace(made.batch, ledger=made.ledger)
         return made
 
-    fleet = Fleet(replica)
+    fleet = Fleet(replica, lambda index, event: recorder.fleet.add(env.now_ns, index, event))
     traffic = Traffic(env, scenario, 0, router(), fleet)
     for _ in range(replicas):
         fleet.add()
@@ -186,5 +189,7 @@ def serve(
     for at_ns, what in (meanwhile or {}).items():
         env.ring(Arrival(env), at_ns, simpy.events.URGENT, lambda _, what=what: what(house))
     traffic.start()
+    if scaler is not None and traffic.next_ns is not None:
+        Scaling(env, scaler(), fleet, traffic.is_over, 0.0).start(traffic.next_ns)
     env.run()
     return house
