@@ -27,6 +27,8 @@ class Sessions:
         Sessions begin until whichever comes first; those begun go on to their end.
     classify : bool
         Tag requests with what their session looks like, as their ``kind``.
+    tenant : str
+        Whose they all are.
     """
 
     rate: float
@@ -38,6 +40,7 @@ class Sessions:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
+    tenant: str = ""
     _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
     _live: dict[int, Plan] = field(init=False, default_factory=dict, repr=False, compare=False)
 
@@ -78,4 +81,6 @@ class Sessions:
 
     def _request(self, plan: Plan, turn: int, arrival_ns: int) -> Request:
         request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority, self.n_samples)
+        if self.tenant:
+            request = request._replace(tenant=self.tenant)
         return request if self._classifier is None else self._classifier.tagged(request)

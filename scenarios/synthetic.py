@@ -54,6 +54,8 @@ class Synthetic:
         Answers sampled from each prompt at once, all of the drawn length.
     classify : bool
         Tag requests with what they look like, as their ``kind``.
+    tenant : str
+        Whose they all are.
     """
 
     rate: float
@@ -67,6 +69,7 @@ class Synthetic:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         require_positive("scenario", rate=self.rate)
@@ -84,7 +87,7 @@ class Synthetic:
         end_ns = require_limits("n_requests", self.n_requests, self.duration_s)
         lengths_rng, prefixes_rng = stream(seed, "lengths"), stream(seed, "prefixes")
         slo_class, priority, n_samples = self.slo_class, self.priority, self.n_samples
-        most, cap = self.n_requests, self.max_output_tokens
+        most, cap, tenant = self.n_requests, self.max_output_tokens, self.tenant
         number = 0
         for times in self.arrivals.times_ns(self.rate, stream(seed, "arrivals")):
             n = len(times)
@@ -115,6 +118,7 @@ class Synthetic:
                     priority,
                     n_samples,
                     "",
+                    tenant,
                 )
                 yield new_tuple(Request, facts)
                 number += 1

@@ -18,7 +18,7 @@ from math import sqrt
 from typing import Any
 
 from sim.batching.plan import Batch, Plan, Scheduler
-from sim.batching.queue import LookAhead, Queue
+from sim.batching.queue import Accounting, LookAhead, Queue
 from sim.clock import Clock, Turning
 from sim.errors import InvariantError
 from sim.kv.abilities import Prefetcher
@@ -74,6 +74,7 @@ class Replica(Turning):
         self.ledger = DecodeLedger(kv.block_tokens, kv.window_tokens)
         self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
         self._look_ahead: LookAhead | None = None
+        self._accounts = queue if isinstance(queue, Accounting) else None
         waiting = queue
         if isinstance(kv, Prefetcher) and kv.prefetch_requests:
             self._look_ahead = waiting = LookAhead(queue, kv, self._unseen)
@@ -105,6 +106,8 @@ class Replica(Turning):
     def submit(self, sequence: Sequence) -> None:
         """Take a request into the queue, or refuse it when it could never be served."""
         request = sequence.request if sequence.samples is None else sequence.samples.request
+        if request.tenant:
+            self.recorder.belongs(request)
         reason = self.refuses(request)
         if reason is not None:
             self.recorder.refuse(request, reason)
@@ -523,6 +526,8 @@ class Replica(Turning):
         if not self._plans_ahead or request.output_tokens >= request.max_output_tokens:
             self.ledger.leave(sequence)
         sequence.is_finished = True
+        if self._accounts is not None:
+            self._accounts.ended(sequence, request.output_tokens)
         self.n_outstanding -= 1
         self.outstanding_tokens -= request.prompt_tokens
         if self._plans_ahead:

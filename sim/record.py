@@ -138,6 +138,12 @@ class Recorder:
     refusals: dict[int, str] = field(default_factory=dict)  # request id -> why, for the first MAX_REASONS
     slo_classes: dict[str, int] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
+    tenants: dict[str, int] = field(default_factory=dict)
+    tenant_of: dict[int, int] = field(default_factory=dict)  # request id -> index of its tenant, where it has one
+
+    def belongs(self, request: Request) -> None:
+        """A request has a tenant."""
+        self.tenant_of[request.id] = self.tenants.setdefault(request.tenant, len(self.tenants))
 
     def refuse(self, request: Request, reason: str) -> None:
         """A request that could never be served."""
@@ -181,6 +187,8 @@ class Result:
     counts: tuple[Mapping[str, int | float], ...]
     provenance: Mapping[str, Any]
     fleet: Table = field(default_factory=lambda: Table(FLEET_COLUMNS))  # empty: all were there all along
+    tenants: tuple[str, ...] = ()
+    tenant_of: Mapping[int, int] = field(default_factory=dict)  # request id -> index of its tenant, where it has one
 
     @property
     def start_ns(self) -> int:

@@ -35,6 +35,7 @@ class Request(NamedTuple):
     priority: int = 0  # lower is served first
     n_samples: int = 1  # answers sampled from one prompt; their KV shares the prompt's blocks
     kind: str = ""  # what its session looks like to who classifies traffic: short_chat, code, ...
+    tenant: str = ""  # whose it is, among whom the service is to be shared
 
 
 @dataclass(frozen=True, slots=True)

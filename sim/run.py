@@ -125,6 +125,8 @@ def run(
         counts=tuple(replica.counts() for replica in replicas),
         provenance=provenance(env, cost, made.model) | ({"notes": list(notes)} if notes else {}),
         fleet=recorder.fleet,
+        tenants=tuple(recorder.tenants),
+        tenant_of=recorder.tenant_of,
     )
 
 

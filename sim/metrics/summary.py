@@ -10,6 +10,7 @@ import numpy as np
 
 from sim.metrics.fleet import fleet_numbers
 from sim.metrics.gaps import token_gaps
+from sim.metrics.groups import by_class, by_tenant, starving
 from sim.metrics.latency import Bools, Floats, latencies, meets
 from sim.metrics.load import Load, load, most_in_flight
 from sim.metrics.population import Population
@@ -101,6 +102,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
     queue_ms = (requests.column("scheduled_ns") - requests.column("arrival_ns")) / (NS_PER_S // MS_PER_S)
     preemptions = result.preemptions
     fleet = fleet_numbers(result)
+    tenants = by_tenant(result, slo, measures.is_good, duration_s)
     mean_replicas = fleet["mean_replicas"] or 1.0
     n_devices = max(1.0, result.n_devices * (mean_replicas / result.n_replicas))
     return {
@@ -111,7 +113,8 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "fleet": fleet,
         "slo": {name: slo.limits()[name] for name in LIMITS},
         "slo_attainment_frac": int(measures.is_good.sum()) / offered if offered and slo.is_set else None,
-        "classes": _by_class(result, slo, measures, duration_s) if slo.is_set else {},
+        "classes": by_class(result, slo, measures.is_good, duration_s),
+        "tenants": tenants,
         "total_token_throughput_per_device": numbers["total_token_throughput"] / n_devices,
         "output_throughput_per_device": numbers["output_throughput"] / n_devices,
         "tokens_per_s_per_user": MS_PER_S / numbers["median_tpot_ms"] if numbers["median_tpot_ms"] else None,
@@ -147,7 +150,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "padding_tokens": load.padding_tokens,
         "transferred_bytes": _by_link(result),
         "counts": counts,
-        "warnings": warnings(result, slo, numbers, counts),
+        "warnings": [*warnings(result, slo, numbers, counts), *starving(tenants)],
     }
 
 
@@ -233,24 +236,6 @@ def warnings(
     if not slo.is_set:
         said.append("No latency objective is set, so there is no goodput.")
     return said
-
-
-def _by_class(result: Result, slo: Slo, measures: Measures, duration_s: float) -> dict[str, Any]:
-    """Requests, goodput and attainment of each class; a refused request meets no objective, as in the total."""
-    column, refused = result.requests.column("slo_class"), result.refused.column("slo_class")
-    classes: dict[str, Any] = {}
-    for index, name in enumerate(result.slo_classes):
-        is_good = measures.is_good[column == index]
-        n_good, n_refused = int(is_good.sum()), int((refused == index).sum())
-        offered = len(is_good) + n_refused
-        classes[name or "default"] = {
-            **{key: slo.limits(name)[key] for key in LIMITS},
-            "completed": len(is_good),
-            "failed": n_refused,
-            "goodput": _rate(n_good, duration_s),
-            "attainment_frac": n_good / offered if offered else None,
-        }
-    return classes
 
 
 def _by_link(result: Result) -> dict[str, int]:

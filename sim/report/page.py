@@ -14,6 +14,7 @@ from sim.report.load_figures import capacity, memory_split, over_time
 from sim.report.terminal import KINDS, LATENCIES
 from sim.report.tier_figures import tiers_section
 from sim.report.words import (
+    NOTHING,
     TERMS,
     class_words,
     count,
@@ -199,23 +200,31 @@ def latency_table(numbers: Mapping[str, Any]) -> Table:
 
 
 def class_tables(numbers: Mapping[str, Any]) -> list[Table]:
-    """Goodput by class of requests, where there are several."""
-    classes = numbers["kvtwin"]["classes"]
-    if len(classes) < 2:
-        return []
-    rows = [
-        (
-            name,
-            slo_words({key: facts[key] for key in LIMITS}) or "none",
-            count(facts["completed"]),
-            count(facts["failed"]),
-            rate(facts["goodput"]),
-            percent(facts["attainment_frac"]),
-        )
-        for name, facts in classes.items()
-    ]
-    headings = ("class", "objectives", "completed", "refused", "goodput [req/s]", "within objectives")
-    return [Table(rows, headings, "By class of requests")]
+    """Goodput, waits and who starved, by class of requests and by tenant, where there are several."""
+    tables = []
+    for key, title in (("classes", "class"), ("tenants", "tenant")):
+        groups = numbers["kvtwin"][key]
+        if len(groups) < 2:
+            continue
+        rows = [
+            (
+                name,
+                *([slo_words({limit: facts[limit] for limit in LIMITS}) or "none"] if key == "classes" else []),
+                count(facts["completed"]),
+                count(facts["failed"]),
+                rate(facts["goodput"]),
+                percent(facts["attainment_frac"]),
+                milliseconds(facts["mean_queue_ms"]),
+                milliseconds(facts["longest_queue_ms"]),
+                NOTHING if facts["starved"] is None else count(facts["starved"]),
+            )
+            for name, facts in groups.items()
+        ]
+        objectives = ("objectives",) if key == "classes" else ()
+        headings = (title, *objectives, "completed", "refused", "goodput [req/s]", "within objectives")
+        headings += ("queue, mean [ms]", "queue, longest [ms]", "starved")
+        tables.append(Table(rows, headings, "By class of requests" if key == "classes" else "By tenant"))
+    return tables
 
 
 def configuration(config: Mapping[str, Any]) -> list[Table]:

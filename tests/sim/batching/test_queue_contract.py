@@ -9,12 +9,13 @@ from tests.sim.chosen import each_of
 from tests.sim.serving import asked
 
 QUEUES = each_of("queue")
-arrivals = st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(0, 2))  # gap, prompt, priority
+arrivals = st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(0, 2), st.sampled_from("ab"))
+"""Gap, prompt, priority, tenant."""
 steps = st.lists(st.one_of(st.just("take"), st.just("put back"), arrivals), max_size=40)
 
 
-def sequence(number: int, at_ns: int, prompt: int, priority: int) -> Sequence:
-    return Sequence(asked(number, at_ns, prompt, 9, priority=priority))
+def sequence(number: int, at_ns: int, prompt: int, priority: int, tenant: str = "a") -> Sequence:
+    return Sequence(asked(number, at_ns, prompt, 9, priority=priority, tenant=tenant))
 
 
 @pytest.mark.parametrize("name", QUEUES)
@@ -36,11 +37,11 @@ def test_all_that_waits_comes_out_once_and_in_the_order_foretold(name, steps):
             queue.push_back(one)
             waiting.add(one)
         elif isinstance(step, tuple):
-            gap, prompt, priority = step
+            gap, *facts = step
             at_ns += gap
             number += 1
             head = queue.head() if waiting else None
-            one = sequence(number, at_ns, prompt, priority)
+            one = sequence(number, at_ns, *facts)
             queue.push(one)
             waiting.add(one)
             assert head is None or not queue.keeps_head or queue.head() is head
@@ -56,7 +57,7 @@ def test_all_that_waits_comes_out_once_and_in_the_order_foretold(name, steps):
 @given(st.lists(arrivals, max_size=8), st.lists(arrivals, max_size=4))
 def test_who_is_on_the_way_is_foretold_as_if_it_waited(name, waiting, arriving):
     queue = QUEUES[name]()
-    ones = [sequence(i, i, prompt, priority) for i, (_, prompt, priority) in enumerate(waiting + arriving)]
+    ones = [sequence(i, i, *facts) for i, (_, *facts) in enumerate(waiting + arriving)]
     for one in ones[: len(waiting)]:
         queue.push(one)
     foretold = queue.first(99, ones[len(waiting) :])
