@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from scenarios.arrivals import Arrivals
+from scenarios.arrivals import Arrivals, stages_of_arrivals
 from scenarios.classify import Classifier
 from scenarios.dialogue import Dialogue, Plan, answer_at_ns
 from scenarios.distributions import require_positive
 from scenarios.synthetic import require_limits, require_samples
-from sim.request import Finished, Request, stream
+from sim.request import Finished, Request, Stage, stream
 
 
 @dataclass(slots=True)
@@ -48,6 +48,11 @@ class Sessions:
         require_positive("scenario", rate=self.rate)
         require_limits("n_sessions", self.n_sessions, self.duration_s)
         require_samples(self.n_samples)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Times of one rate each, where arrivals come in such."""
+        return stages_of_arrivals(self.arrivals, self.rate)
 
     def requests(self, seed: int) -> Iterator[Request]:
         """First turns in order of arrival; the same seed gives the same ones."""

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scenarios.arrivals import Arrivals
+from scenarios.arrivals import Arrivals, stages_of_arrivals
 from scenarios.classify import Classifier
 from scenarios.distributions import require, require_positive
 from scenarios.lengths import Lengths
 from scenarios.prefixes import PROMPT, Prefixes, text_id
-from sim.request import Request, new_tuple, stream
+from sim.request import Request, Stage, new_tuple, stream
 from sim.units import ns_from_s
 
 
@@ -77,6 +77,11 @@ class Synthetic:
         require_samples(self.n_samples)
         if self.max_output_tokens is not None:
             require_positive("scenario", max_output_tokens=self.max_output_tokens)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Times of one rate each, where arrivals come in such."""
+        return stages_of_arrivals(self.arrivals, self.rate)
 
     def requests(self, seed: int) -> Iterator[Request]:
         """Requests in order of arrival; the same seed gives the same ones."""

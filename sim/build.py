@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sim.check import PACKAGES, as_written, find, unknown
 from sim.config import choices_of, conf_dir, make, trusted_packages
 from sim.errors import ConfigError
+from sim.units import LAST_NS, NS_PER_S
 
 if TYPE_CHECKING:
     from sim.batching.plan import Scheduler
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from sim.traffic import Traffic
 
 NUMBERS = {"seed": (0, (1 << 63) - 1), "replicas": (1, 4096)}  # each replica is built from the configuration
-OPTIONAL = {"tiers", "classify", "experiment", "choices", "trusted_packages"}
+SECONDS = {"stop_s": (1e-9, True), "warmup_s": (0.0, False)}  # the least, and whether null is one
+OPTIONAL = {*SECONDS, "tiers", "classify", "experiment", "choices", "trusted_packages"}
 
 
 def check_run(config: Mapping[str, Any]) -> None:
@@ -46,6 +48,12 @@ def check_run(config: Mapping[str, Any]) -> None:
         value = config[key]
         if type(value) is not int or not least <= value <= most:
             raise ConfigError(f"{key} must be a whole number from {least} to {most}, got {as_written(value)}")
+    for key, (least_s, may_be_none) in SECONDS.items():
+        value = config.get(key, None if may_be_none else 0.0)
+        is_time = type(value) in (int, float) and least_s <= value < LAST_NS / NS_PER_S
+        if not is_time and not (value is None and may_be_none):
+            words = " or null" if may_be_none else ""
+            raise ConfigError(f"{key} must be a number >= {least_s:g} [s]{words}, got {as_written(value)}")
     if type(config.get("classify", False)) is not bool:
         raise ConfigError(f"classify must be true or false, got {as_written(config['classify'])}")
     trusted_packages(config)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sim.request import Request
+from sim.request import Request, Stage
 from sim.units import PS_PER_NS
 
 Ints = npt.NDArray[np.int64]
@@ -187,6 +187,8 @@ class Result:
     counts: tuple[Mapping[str, int | float], ...]
     provenance: Mapping[str, Any]
     fleet: Table = field(default_factory=lambda: Table(FLEET_COLUMNS))  # empty: all were there all along
+    stages: tuple[Stage, ...] = ()  # in which traffic came, where it came in some
+    n_unfinished: int = 0  # requests still under way when the run was stopped
     tenants: tuple[str, ...] = ()
     tenant_of: Mapping[int, int] = field(default_factory=dict)  # request id -> index of its tenant, where it has one
 

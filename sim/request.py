@@ -47,6 +47,19 @@ class Finished:
     is_refused: bool = False
 
 
+class Stage(NamedTuple):
+    """A time in which traffic has one rate."""
+
+    rate: float  # [1/s], of what the scenario counts: requests, or sessions begun
+    begin_ns: int
+    end_ns: int
+
+
+def stages_of(scenario: "Scenario") -> tuple[Stage, ...]:
+    """The stages of a scenario whose traffic has some, as it says in ``stages``."""
+    return tuple(getattr(scenario, "stages", ()))
+
+
 class Scenario(Protocol):
     """Traffic: an open stream of requests, and where it has a method ``follow_up``, what finished ones bring about."""
 

@@ -12,6 +12,7 @@ from sim.check import is_compiled, unknown
 from sim.config import compose, make, trusted_packages
 from sim.errors import ConfigError, InvariantError
 from sim.override import given
+from sim.units import ns_from_s
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,6 +73,7 @@ def run(
     from sim.clock import Clock
     from sim.fleet import Fleet
     from sim.record import Recorder, Result
+    from sim.request import stages_of
     from sim.scaler import Fixed, Scaling
     from sim.traffic import Traffic
 
@@ -97,14 +99,26 @@ def run(
     if traffic.next_ns is not None and not isinstance(scaler, Fixed):
         weights_bytes = -capacity.terms["weights"] * made.hardware.tensor_parallel
         Scaling(env, scaler, fleet, traffic.is_over, weights_bytes).start(traffic.next_ns)
+    stop_ns = None
+    if config.get("stop_s") is not None and traffic.next_ns is not None:
+        stop_ns = traffic.next_ns + ns_from_s(float(config["stop_s"]))
     with frozen_heap(), progress(recorder, console), interruptible(env):
         try:
-            env.run()
+            env.run(stop_ns)
         except struct.error:  # a number of the facts has more than 64 bits
             raise ConfigError(TOO_LONG) from None
-    check_conservation(replicas, traffic.n_arrived, recorder)
+    n_unfinished = 0
+    if stop_ns is not None and not traffic.is_over():
+        for replica in replicas:
+            replica.settle(stop_ns)
+        n_unfinished = traffic.n_arrived - len(recorder.requests) - len(recorder.refused)
+    else:
+        check_conservation(replicas, traffic.n_arrived, recorder)
     check_durations(recorder.iterations)
     requests, notes = recorder.requests, getattr(scenario, "notes", None)
+    end_ns = int(requests.column("finish_ns").max()) if len(requests) else 0
+    if n_unfinished and stop_ns is not None and end_ns:
+        end_ns = stop_ns
     return Result(
         requests,
         recorder.iterations,
@@ -118,13 +132,15 @@ def run(
         n_devices=len(replicas) * made.hardware.tensor_parallel,
         capacity_tokens=replicas[0].kv.capacity_tokens,
         kv_bytes_per_token=capacity.bytes_per_token * made.hardware.tensor_parallel,
-        end_ns=int(requests.column("finish_ns").max()) if len(requests) else 0,
+        end_ns=end_ns,
         seed=config["seed"],
         config=config,
         memory=capacity.terms,
         counts=tuple(replica.counts() for replica in replicas),
         provenance=provenance(env, cost, made.model) | ({"notes": list(notes)} if notes else {}),
         fleet=recorder.fleet,
+        stages=stages_of(scenario),
+        n_unfinished=n_unfinished,
         tenants=tuple(recorder.tenants),
         tenant_of=recorder.tenant_of,
     )

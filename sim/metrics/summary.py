@@ -15,6 +15,7 @@ from sim.metrics.latency import Bools, Floats, latencies, meets
 from sim.metrics.load import Load, load, most_in_flight
 from sim.metrics.population import Population
 from sim.metrics.slo import LIMITS, Slo
+from sim.metrics.stages import after_warmup, by_stage
 from sim.record import Result
 from sim.spec import DTYPE_BYTES
 from sim.units import MS_PER_S, NS_PER_S, PS_PER_S
@@ -115,6 +116,9 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "slo_attainment_frac": int(measures.is_good.sum()) / offered if offered and slo.is_set else None,
         "classes": by_class(result, slo, measures.is_good, duration_s),
         "tenants": tenants,
+        "unfinished": result.n_unfinished,
+        "stages": by_stage(result, slo, measures),
+        "after_warmup": after_warmup(result, slo, measures),
         "total_token_throughput_per_device": numbers["total_token_throughput"] / n_devices,
         "output_throughput_per_device": numbers["output_throughput"] / n_devices,
         "tokens_per_s_per_user": MS_PER_S / numbers["median_tpot_ms"] if numbers["median_tpot_ms"] else None,
@@ -219,6 +223,11 @@ def warnings(
     said = list(result.provenance.get("notes", ()))  # what the traffic's reader took for granted
     if numbers["failed"]:
         said.append(f"{numbers['failed']:,} requests could never be served and were refused.")
+    if result.n_unfinished:
+        said.append(
+            f"{result.n_unfinished:,} requests were still under way when the run was stopped (stop_s); "
+            "they are in no latency, and the longest are among them."
+        )
     if not numbers["completed"]:
         said.append("No request completed.")
     elif numbers["completed"] < TRUSTED_P99_REQUESTS:

@@ -63,7 +63,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
                 "Latency",
                 "What a user waits for. Each curve says what share was at least so fast: the further left, the better.",
                 distributions(measures, slo),
-                [latency_table(numbers), *class_tables(numbers)],
+                [latency_table(numbers), *stage_tables(numbers), *class_tables(numbers)],
             ),
             Section(
                 "time",
@@ -199,6 +199,34 @@ def latency_table(numbers: Mapping[str, Any]) -> Table:
     return Table(rows, ("milliseconds", "mean", "p50", "p90", "p95", "p99"), style="wide")
 
 
+def stage_tables(numbers: Mapping[str, Any]) -> list[Table]:
+    """The run stage by stage, and after its warm-up, where it has such."""
+    ours = numbers["kvtwin"]
+    parts = [(f"{rate(of['rate'])} asked for", of) for of in ours["stages"]]
+    if ours["after_warmup"]:
+        parts.append(("after warm-up", ours["after_warmup"]))
+    if not parts:
+        return []
+    rows = [
+        (
+            name,
+            f"{of['begin_s']:,.5g}",
+            count(of["completed"]),
+            rate(of["request_rate"]),
+            rate(of["request_throughput"]),
+            rate(of["output_throughput"]),
+            *(milliseconds(of[f"{kind}_{key}"]) for key in ("ttft_ms", "tpot_ms") for kind in ("median", "p99")),
+            percent(of["attainment_frac"]),
+        )
+        for name, of in parts
+    ]
+    headings = (
+        *("requests per second", "from [s]", "requests", "arrived/s", "served/s", "output [tok/s]"),
+        *("TTFT p50 [ms]", "TTFT p99", "TPOT p50", "TPOT p99", "within objectives"),
+    )
+    return [Table(rows, headings, "By stage" if ours["stages"] else "After warm-up", style="wide")]
+
+
 def class_tables(numbers: Mapping[str, Any]) -> list[Table]:
     """Goodput, waits and who starved, by class of requests and by tenant, where there are several."""
     tables = []
@@ -221,8 +249,10 @@ def class_tables(numbers: Mapping[str, Any]) -> list[Table]:
             for name, facts in groups.items()
         ]
         objectives = ("objectives",) if key == "classes" else ()
-        headings = (title, *objectives, "completed", "refused", "goodput [req/s]", "within objectives")
-        headings += ("queue, mean [ms]", "queue, longest [ms]", "starved")
+        headings = (
+            *(title, *objectives, "completed", "refused", "goodput [req/s]", "within objectives"),
+            *("queue, mean [ms]", "queue, longest [ms]", "starved"),
+        )
         tables.append(Table(rows, headings, "By class of requests" if key == "classes" else "By tenant"))
     return tables
 

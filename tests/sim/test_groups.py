@@ -1,6 +1,5 @@
 """Numbers by class and by tenant, and who starved."""
 
-
 import numpy as np
 import pytest
 

@@ -52,7 +52,7 @@ def test_the_last_in_order_is_preempted():
 
 
 def test_tenants_take_turns_by_what_they_got():
-    """Prompts of 10 (a) and 20 tokens (b): a is charged 10 each, b 20, so a gets two for one of b's; of equals who waits longer."""
+    """Prompts of 10 (a) and 20 tokens (b): a is charged 10 each, b 20, so a gets two for one of b's."""
     queue = FairShare()
     for i in range(6):
         queue.push(waiting(i, "a", i, 10))
