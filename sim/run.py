@@ -275,6 +275,7 @@ def run_and_report(
     console: "Console",
     write: Literal["all", "tables", "summary"] = "all",
     objective: str | list[str] = "request_goodput",
+    scrape_s: float | None = None,
 ) -> float | list[float] | None:
     """Simulate, write the results into ``out``, print one table.
 
@@ -284,6 +285,8 @@ def run_and_report(
         All files; without the page and the timeline, which take most of the disk; the numbers alone.
     objective : str or list of str
         Keys of ``summary.json``, dotted: what a sweep that optimises gets.
+    scrape_s : float or None
+        How often the replicas' gauges and counters are sampled, under vLLM's Prometheus names; None: not at all [s].
 
     Raises
     ------
@@ -296,10 +299,12 @@ def run_and_report(
     from sim.report import write as write_results
     from sim.report.terminal import table_of
 
+    if scrape_s is not None and not 1e-9 <= scrape_s < float("inf"):
+        raise ConfigError(f"task.scrape_s must be > 0 and finite [s] or null, got {scrape_s!r}")
     slo = make(config["slo"], "slo", trusted_packages(config), contracts()["slo"])
     result = run(config, console=console)
     measures = measure(result, slo)
-    write_results(result, slo, out, measures, which=write)
+    write_results(result, slo, out, measures, which=write, scrape_s=scrape_s)
     numbers = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     if write == "summary":
         console.print(f"{numbers['completed']:,} served: {out / 'summary.json'}", soft_wrap=True, highlight=False)
