@@ -29,10 +29,10 @@ PLAIN = {
 
 
 def hot() -> Iterator[str]:
-    """The modules an iteration may run through: the engine, routers, hand-overs, and all below them in the import contract."""
+    """The modules an iteration may run through: traffic, and all below it in the import contract."""
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
     layers = [layer.split(" | ") for layer in contract["layers"]]
-    top = next(i for i, layer in enumerate(layers) if "handover" in layer)
+    top = next(i for i, layer in enumerate(layers) if "traffic" in layer)
     for name in (name for layer in layers[top:] for name in layer):
         folder = ROOT / "sim" / name
         for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]:

@@ -8,7 +8,8 @@ import numpy as np
 
 from scenarios.distributions import Floats, Gamma, Ints, Weibull, is_number, require, require_positive
 from sim.errors import ConfigError
-from sim.units import LAST_NS, NS_PER_S
+from sim.request import Stage
+from sim.units import LAST_NS, NS_PER_S, ns_from_s
 
 LEAST_PER_CYCLE, MOST_PER_CYCLE = 1e-6, 1e7  # of bursts: fewer hang, more take all memory
 BATCH = 4096  # drawn at once; fixed, so that a longer run begins with the very requests of a shorter one
@@ -280,3 +281,55 @@ class Ramp:
         middle = (np.arange(steps) + 0.5) / steps
         factors = (self.start_factor + 2 * (1 - self.start_factor) * middle).tolist()
         return Modulated(self.base, factors, self.ramp_s, repeats=False).times_ns(rate_per_s, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Arrivals at one rate after the other, each for a time: the stages of a load generator.
+
+    ``rate`` of the scenario multiplies all of them. After the last one nobody comes.
+
+    Parameters
+    ----------
+    base : Arrivals
+        What arrivals look like at each rate; it begins anew with each stage.
+    stages : list of [float, float]
+        Rate and length of each [1/s, s].
+    """
+
+    base: Arrivals
+    stages: list[list[float]]
+
+    def __post_init__(self) -> None:
+        is_allowed = len(self.stages) >= 1 and all(
+            len(stage) == 2 and is_number(stage[0], 0.0) and is_number(stage[1], 1e-9) for stage in self.stages
+        )
+        is_allowed = is_allowed and any(rate > 0 for rate, _ in self.stages)
+        require("scenario.arrivals.stages", self.stages, is_allowed, "[rate >= 0, seconds > 0] each, some rate > 0")
+
+    def windows(self, rate_per_s: float) -> list[Stage]:
+        """When each stage begins and ends, and its rate."""
+        found, begin_ns = [], 0
+        for rate, length_s in self.stages:
+            end_ns = begin_ns + ns_from_s(float(length_s))
+            found.append(Stage(rate * rate_per_s, begin_ns, end_ns))
+            begin_ns = end_ns
+        return found
+
+    def times_ns(self, rate_per_s: float, rng: np.random.Generator) -> Iterator[Ints]:
+        """Arrival times [ns]; they end with the last stage."""
+        for stage in self.windows(rate_per_s):
+            if not stage.rate:
+                continue
+            length_ns = stage.end_ns - stage.begin_ns
+            for times in self.base.times_ns(stage.rate, rng):
+                inside = times[: int(times.searchsorted(length_ns))]
+                if len(inside):
+                    yield stage.begin_ns + inside
+                if len(inside) < len(times):
+                    break
+
+
+def stages_of_arrivals(arrivals: Arrivals, rate_per_s: float) -> list[Stage]:
+    """The stages in which some arrivals come; none where they come in none."""
+    return arrivals.windows(rate_per_s) if isinstance(arrivals, Stages) else []

@@ -30,6 +30,9 @@ class _Seen:
     pending_tokens: int = 0  # answer of the latest request, not yet to be looked at
 
 
+KIND = Request._fields.index("kind")
+
+
 @dataclass(slots=True)
 class Classifier:
     """Tags requests, in order of arrival within each session, with the class that their session looks like."""
@@ -38,7 +41,8 @@ class Classifier:
 
     def tagged(self, request: Request) -> Request:
         """The request with its class as ``kind``; what the client is promised (``slo_class``) is another matter."""
-        return new_tuple(Request, (*request[:-1], self.classify(request)))  # a fifth of the time of _replace
+        kind = self.classify(request)
+        return new_tuple(Request, (*request[:KIND], kind, *request[KIND + 1 :]))  # a fifth of the time of _replace
 
     def classify(self, request: Request) -> str:
         """Class of a request. A session's first request is judged by its prompt alone."""

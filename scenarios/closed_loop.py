@@ -33,6 +33,8 @@ class ClosedLoop:
         Users start evenly spread over this time [s].
     classify : bool
         Tag requests with what their session looks like, as their ``kind``.
+    tenant : str
+        Whose they all are.
     max_sessions : int
         More, all users together, are refused: all are planned before the first request.
     """
@@ -46,6 +48,7 @@ class ClosedLoop:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
+    tenant: str = ""
     max_sessions: int = 1_000_000
     _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
     _plans: list[Plan] = field(init=False, default_factory=list, repr=False, compare=False)
@@ -87,4 +90,6 @@ class ClosedLoop:
     def _request(self, session_id: int, turn: int, arrival_ns: int) -> Request:
         plan = self._plans[session_id]
         request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority, self.n_samples)
+        if self.tenant:
+            request = request._replace(tenant=self.tenant)
         return request if self._classifier is None else self._classifier.tagged(request)

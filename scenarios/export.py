@@ -30,7 +30,7 @@ def export_csv(requests: Iterable[Request], file: IO[str]) -> int:
     for request in requests:
         n += 1
         whole, rest = divmod(request.arrival_ns, NS_PER_S)
-        for key, word in (("slo_class", request.slo_class), ("kind", request.kind)):
+        for key, word in (("slo_class", request.slo_class), ("kind", request.kind), ("tenant", request.tenant)):
             if any(mark in word for mark in ',"\n\r'):
                 raise ConfigError(f"{key} must not hold commas, quotes or line ends, got {word!r}")
         cells = (
@@ -46,6 +46,7 @@ def export_csv(requests: Iterable[Request], file: IO[str]) -> int:
             request.priority,
             request.n_samples,
             request.kind,
+            request.tenant,
             "|".join(f"{identity}:{n_tokens}" for identity, n_tokens in request.content or ()),
         )
         file.write(",".join(map(str, cells)) + "\n")
@@ -78,6 +79,7 @@ def export_mooncake(requests: Iterable[Request], file: IO[str]) -> int:
             "n_samples": request.n_samples,
             "slo_class": request.slo_class,
             "kind": request.kind,
+            "tenant": request.tenant,
         }
         if request.session_id is not None:
             record["session_id"] = request.session_id

@@ -133,6 +133,7 @@ class Replay:
                 priority,
                 n_samples,
                 kind,
+                tenant,
             ) = row
             if own_ids is None:
                 own_ids = own_id is not None
@@ -158,6 +159,7 @@ class Replay:
                     priority,
                     asked_samples or n_samples,
                     kind,
+                    tenant,
                 ),
             )
             yield request if classifier is None else classifier.tagged(request)

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from scenarios.arrivals import Arrivals
+from scenarios.arrivals import Arrivals, stages_of_arrivals
 from scenarios.classify import Classifier
 from scenarios.dialogue import Dialogue, Plan, answer_at_ns
 from scenarios.distributions import require_positive
 from scenarios.synthetic import require_limits, require_samples
-from sim.request import Finished, Request, stream
+from sim.request import Finished, Request, Stage, stream
 
 
 @dataclass(slots=True)
@@ -27,6 +27,8 @@ class Sessions:
         Sessions begin until whichever comes first; those begun go on to their end.
     classify : bool
         Tag requests with what their session looks like, as their ``kind``.
+    tenant : str
+        Whose they all are.
     """
 
     rate: float
@@ -38,6 +40,7 @@ class Sessions:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
+    tenant: str = ""
     _classifier: Classifier | None = field(init=False, default=None, repr=False, compare=False)
     _live: dict[int, Plan] = field(init=False, default_factory=dict, repr=False, compare=False)
 
@@ -45,6 +48,11 @@ class Sessions:
         require_positive("scenario", rate=self.rate)
         require_limits("n_sessions", self.n_sessions, self.duration_s)
         require_samples(self.n_samples)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Times of one rate each, where arrivals come in such."""
+        return stages_of_arrivals(self.arrivals, self.rate)
 
     def requests(self, seed: int) -> Iterator[Request]:
         """First turns in order of arrival; the same seed gives the same ones."""
@@ -78,4 +86,6 @@ class Sessions:
 
     def _request(self, plan: Plan, turn: int, arrival_ns: int) -> Request:
         request = self.dialogue.request(plan, turn, arrival_ns, self.slo_class, self.priority, self.n_samples)
+        if self.tenant:
+            request = request._replace(tenant=self.tenant)
         return request if self._classifier is None else self._classifier.tagged(request)

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scenarios.arrivals import Arrivals
+from scenarios.arrivals import Arrivals, stages_of_arrivals
 from scenarios.classify import Classifier
 from scenarios.distributions import require, require_positive
 from scenarios.lengths import Lengths
 from scenarios.prefixes import PROMPT, Prefixes, text_id
-from sim.request import Request, new_tuple, stream
+from sim.request import Request, Stage, new_tuple, stream
 from sim.units import ns_from_s
 
 
@@ -54,6 +54,8 @@ class Synthetic:
         Answers sampled from each prompt at once, all of the drawn length.
     classify : bool
         Tag requests with what they look like, as their ``kind``.
+    tenant : str
+        Whose they all are.
     """
 
     rate: float
@@ -67,6 +69,7 @@ class Synthetic:
     priority: int = 0
     n_samples: int = 1
     classify: bool = False
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         require_positive("scenario", rate=self.rate)
@@ -74,6 +77,11 @@ class Synthetic:
         require_samples(self.n_samples)
         if self.max_output_tokens is not None:
             require_positive("scenario", max_output_tokens=self.max_output_tokens)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Times of one rate each, where arrivals come in such."""
+        return stages_of_arrivals(self.arrivals, self.rate)
 
     def requests(self, seed: int) -> Iterator[Request]:
         """Requests in order of arrival; the same seed gives the same ones."""
@@ -84,7 +92,7 @@ class Synthetic:
         end_ns = require_limits("n_requests", self.n_requests, self.duration_s)
         lengths_rng, prefixes_rng = stream(seed, "lengths"), stream(seed, "prefixes")
         slo_class, priority, n_samples = self.slo_class, self.priority, self.n_samples
-        most, cap = self.n_requests, self.max_output_tokens
+        most, cap, tenant = self.n_requests, self.max_output_tokens, self.tenant
         number = 0
         for times in self.arrivals.times_ns(self.rate, stream(seed, "arrivals")):
             n = len(times)
@@ -115,6 +123,7 @@ class Synthetic:
                     priority,
                     n_samples,
                     "",
+                    tenant,
                 )
                 yield new_tuple(Request, facts)
                 number += 1

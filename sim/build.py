@@ -11,6 +11,7 @@ from sim.check import PACKAGES, as_written, find, unknown
 from sim.config import choices_of, conf_dir, make, trusted_packages
 from sim.errors import ConfigError
 from sim.spec.fleet import POOLS
+from sim.units import LAST_NS, NS_PER_S
 
 if TYPE_CHECKING:
     from sim.batching.plan import Scheduler
@@ -21,16 +22,18 @@ if TYPE_CHECKING:
     from sim.kv.capacity import KVCapacity
     from sim.kv.tiers import Tier
     from sim.record import Recorder
-    from sim.router import Router, Traffic
+    from sim.router import Router
     from sim.spec import FleetSpec
     from sim.step import CostModel
+    from sim.traffic import Traffic
 
 NUMBERS = {
     "seed": (0, (1 << 63) - 1),
     "replicas": (1, 4096),
     "replications": (1, 1000),
 }  # each replica is built from the configuration
-OPTIONAL = {"tiers", "classify", "experiment", "choices", "trusted_packages", "replications"}
+SECONDS = {"stop_s": (1e-9, True), "warmup_s": (0.0, False)}  # the least, and whether null is one
+OPTIONAL = {*SECONDS, "tiers", "classify", "experiment", "choices", "trusted_packages", "replications"}
 
 
 def check_run(config: Mapping[str, Any]) -> None:
@@ -54,6 +57,12 @@ def check_run(config: Mapping[str, Any]) -> None:
         value = config.get(key, 1)
         if type(value) is not int or not least <= value <= most:
             raise ConfigError(f"{key} must be a whole number from {least} to {most}, got {as_written(value)}")
+    for key, (least_s, may_be_none) in SECONDS.items():
+        value = config.get(key, None if may_be_none else 0.0)
+        is_time = type(value) in (int, float) and least_s <= value < LAST_NS / NS_PER_S
+        if not is_time and not (value is None and may_be_none):
+            words = " or null" if may_be_none else ""
+            raise ConfigError(f"{key} must be a number >= {least_s:g} [s]{words}, got {as_written(value)}")
     if type(config.get("classify", False)) is not bool:
         raise ConfigError(f"classify must be true or false, got {as_written(config['classify'])}")
     trusted_packages(config)
@@ -79,6 +88,7 @@ def contracts() -> dict[str, Any]:
     from sim.metrics import Slo
     from sim.request import Scenario
     from sim.router import Router
+    from sim.scaler import Scaler
     from sim.spec import EngineSpec, FleetSpec, FrontendSpec, HardwareSpec, ModelSpec
     from sim.step import CostModel
 
@@ -97,6 +107,7 @@ def contracts() -> dict[str, Any]:
         "queue": Queue,
         "router": Router,
         "fleet": FleetSpec,
+        "scaler": Scaler,
         "slo": Slo,
     }
 
@@ -149,12 +160,15 @@ class Builder:
         from sim.handover import HandOvers, LocalIfShort
         from sim.spec import Disaggregated
 
+        def note(index: int, event: int) -> None:
+            recorder.fleet.add(env.now_ns, index, event)
+
         def pool(
             name: str, n_replicas: int, of: Builder, beside: "Fleet | None" = None, then: "NextPool | None" = None
         ) -> MadePool:
             capacity = of.capacity()
             fleet = Fleet(
-                lambda index: of.replica(index, capacity, env, of.cost, recorder, traffic(), then), beside=beside
+                lambda index: of.replica(index, capacity, env, of.cost, recorder, traffic(), then), note, beside
             )
             return MadePool(name, of, fleet, n_replicas, capacity)
 

@@ -22,7 +22,7 @@ from librt.strings import write_i64_le
 from mypy_extensions import mypyc_attr
 
 from sim.batching.plan import Batch, Plan, Scheduler
-from sim.batching.queue import LookAhead, Queue
+from sim.batching.queue import Accounting, LookAhead, Queue
 from sim.clock import Clock, Turning
 from sim.errors import InvariantError
 from sim.kv.abilities import Prefetcher
@@ -98,11 +98,13 @@ class Replica(Turning):
         self.ledger = DecodeLedger(kv.block_tokens, kv.window_tokens)
         self._unseen: deque[Sequence] = deque()  # arrived after the next plan was made (scheduler.plans_ahead)
         self._look_ahead: LookAhead | None = None
+        self._accounts = queue if isinstance(queue, Accounting) else None
         waiting = queue
         if isinstance(kv, Prefetcher) and kv.prefetch_requests:
             self._look_ahead = waiting = LookAhead(queue, kv, self._unseen)
         self.batch = Batch(waiting, kv, self.ledger, self.preempt, self._disturb, index)
         self.n_outstanding = 0  # sequences taken and not yet ended; a prompt counts for each answer it will have
+        self.outstanding_tokens = 0  # of their prompts
         self.due_ns: int | None = None  # when the run ends, or an idle replica looks again; None: on arrival
         self._is_busy = False  # an iteration is under way
         self._plan = Plan()  # of the run under way, as the rest up to `_n_ended`
@@ -121,9 +123,16 @@ class Replica(Turning):
         self._plans_ahead = scheduler.plans_ahead
         self._passes_by = scheduler.admits_in_order and queue.keeps_head  # an arrival behind others changes no plan
 
+    @property
+    def n_waiting(self) -> int:
+        """Sequences in the queue, or on their way there."""
+        return len(self.batch.waiting) + len(self._unseen)
+
     def submit(self, sequence: Sequence) -> None:
         """Take a request into the queue, or refuse it when it could never be served."""
         request = sequence.request if sequence.samples is None else sequence.samples.request
+        if request.tenant:
+            self.recorder.belongs(request)
         reason = self.refuses(request)
         if reason is not None:
             self.recorder.refuse(request, reason)
@@ -131,6 +140,7 @@ class Replica(Turning):
                 self.on_finish(Finished(request, self.env.now_ns, is_refused=True))
             return
         self.n_outstanding += sequence.n_samples
+        self.outstanding_tokens += sequence.n_samples * request.prompt_tokens
         if sequence.n_samples > 1 and not self.scheduler.forks_samples and isinstance(sequence, Sample):
             sequence.samples.are_apart = True
             for one in (sequence, *sequence.apart()):
@@ -223,7 +233,7 @@ class Replica(Turning):
         for transit in [*self.handed_over.values()]:
             transit.end(None)
         self._n_preempted = self._n_ended = 0
-        self.n_outstanding = 0
+        self.n_outstanding = self.outstanding_tokens = 0
         return handed_back
 
     def _wake(self, now_ns: int) -> None:
@@ -393,7 +403,7 @@ class Replica(Turning):
         write_i64_le(row, n_joined)
         write_i64_le(row, n_emitting)
         write_i64_le(row, self._context_tokens)
-        write_i64_le(row, len(batch.waiting) + len(self._unseen))
+        write_i64_le(row, self.n_waiting)
         write_i64_le(row, len(partial))
         write_i64_le(row, held_tokens)
         write_i64_le(row, live_tokens)
@@ -624,7 +634,10 @@ class Replica(Turning):
         if not self._plans_ahead or request.output_tokens >= request.max_output_tokens:
             self.ledger.leave(sequence)
         sequence.is_finished = True
+        if self._accounts is not None:
+            self._accounts.ended(sequence, request.output_tokens)
         self.n_outstanding -= 1
+        self.outstanding_tokens -= request.prompt_tokens
         if self._plans_ahead:
             self.batch.leaving.append(sequence)
         else:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from librt.strings import BytesWriter
 
 from sim.errors import InvariantError
-from sim.request import Request
+from sim.request import Request, Stage
 from sim.units import PS_PER_NS
 
 Ints = npt.NDArray[np.int64]
@@ -95,6 +95,9 @@ HANDOVER_COLUMNS = (
     "found_tokens",  # there already
     "n_bytes",
 )
+FLEET_COLUMNS = ("at_ns", "replica", "event")  # event: an index into FLEET_EVENTS
+FLEET_EVENTS = ("started", "opened", "drained", "failed", "cancelled")
+"""What happens to a replica: it was asked for, takes requests, takes no more; is lost, or is not needed after all."""
 MAX_REASONS = 100  # refusals kept in words; all are counted
 REFUSED_COLUMNS = ("id", "arrival_ns", "prompt_tokens", "output_tokens", "session_id", "slo_class")
 
@@ -181,9 +184,16 @@ class Recorder:
     transfers: Table = field(default_factory=lambda: Table(TRANSFER_COLUMNS))
     refused: Table = field(default_factory=lambda: Table(REFUSED_COLUMNS))
     handovers: Table = field(default_factory=lambda: Table(HANDOVER_COLUMNS))
+    fleet: Table = field(default_factory=lambda: Table(FLEET_COLUMNS))
     refusals: dict[int, str] = field(default_factory=dict)  # request id -> why, for the first MAX_REASONS
     slo_classes: dict[str, int] = field(default_factory=dict)
     links: dict[str, int] = field(default_factory=dict)
+    tenants: dict[str, int] = field(default_factory=dict)
+    tenant_of: dict[int, int] = field(default_factory=dict)  # request id -> index of its tenant, where it has one
+
+    def belongs(self, request: Request) -> None:
+        """A request has a tenant."""
+        self.tenant_of[request.id] = self.tenants.setdefault(request.tenant, len(self.tenants))
 
     def refuse(self, request: Request, reason: str) -> None:
         """A request that could never be served."""
@@ -238,6 +248,11 @@ class Result:
     provenance: Mapping[str, Any]
     handovers: Table = field(default_factory=lambda: Table(HANDOVER_COLUMNS))
     pools: tuple[PoolFacts, ...] = ()
+    fleet: Table = field(default_factory=lambda: Table(FLEET_COLUMNS))  # empty: all were there all along
+    stages: tuple[Stage, ...] = ()  # in which traffic came, where it came in some
+    n_unfinished: int = 0  # requests still under way when the run was stopped
+    tenants: tuple[str, ...] = ()
+    tenant_of: Mapping[int, int] = field(default_factory=dict)  # request id -> index of its tenant, where it has one
 
     @property
     def start_ns(self) -> int:

@@ -20,6 +20,7 @@ def run_and_report(
     write: Literal["all", "tables", "summary"] = "all",
     objective: str | list[str] = "request_goodput",
     replications: int = 1,
+    scrape_s: float | None = None,
 ) -> float | list[float] | None:
     """Simulate, write the results into ``out``, print one table.
 
@@ -33,6 +34,8 @@ def run_and_report(
         Runs, the first with the configuration's seed, the others with seeds that follow from it, so that configurations
         to be compared see the same random numbers. The report is the first one's; ``replications.json`` and its page
         have every number with its interval.
+    scrape_s : float or None
+        How often the replicas' gauges and counters are sampled, under vLLM's Prometheus names; None: not at all [s].
 
     Raises
     ------
@@ -51,6 +54,8 @@ def run_and_report(
     from sim.report.terminal import table_of
     from sim.run import run
 
+    if scrape_s is not None and not 1e-9 <= scrape_s < float("inf"):
+        raise ConfigError(f"task.scrape_s must be > 0 and finite [s] or null, got {scrape_s!r}")
     slo = make(config["slo"], "slo", trusted_packages(config), contracts()["slo"])
     cost = Builder(config).cost if replications > 1 else None  # its tables serve all of them
     result = run(config, console=console, cost=cost)
@@ -67,7 +72,7 @@ def run_and_report(
             courses.append(course(other, of_other))
         repeated = Replications.of(seeds, runs, courses)
         write_replications(repeated, name_of(config), out)
-    write_results(result, slo, out, measures, which=write, numbers=numbers)
+    write_results(result, slo, out, measures, which=write, numbers=numbers, scrape_s=scrape_s)
     if write == "summary":
         console.print(f"{numbers['completed']:,} served: {out / 'summary.json'}", soft_wrap=True, highlight=False)
     else:

@@ -35,6 +35,7 @@ class Request(NamedTuple):
     priority: int = 0  # lower is served first
     n_samples: int = 1  # answers sampled from one prompt; their KV shares the prompt's blocks
     kind: str = ""  # what its session looks like to who classifies traffic: short_chat, code, ...
+    tenant: str = ""  # whose it is, among whom the service is to be shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,19 @@ class Finished:
     request: Request
     finish_ns: int
     is_refused: bool = False
+
+
+class Stage(NamedTuple):
+    """A time in which traffic has one rate."""
+
+    rate: float  # [1/s], of what the scenario counts: requests, or sessions begun
+    begin_ns: int
+    end_ns: int
+
+
+def stages_of(scenario: "Scenario") -> tuple[Stage, ...]:
+    """The stages of a scenario whose traffic has some, as it says in ``stages``."""
+    return tuple(getattr(scenario, "stages", ()))
 
 
 class Scenario(Protocol):

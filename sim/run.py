@@ -10,6 +10,7 @@ from sim.check import is_compiled
 from sim.config import compose
 from sim.errors import ConfigError, InvariantError
 from sim.override import given
+from sim.units import ns_from_s
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +70,9 @@ def run(
     """
     from sim.clock import Clock
     from sim.record import PoolFacts, Recorder, Result
-    from sim.router import Traffic
+    from sim.request import stages_of
+    from sim.scaler import Fixed, Scaling
+    from sim.traffic import Traffic
 
     check_run(config)
     made = Builder(config)
@@ -85,17 +88,35 @@ def run(
         for _ in range(pool.n_replicas):
             pool.fleet.add()
     replicas = first.fleet.replicas
+    scaler = made("scaler")
+    if len(pools) > 1 and not isinstance(scaler, Fixed):
+        raise ConfigError("a scaler starts and stops replicas of one kind: fleet=aggregated, or scaler=none")
     traffic.start()
+    if traffic.next_ns is not None and not isinstance(scaler, Fixed):
+        weights_bytes = -first.capacity.terms["weights"] * made.hardware.n_devices
+        Scaling(env, scaler, first.fleet, traffic.is_over, weights_bytes).start(traffic.next_ns)
+    stop_ns = None
+    if config.get("stop_s") is not None and traffic.next_ns is not None:
+        stop_ns = traffic.next_ns + ns_from_s(float(config["stop_s"]))
     with frozen_heap(), progress(recorder, console), interruptible(env):
         try:
-            env.run()
+            env.run(stop_ns)
         except (OverflowError, ValueError) as error:
             if isinstance(error, OverflowError) or "to i64" in str(error):  # of the facts
                 raise ConfigError(TOO_LONG) from None
             raise
-    check_conservation(replicas, traffic.n_arrived, recorder)
+    n_unfinished = 0
+    if stop_ns is not None and not traffic.is_over():
+        for replica in replicas:
+            replica.settle(stop_ns)
+        n_unfinished = traffic.n_arrived - len(recorder.requests) - len(recorder.refused)
+    else:
+        check_conservation(replicas, traffic.n_arrived, recorder)
     check_durations(recorder.iterations)
     requests, notes = recorder.requests, getattr(scenario, "notes", None)
+    end_ns = int(requests.column("finish_ns").max()) if len(requests) else 0
+    if n_unfinished and stop_ns is not None and end_ns:
+        end_ns = stop_ns
     return Result(
         requests,
         recorder.iterations,
@@ -109,7 +130,7 @@ def run(
         n_devices=sum(len(pool.fleet.members) * pool.builder.hardware.n_devices for pool in pools),
         capacity_tokens=max(pool.fleet.members[0].kv.capacity_tokens for pool in pools),
         kv_bytes_per_token=first.capacity.bytes_per_token * first.builder.hardware.n_devices,
-        end_ns=int(requests.column("finish_ns").max()) if len(requests) else 0,
+        end_ns=end_ns,
         seed=config["seed"],
         config=config,
         memory=first.capacity.terms,
@@ -126,6 +147,11 @@ def run(
             )
             for pool in pools
         ),
+        fleet=recorder.fleet,
+        stages=stages_of(scenario),
+        n_unfinished=n_unfinished,
+        tenants=tuple(recorder.tenants),
+        tenant_of=recorder.tenant_of,
     )
 
 

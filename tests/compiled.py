@@ -46,6 +46,7 @@ RUNS = (
     *((*TALKS, f"eviction={eviction}") for eviction in choices_of("eviction", "belady")),
     *((*TIGHT, f"batching={batching}") for batching in choices_of("batching", "chunked")),
     *((*TIGHT, f"queue={queue}") for queue in choices_of("queue", "fcfs")),
+    *((*TALKS, "replicas=3", f"router={router}") for router in choices_of("router", "round_robin")),
     *((*TIGHT, "cache=hierarchical", f"preemption={how}") for how in ("swap", "auto")),
     (*TALKS, "cache=by_class", "classify=true"),
     (*TIGHT, "scenario.n_samples=4"),

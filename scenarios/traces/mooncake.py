@@ -2,8 +2,8 @@
 
 A hash id names 512 tokens and everything before them; the last one may name fewer. Files that kvtwin writes carry
 further keys, with which their replay equals the run they came from: ``id``, ``session_id``, ``turn``,
-``max_output_tokens``, ``output_id``, ``slo_class``, ``kind``, ``priority``, ``n_samples`` and ``segments`` (identity
-and length of each piece of the prompt, where blocks of 512 cannot say it).
+``max_output_tokens``, ``output_id``, ``slo_class``, ``kind``, ``tenant``, ``priority``, ``n_samples`` and ``segments``
+(identity and length of each piece of the prompt, where blocks of 512 cannot say it).
 
 References
 ----------
@@ -34,7 +34,7 @@ from sim.request import Segment
 
 UNIT = "ms"
 BLOCK_TOKENS = 512
-OWN_WORDS = ("slo_class", "kind")
+OWN_WORDS = ("slo_class", "kind", "tenant")
 KNOWN = {"id", "session_id", "turn", "max_output_tokens", "output_id", "priority", "n_samples", *OWN_WORDS}
 """Keys that mean the same whatever else a row holds; null says nothing."""
 

@@ -1,7 +1,7 @@
 """Our own CSV: ``arrival_s,prompt_tokens,output_tokens`` and, where known, what a replay needs to be exact.
 
-Further columns: ``session_id,turn,id,max_output_tokens,output_id,slo_class,priority,n_samples,kind,content``. An empty
-cell is unknown. ``content`` names the prompt piece by piece: ``identity:tokens`` joined by ``|``.
+Further columns: ``session_id,turn,id,max_output_tokens,output_id,slo_class,priority,n_samples,kind,tenant,content``. An
+empty cell is unknown. ``content`` names the prompt piece by piece: ``identity:tokens`` joined by ``|``.
 """
 
 from collections.abc import Iterator
@@ -36,6 +36,7 @@ OWN_COLUMNS = (
     "priority",
     "n_samples",
     "kind",
+    "tenant",
     "content",
 )
 COLUMNS = (*HEADER, *OWN_COLUMNS)
@@ -64,7 +65,7 @@ def _with_own_columns(row: Row, columns: tuple[str, ...], cells: list[str], plac
     for column, cell in zip(columns, cells, strict=True):
         if not cell:
             continue
-        if column in ("slo_class", "kind"):
+        if column in ("slo_class", "kind", "tenant"):
             given[column] = cell
         elif column in TEXT_IDS:
             given[column] = _identity(cell, column, place)

@@ -44,6 +44,7 @@ class Row(NamedTuple):
     priority: int = 0
     n_samples: int = 1
     kind: str = ""
+    tenant: str = ""
 
 
 def tokens(text: str, column: str, place: Place) -> int:

@@ -53,6 +53,16 @@ class Queue(ABC):
     def __len__(self) -> int: ...
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Accounting(Queue):
+    """A queue that takes note of what those that it let in have got."""
+
+    @abstractmethod
+    def ended(self, sequence: Sequence, n_tokens: int) -> None:
+        """A sequence has its answer, of so many tokens."""
+        ...
+
+
 class Fcfs(Queue):
     """First come, first served; preempted sequences return to the front."""
 

@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+from sim.kv.prefix import Listener
 from sim.ledger import DecodeLedger
 from sim.sequence import Sequence
 
@@ -36,4 +37,15 @@ class Divided(Protocol):
 
     def gives_way(self, sequence: Sequence, asking: Sequence | None) -> bool:
         """Whether preempting a running sequence makes room for one that asks, or where the next iteration lacks it."""
+        ...
+
+
+@runtime_checkable
+class Publisher(Protocol):
+    """A cache that tells what can be found in it, block by block of ``block_tokens``."""
+
+    block_tokens: int
+
+    def publish(self, listener: Listener) -> None:
+        """Tell somebody from now on which blocks can be found and which no more."""
         ...

@@ -27,7 +27,7 @@ from sim.kv.below import Below
 from sim.kv.cache import Parcel
 from sim.kv.partition import PartitionCache
 from sim.kv.pool import Found, PrefixPool
-from sim.kv.prefix import BlockTable
+from sim.kv.prefix import BlockTable, Listener
 from sim.kv.site import Site
 from sim.ledger import DecodeLedger
 from sim.request import BlockRange, Request, block_ranges, whole_text
@@ -296,6 +296,10 @@ class PagedCache(PartitionCache):
         if n_blocks > self.pool.n_blocks:
             return f"{n_blocks} KV blocks needed, the device has {self.pool.n_blocks}"
         return None
+
+    def publish(self, listener: Listener) -> None:
+        """Tell somebody from now on which blocks can be found and which no more."""
+        self.pool.index.listener = listener
 
     def counts(self) -> Mapping[str, int | float]:
         """Facts of the run."""

@@ -9,9 +9,12 @@ request shares only part of it. So a request costs as many steps as its text has
 and in which order it is given up is the same, block for block.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from mypy_extensions import mypyc_attr
 
 from sim.kv.eviction import Divider, Evictor, Unit
 from sim.request import BlockRange
@@ -99,6 +102,21 @@ class Run(Unit):
         return range(first_key + (self.n_blocks - 1) * size, first_key - 1, -size)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Listener(ABC):
+    """Who is told what can be found: vLLM's KV cache events ``BlockStored`` and ``BlockRemoved``, a row at a time."""
+
+    @abstractmethod
+    def stored(self, blocks: BlockRange) -> None:
+        """Blocks of a text can be found."""
+        ...
+
+    @abstractmethod
+    def removed(self, blocks: BlockRange) -> None:
+        """A copy of some blocks has been evicted; there may be others."""
+        ...
+
+
 class PrefixIndex:
     """Runs by the text they hold.
 
@@ -115,6 +133,7 @@ class PrefixIndex:
         self._evictor = evictor
         self._runs: dict[int, list[Run]] = {}  # by piece, or by block where runs are not divisible; the oldest first
         self._n_born = 0
+        self.listener: Listener | None = None
 
     def match(self, text: list[BlockRange], most_blocks: int) -> list[Match]:
         """The longest resident part of a text from its start, of at most so many blocks."""
@@ -198,6 +217,8 @@ class PrefixIndex:
                 n_blocks -= skip
                 skip = 0
                 table.n_named += n_blocks
+                if self.listener is not None:
+                    self.listener.stored((piece, end, n_blocks))
                 last = table.runs[-1] if table.runs else None
                 if self.divider is None:
                     for block_end in range(end, end + n_blocks * size, size):
@@ -282,6 +303,9 @@ class PrefixIndex:
     def forget(self, run: Unit) -> None:
         """What a run held has been evicted."""
         if run.key is not None and isinstance(run, Run):
+            if self.listener is not None:
+                for blocks in self.ranges(run):
+                    self.listener.removed(blocks)
             twins = self._runs[run.key]
             place = bisect_left(twins, _age(run), key=_age)
             if place < len(twins) and twins[place] is run:  # what is part of a run is not listed

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from sim.metrics.fleet import fleet_numbers
 from sim.metrics.gaps import token_gaps
+from sim.metrics.groups import by_class, by_tenant, starving
 from sim.metrics.latency import Bools, Floats, latencies, meets
 from sim.metrics.load import Load, load, most_in_flight
 from sim.metrics.pools import pool_numbers
 from sim.metrics.population import Population
 from sim.metrics.slo import LIMITS, Slo
+from sim.metrics.stages import after_warmup, by_stage
 from sim.record import Result, Table
 from sim.spec import DTYPE_BYTES
 from sim.units import MS_PER_S, NS_PER_S, PS_PER_S
@@ -108,16 +111,25 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
     counts = total_counts(result)
     queue_ms = (requests.column("scheduled_ns") - requests.column("arrival_ns")) / (NS_PER_S // MS_PER_S)
     preemptions = result.preemptions
+    fleet = fleet_numbers(result)
+    tenants = by_tenant(result, slo, measures.is_good, duration_s)
+    mean_replicas = fleet["mean_replicas"] or 1.0
+    n_devices = max(1.0, result.n_devices * (mean_replicas / result.n_replicas))
     return {
         "seed": result.seed,
         "engine": result.config.get("engine", {}).get("name"),
-        "n_devices": result.n_devices,
-        "n_replicas": result.n_replicas,
+        "n_devices": result.n_devices // result.n_replicas * int(fleet["peak_replicas"] or 1),
+        "n_replicas": fleet["peak_replicas"],
+        "fleet": fleet,
         "slo": {name: slo.limits()[name] for name in LIMITS},
         "slo_attainment_frac": int(measures.is_good.sum()) / offered if offered and slo.is_set else None,
-        "classes": _by_class(result, slo, measures, duration_s) if slo.is_set else {},
-        "total_token_throughput_per_device": numbers["total_token_throughput"] / max(1, result.n_devices),
-        "output_throughput_per_device": numbers["output_throughput"] / max(1, result.n_devices),
+        "classes": by_class(result, slo, measures.is_good, duration_s),
+        "tenants": tenants,
+        "unfinished": result.n_unfinished,
+        "stages": by_stage(result, slo, measures),
+        "after_warmup": after_warmup(result, slo, measures),
+        "total_token_throughput_per_device": numbers["total_token_throughput"] / n_devices,
+        "output_throughput_per_device": numbers["output_throughput"] / n_devices,
         "tokens_per_s_per_user": MS_PER_S / numbers["median_tpot_ms"] if numbers["median_tpot_ms"] else None,
         **_statistics("queue_ms", queue_ms),
         **_clients(result, numbers),
@@ -148,13 +160,13 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "iterations": load.n_iterations,
         "mean_decode_seqs": load.mean_decode_seqs,
         "peak_waiting_requests": load.peak_waiting_seqs,
-        "busy_frac": load.busy_s / (duration_s * result.n_replicas) if duration_s else 0.0,
+        "busy_frac": load.busy_s / (duration_s * mean_replicas) if duration_s else 0.0,
         "prefill_tokens_computed": load.prefill_tokens,
         "padding_tokens": load.padding_tokens,
         "transferred_bytes": _by_link(result),
         **pool_numbers(result),
         "counts": counts,
-        "warnings": warnings(result, slo, numbers, counts),
+        "warnings": [*warnings(result, slo, numbers, counts), *starving(tenants)],
     }
 
 
@@ -236,6 +248,11 @@ def warnings(
     said = list(result.provenance.get("notes", ()))  # what the traffic's reader took for granted
     if numbers["failed"]:
         said.append(f"{numbers['failed']:,} requests could never be served and were refused.")
+    if result.n_unfinished:
+        said.append(
+            f"{result.n_unfinished:,} requests were still under way when the run was stopped (stop_s); "
+            "they are in no latency, and the longest are among them."
+        )
     if not numbers["completed"]:
         said.append("No request completed.")
     elif numbers["completed"] < TRUSTED_P99_REQUESTS:
@@ -253,24 +270,6 @@ def warnings(
     if not slo.is_set:
         said.append("No latency objective is set, so there is no goodput.")
     return said
-
-
-def _by_class(result: Result, slo: Slo, measures: Measures, duration_s: float) -> dict[str, Any]:
-    """Requests, goodput and attainment of each class; a refused request meets no objective, as in the total."""
-    column, refused = result.requests.column("slo_class"), result.refused.column("slo_class")
-    classes: dict[str, Any] = {}
-    for index, name in enumerate(result.slo_classes):
-        is_good = measures.is_good[column == index]
-        n_good, n_refused = int(is_good.sum()), int((refused == index).sum())
-        offered = len(is_good) + n_refused
-        classes[name or "default"] = {
-            **{key: slo.limits(name)[key] for key in LIMITS},
-            "completed": len(is_good),
-            "failed": n_refused,
-            "goodput": _rate(n_good, duration_s),
-            "attainment_frac": n_good / offered if offered else None,
-        }
-    return classes
 
 
 def _by_link(result: Result) -> dict[str, int]:

@@ -33,6 +33,7 @@ class Column(NamedTuple):
     of: Callable[[dict[str, Any]], float | None]
     words: Callable[[float | None], str]
     is_more_better: bool | None = None
+    only_if_it_varies: bool = False
 
 
 def _count(value: float | None) -> str:
@@ -48,6 +49,9 @@ COLUMNS = (
     Column("TPOT p99 [ms]", lambda n: n["p99_tpot_ms"], milliseconds, False),
     Column("output [tok/s]", lambda n: n["output_throughput"], rate, True),
     Column("tok/s per accelerator", lambda n: n["kvtwin"]["total_token_throughput_per_device"], rate, True),
+    Column("replicas, mean", lambda n: n["kvtwin"]["fleet"]["mean_replicas"], rate, None, True),
+    Column("accelerator hours", lambda n: n["kvtwin"]["fleet"]["gpu_hours"], rate, False, True),
+    Column("cost", lambda n: n["kvtwin"]["fleet"]["cost"], rate, False),
     Column("KV held", lambda n: n["kvtwin"]["kv"]["held_bytes"], lambda v: gibibytes(v or 0.0), False),
     Column("KV live", lambda n: n["kvtwin"]["kv"]["live_bytes"], lambda v: gibibytes(v or 0.0)),
     Column("waste", lambda n: n["kvtwin"]["kv"]["waste_frac"], percent, False),
@@ -63,8 +67,9 @@ COLUMNS = (
 
 
 def shown_columns(points: Sequence[Point]) -> list[Column]:
-    """Those of `COLUMNS` that have a number at some point."""
-    return [c for c in COLUMNS if any(c.of(dict(point.numbers)) is not None for point in points)]
+    """Those of `COLUMNS` that have a number at some point, and of some that tell little, those that have several."""
+    values = {c: {c.of(dict(point.numbers)) for point in points} for c in COLUMNS}
+    return [c for c, found in values.items() if found != {None} and (len(found) > 1 or not c.only_if_it_varies)]
 
 
 def compare(folders: str | os.PathLike[str] | Sequence[Path], out_dir: str | os.PathLike[str]) -> "RenderableType":

@@ -28,6 +28,7 @@ def write(
     measures: Measures | None = None,
     which: str = "all",
     numbers: dict[str, Any] | None = None,
+    scrape_s: float | None = None,
 ) -> Path:
     """Write a run's results into a folder, made if need be.
 
@@ -40,7 +41,9 @@ def write(
     manifest.json         configuration, seed, versions and the hashes of the others; written last
     ===================== ==============================================================================
 
-    ``which="tables"`` leaves out report and timeline, ``"summary"`` the tables too.
+    ``which="tables"`` leaves out report and timeline, ``"summary"`` the tables too. With ``scrape_s`` there are also
+    ``metrics.om.txt`` and ``metrics.parquet``: gauges and counters under vLLM's Prometheus names, sampled so often [s],
+    as OpenMetrics text and as a table.
 
     Every file appears under its name only when complete, and all go again if one cannot be written. The same run gives
     the same bytes, except that the report and the manifest name the versions that made them.
@@ -50,7 +53,9 @@ def write(
     Path
         The folder.
     """
+    from sim.metrics.watch import scrapes
     from sim.report.page import report_page
+    from sim.report.prometheus import write_openmetrics, write_scrapes
     from sim.report.trace import trace_json
 
     out = Path(out_dir)
@@ -67,6 +72,10 @@ def write(
     }
     kept = {"all": 5, "tables": 3, "summary": 1}[which]
     writers = dict([*writers.items()][:kept])
+    if scrape_s is not None:
+        seen = scrapes(result, scrape_s)
+        writers["metrics.om.txt"] = lambda path: write_openmetrics(result, seen, path)
+        writers["metrics.parquet"] = lambda path: write_scrapes(seen, path)
     written: list[Path] = []
     try:
         for name, writer in writers.items():

@@ -7,6 +7,7 @@ from sim.metrics import Measures, Slo
 from sim.metrics.slo import LIMITS
 from sim.record import Result
 from sim.report.cache_facts import cache_tables, class_names
+from sim.report.fleet_figures import fleet_section
 from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
 from sim.report.load_figures import capacity, memory_split, over_time
@@ -14,11 +15,13 @@ from sim.report.pools import pools_section
 from sim.report.terminal import LATENCIES, statistics
 from sim.report.tier_figures import tiers_section
 from sim.report.words import (
+    NOTHING,
     TERMS,
     class_words,
     count,
     duration,
     gibibytes,
+    milliseconds,
     objectives_words,
     percent,
     rate,
@@ -35,7 +38,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
     """The report as HTML text."""
     ours = numbers["kvtwin"]
     memory = [figure for figure in (memory_split(result, measures), capacity(result)) if figure is not None]
-    tiers = tiers_section(result, ours)
+    tiers, fleet = tiers_section(result, ours), fleet_section(result, ours)
     lives = gantt(result)
     attainment = ours["slo_attainment_frac"]
     mood = (
@@ -61,7 +64,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
                 "Latency",
                 "What a user waits for. Each curve says what share was at least so fast: the further left, the better.",
                 distributions(measures, slo),
-                [latency_table(numbers), *class_tables(numbers)],
+                [latency_table(numbers), *stage_tables(numbers), *class_tables(numbers)],
             ),
             Section(
                 "time",
@@ -69,6 +72,7 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
                 "How the run went. Averages hide bursts, and these charts do not.",
                 over_time(result),
             ),
+            *([fleet] if fleet else []),
             Section(
                 "memory",
                 "KV cache memory",
@@ -106,7 +110,7 @@ def choices(config: Mapping[str, Any]) -> str:
     chosen = config.get("choices", {})
     parts = []
     swaps = () if chosen.get("preemption", "recompute") == "recompute" else ("preemption", "tiers")
-    for group in ("scenario", "engine", "cache", *swaps, "eviction", "batching", "queue", "router"):
+    for group in ("scenario", "engine", "cache", *swaps, "eviction", "batching", "queue", "router", "scaler"):
         target = config.get(group, {}).get("_target_") if isinstance(config.get(group), Mapping) else None
         if group in chosen:
             parts.append(f"{group} {chosen[group]}")
@@ -199,24 +203,62 @@ def latency_table(numbers: Mapping[str, Any]) -> Table:
     return Table(rows, ("milliseconds", "mean", "p50", "p90", "p95", "p99"), style="wide")
 
 
-def class_tables(numbers: Mapping[str, Any]) -> list[Table]:
-    """Goodput by class of requests, where there are several."""
-    classes = numbers["kvtwin"]["classes"]
-    if len(classes) < 2:
+def stage_tables(numbers: Mapping[str, Any]) -> list[Table]:
+    """The run stage by stage, and after its warm-up, where it has such."""
+    ours = numbers["kvtwin"]
+    parts = [(f"{rate(of['rate'])} asked for", of) for of in ours["stages"]]
+    if ours["after_warmup"]:
+        parts.append(("after warm-up", ours["after_warmup"]))
+    if not parts:
         return []
     rows = [
         (
             name,
-            slo_words({key: facts[key] for key in LIMITS}) or "none",
-            count(facts["completed"]),
-            count(facts["failed"]),
-            rate(facts["goodput"]),
-            percent(facts["attainment_frac"]),
+            f"{of['begin_s']:,.5g}",
+            count(of["completed"]),
+            rate(of["request_rate"]),
+            rate(of["request_throughput"]),
+            rate(of["output_throughput"]),
+            *(milliseconds(of[f"{kind}_{key}"]) for key in ("ttft_ms", "tpot_ms") for kind in ("median", "p99")),
+            percent(of["attainment_frac"]),
         )
-        for name, facts in classes.items()
+        for name, of in parts
     ]
-    headings = ("class", "objectives", "completed", "refused", "goodput [req/s]", "within objectives")
-    return [Table(rows, headings, "By class of requests")]
+    headings = (
+        *("requests per second", "from [s]", "requests", "arrived/s", "served/s", "output [tok/s]"),
+        *("TTFT p50 [ms]", "TTFT p99", "TPOT p50", "TPOT p99", "within objectives"),
+    )
+    return [Table(rows, headings, "By stage" if ours["stages"] else "After warm-up", style="wide")]
+
+
+def class_tables(numbers: Mapping[str, Any]) -> list[Table]:
+    """Goodput, waits and who starved, by class of requests and by tenant, where there are several."""
+    tables = []
+    for key, title in (("classes", "class"), ("tenants", "tenant")):
+        groups = numbers["kvtwin"][key]
+        if len(groups) < 2:
+            continue
+        rows = [
+            (
+                name,
+                *([slo_words({limit: facts[limit] for limit in LIMITS}) or "none"] if key == "classes" else []),
+                count(facts["completed"]),
+                count(facts["failed"]),
+                rate(facts["goodput"]),
+                percent(facts["attainment_frac"]),
+                milliseconds(facts["mean_queue_ms"]),
+                milliseconds(facts["longest_queue_ms"]),
+                NOTHING if facts["starved"] is None else count(facts["starved"]),
+            )
+            for name, facts in groups.items()
+        ]
+        objectives = ("objectives",) if key == "classes" else ()
+        headings = (
+            *(title, *objectives, "completed", "refused", "goodput [req/s]", "within objectives"),
+            *("queue, mean [ms]", "queue, longest [ms]", "starved"),
+        )
+        tables.append(Table(rows, headings, "By class of requests" if key == "classes" else "By tenant"))
+    return tables
 
 
 def configuration(config: Mapping[str, Any]) -> list[Table]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sim.metrics.fleet import lives
 from sim.metrics.slots import Floats, slots
 from sim.record import Ints, Result, row_ends_ns
 
@@ -19,7 +20,7 @@ class Pauses:
 
 
 def pauses(result: Result) -> Pauses:
-    """The pauses between rows of iterations, and from each replica's last one to the end of the run.
+    """The pauses between rows of iterations, and from each replica's last one until it is gone, or the run ends.
 
     Kept for reuse is what the next row has left of it and what those admitted with that row have found, but no more
     than the row before used; after a replica's last row, what that row had. Requests hold nothing, unless some are
@@ -27,7 +28,8 @@ def pauses(result: Result) -> Pauses:
     """
     iterations = result.iterations
     ends_ns = row_ends_ns(iterations)
-    found = [_of(replica, result, ends_ns) for replica in range(result.n_replicas)]
+    gone_ns = lives(result).end_ns.tolist()
+    found = [_of(replica, result, ends_ns, gone_ns[replica]) for replica in range(result.n_replicas)]
     of, begin_ns, end_ns, last, following, hit_tokens, is_loading = np.concatenate(found, axis=1)
     ending, beginning = (
         slots(dict(zip(iterations.columns, iterations.rows()[rows].T, strict=True)), result)
@@ -41,11 +43,11 @@ def pauses(result: Result) -> Pauses:
     return Pauses(of, begin_ns, end_ns, tokens)
 
 
-def _of(replica: int, result: Result, ends_ns: Ints) -> Ints:
+def _of(replica: int, result: Result, ends_ns: Ints, gone_ns: int) -> Ints:
     """One replica's pauses: replica, begin, end, row before, row after, tokens it found, whether any is under way."""
     rows = np.flatnonzero(result.iterations.column("replica") == replica)
     begin_ns = ends_ns[rows]
-    end_ns = np.append(result.iterations.column("start_ns")[rows], result.end_ns)[1:]
+    end_ns = np.append(result.iterations.column("start_ns")[rows], gone_ns)[1:]
     requests = result.requests.rows()[result.requests.column("replica") == replica]
     scheduled_ns, finish_ns, cached_tokens = (
         requests[:, result.requests.columns.index(name)] for name in ("scheduled_ns", "finish_ns", "cached_tokens")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sim.metrics.fleet import lives
 from sim.metrics.gaps import chunks_by_replica
 from sim.metrics.load import prefill_output_ns
 from sim.metrics.queue import queue
@@ -67,10 +68,10 @@ class _Sums:
             np.minimum.at(self.low, at, values)
             np.maximum.at(self.high, at, values)
 
-    def level(self, available_ns: float) -> Level:
+    def level(self, available_ns: Floats) -> Level:
         """The quantity is 0 in the time that no piece covers."""
         low = np.where(self.covered_ns > 0.999 * available_ns, self.low, 0.0)
-        return Level(self.total / available_ns, low, self.high)
+        return Level(self.total / np.maximum(available_ns, 1.0), low, self.high)
 
 
 def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
@@ -106,7 +107,7 @@ def timelines(result: Result, n_bins: int = N_BINS) -> Timelines:
     pause, at, spent_ns = _pieces(idle.begin_ns - origin_ns, idle.end_ns - origin_ns, width_ns, n_bins)
     for name in SLOTS:
         sums[name].add(at, spent_ns, idle.tokens[name][pause])
-    available_ns = width_ns * result.n_replicas
+    available_ns = _available_ns(result, width_ns, n_bins)
     levels = {name: of.level(available_ns) for name, of in sums.items()}
     requests = result.requests
     prefill_output_at = _bin(prefill_output_ns(result) - origin_ns, width_ns, n_bins)
@@ -155,4 +156,14 @@ def _waiting(result: Result, width_ns: float, n_bins: int) -> Level:
         spell, at, spent_ns = _pieces(edges_ns[:-1], edges_ns[1:], width_ns, n_bins)
         is_some = spent_ns > 0
         sums.add(at[is_some], spent_ns[is_some], np.append(0, length)[spell[is_some]])
-    return sums.level(width_ns * result.n_replicas)
+    return sums.level(_available_ns(result, width_ns, n_bins))
+
+
+def _available_ns(result: Result, width_ns: float, n_bins: int) -> Floats:
+    """Time of all replicas that are there, in each bin."""
+    there = lives(result)
+    edges_ns = np.linspace(0, width_ns * n_bins, n_bins + 1)
+    spent_ns = np.zeros(n_bins + 1)  # by each edge
+    for begin_ns, end_ns in zip(there.begin_ns - result.start_ns, there.end_ns - result.start_ns, strict=True):
+        spent_ns += np.clip(edges_ns, begin_ns, end_ns) - begin_ns
+    return np.diff(spent_ns)

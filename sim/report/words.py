@@ -36,6 +36,7 @@ TERMS = (
         "preempted",
         "a running request lost its memory to others; it is computed again, or brought back, and then goes on",
     ),
+    ("starved", "a request that waited in the queue alone for longer than its whole time to first token may last"),
     ("replica", "one copy of the model with its own engine and cache, on one accelerator or several"),
 )
 """Said on every page, for readers who have never seen one."""

@@ -68,6 +68,7 @@ class HardwareSpec:
     peer_to_peer: bool = (
         True  # of devices on PCIe, the host's doing: they reach one another without host memory between
     )
+    price_per_hour: float | None = None  # of each accelerator, in the user's currency
     counts_graphs: bool = True  # CUDA graphs come out of the KV cache's memory; in vLLM before 0.21 out of what is free
 
     @property
@@ -89,3 +90,5 @@ class HardwareSpec:
             )
         if self.kv_blocks is not None:
             whole("hardware", kv_blocks=self.kv_blocks)
+        if self.price_per_hour is not None:
+            positive("hardware", price_per_hour=self.price_per_hour)

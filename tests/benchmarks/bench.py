@@ -155,6 +155,9 @@ def figures() -> dict[str, tuple[float, str]]:
     note("h200_64x_1m", requests_per_s(fleet), "requests/s")
     note("h200_64x_1m_peak_mb", fleet["peak_mb"], "MiB")
     note("cost_of_64_replicas", requests_per_s(million) / requests_per_s(fleet), "x one replica's, a request")
+    routed = measured((*H200, "replicas=64", "scenario.rate=512", "router=prefix_affinity"), 500_000, 1)
+    note("h200_64x_500k_prefix_affinity", requests_per_s(routed), "requests/s")
+    note("cost_of_64_routed", requests_per_s(million) / requests_per_s(routed), "x one replica's, a request")
     for n_requests in (10_000, 100_000):
         overloaded = measured((*H200, "scenario.rate=100"), n_requests, 2)
         note(f"h200_{n_requests // 1000}k_overloaded", requests_per_s(overloaded), "requests/s")

@@ -6,7 +6,7 @@ from functools import partial
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from sim.batching import Chunked, Continuous, Fcfs, Ranked, RequestLevel
+from sim.batching import Chunked, Continuous, RequestLevel
 from sim.cost import DecodeCurve, HostCost, IterationCost
 from sim.engine import Replica
 from sim.fleet import Fleet
@@ -26,6 +26,7 @@ from sim.record import Recorder, Result
 from sim.request import Request
 from sim.router import LeastLoaded, RoundRobin, Router
 from sim.step import Chunk
+from tests.sim.chosen import each_of
 from tests.sim.kv.sites import cache_on
 from tests.sim.serving import KINDS, House, LinearCost, Listed, kind_of, serve
 
@@ -75,7 +76,7 @@ class LeastHeld(Router):
 
 
 EVICTIONS = {"lru": Lru, "lfu": partial(BlankFirst, order=Lfu), "fifo": partial(BlankFirst, order=Fifo)}
-QUEUES = {"fcfs": Fcfs, "sjf": partial(Ranked, "prompt"), "priority": partial(Ranked, "priority")}
+QUEUES = each_of("queue")
 
 schedulers = st.one_of(
     st.builds(
@@ -89,6 +90,7 @@ schedulers = st.one_of(
     ),
     st.builds(partial, st.just(Continuous), st.integers(1, 60), st.integers(1, 5)),
     st.builds(partial, st.just(RequestLevel), st.integers(1, 4), st.sampled_from([0.0, 5e-5, 3e-4])),
+    st.sampled_from(list(each_of("batching").values())),
 )
 paged = st.builds(
     partial,
@@ -268,6 +270,19 @@ def scenarios(draw: st.DrawFn) -> Listed:
     return Listed(listed, turns if has_sessions else {})
 
 
+ROUTERS = each_of("router")
+
+
+def fitting(house: dict) -> dict:
+    """The same house; a router that is fed by events asks the caches that send none."""
+    tells = hasattr(house["kv"].args[0], "publish")
+    return (
+        house
+        if tells or house["router"] is not ROUTERS["prefix_events"]
+        else house | {"router": ROUTERS["prefix_affinity"]}
+    )
+
+
 houses = st.fixed_dictionaries(
     {
         "scenario": scenarios(),
@@ -275,10 +290,10 @@ houses = st.fixed_dictionaries(
         "queue": st.sampled_from(list(QUEUES.values())),
         "kv": st.one_of(paged, paged, contiguous, pruned, growing, hierarchical, by_class()),
         "cost": st.sampled_from(sorted(COSTS)).map(COSTS.__getitem__),
-        "router": st.sampled_from([RoundRobin, LeastLoaded, LeastHeld]),
+        "router": st.sampled_from([RoundRobin, LeastLoaded, LeastHeld, *ROUTERS.values()]),
         "replicas": st.sampled_from([1, 1, 2, 3]),
     }
-)
+).map(fitting)
 
 
 def run(house: dict, **how: object) -> House:

@@ -205,7 +205,7 @@ def oracle_readers(tree: ast.Module) -> list[str]:
 
 POLICIES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("sim/batching/*.py", "sim/kv/**/*.py", "sim/router.py")
+    for pattern in ("sim/batching/*.py", "sim/kv/**/*.py", "sim/router/*.py")
     for path in ROOT.glob(pattern)
 )
 
@@ -221,4 +221,4 @@ def test_no_policy_reads_the_true_output_length(path):
 def test_the_reader_of_sources_finds_what_it_looks_for():
     source = "class Clairvoyant:\n    def plan(self, s):\n        return s.request.output_tokens\n"
     assert oracle_readers(ast.parse(source)) == ["Clairvoyant.plan"]
-    assert {"sim/batching/chunked.py", "sim/kv/paged.py", "sim/router.py"} <= set(POLICIES)
+    assert {"sim/batching/chunked.py", "sim/kv/paged.py", "sim/router/load.py"} <= set(POLICIES)

@@ -3,7 +3,7 @@
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from sim.batching import Chunked
 from sim.engine import Replica
@@ -12,7 +12,7 @@ from sim.kv.eviction import Lru
 from sim.kv.paged import PagedCache
 from sim.request import Request
 from sim.router import Router
-from tests.laws.houses import NS_PS, houses, run, slow_and_thorough
+from tests.laws.houses import NS_PS, ROUTERS, fitting, houses, run, slow_and_thorough
 from tests.sim.kv.sites import cache_on
 from tests.sim.serving import LinearCost, Listed, serve
 
@@ -108,3 +108,13 @@ def test_what_an_end_brings_about_at_once_comes_between_the_turns_of_its_nanosec
     assert seen_by_fast == seen == [(0, 0), (1, 0), (1001, 1 if long_on == 2 else 2)]
     scheduled_ns += 10 * (plans_ahead and long_on == 2)  # planned when the one before it began
     assert [row["scheduled_ns"] for row in fast.requests() if row["id"] == 1001] == [scheduled_ns]
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(houses)
+def test_every_router_chooses_the_same_however_far_the_replicas_jump(router, house):
+    house = fitting(house | {"router": ROUTERS[router], "replicas": 3})
+    fast = run(house)
+    assert fast.facts() == run(house, max_steps=1).facts()
+    assert len(fast.requests()) + len(fast.recorder.refused) == fast.traffic.n_arrived

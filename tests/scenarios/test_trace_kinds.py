@@ -45,7 +45,7 @@ def moon(**more):
 
 OWN = {
     "id": 3, "session_id": 5, "turn": 2, "max_output_tokens": 30, "output_id": 77, "slo_class": "code", "priority": -4,
-    "n_samples": 4, "kind": "chat",
+    "n_samples": 4, "kind": "chat", "tenant": "acme",
 }  # fmt: skip
 
 

@@ -17,9 +17,11 @@ from sim.kv.paged import PagedCache
 from sim.kv.tiers import Tier
 from sim.record import Recorder, iteration_ends_ns
 from sim.request import Finished, Request
-from sim.router import RoundRobin, Traffic
+from sim.router import RoundRobin
+from sim.scaler import Scaling
 from sim.spec import LinkSpec
 from sim.step import Pace, Shape
+from sim.traffic import Traffic
 from tests.sim.kv.sites import cache_on
 from tests.sim.naive_ledger import NaiveLedger
 
@@ -142,6 +144,7 @@ class House:
             "refused": self.recorder.refused.rows().tolist(),
             "handovers": sorted(self.recorder.handovers.rows().tolist()),
             "transfers": sorted(self.recorder.transfers.rows().tolist()),
+            "fleet": self.recorder.fleet.rows().tolist(),
             "counts": [dict(replica.kv.counts()) for replica in self.replicas],
         }
 
@@ -186,6 +189,7 @@ def serve(
     is_naive: bool = False,
     split: Split | None = None,
     meanwhile: Mapping[int, Callable[["House"], None]] | None = None,
+    scaler: Callable[[], Any] | None = None,
 ) -> House:
     """Serve everybody; ``meanwhile`` says what else happens, and when [ns].
 
@@ -204,11 +208,14 @@ def serve(
             made.batch = replace(made.batch, ledger=made.ledger)
         return made
 
-    fleet = pool = Fleet(replica)
+    def note(index: int, event: int) -> None:
+        recorder.fleet.add(env.now_ns, index, event)
+
+    fleet = pool = Fleet(replica, note)
     placing = router()
     if split is not None:
         hand_overs = HandOvers(env, recorder, split.link, split.ranks, router(), pool)
-        fleet = Fleet(lambda index: replica(index, split.kv or kv, hand_overs), beside=pool)
+        fleet = Fleet(lambda index: replica(index, split.kv or kv, hand_overs), note, pool)
         if split.local_tokens:
             placing = LocalIfShort(split.local_tokens, placing, router(), pool)
     traffic = Traffic(env, scenario, 0, placing, fleet)
@@ -220,5 +227,7 @@ def serve(
     for at_ns, what in (meanwhile or {}).items():
         env.ring(Arrival(env), at_ns, simpy.events.URGENT, lambda _, what=what: what(house))
     traffic.start()
+    if scaler is not None and traffic.next_ns is not None:
+        Scaling(env, scaler(), fleet, traffic.is_over, 0.0).start(traffic.next_ns)
     env.run()
     return house

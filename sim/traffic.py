@@ -1,62 +1,19 @@
-"""Where a request is served, and how traffic gets there."""
+"""How traffic gets to the replicas that serve it."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Final, cast
+from typing import cast
 
 import simpy
-from mypy_extensions import mypyc_attr
 from simpy.events import URGENT
 
 from sim.clock import Arrival, Clock
-from sim.engine import Replica
 from sim.errors import ConfigError, InvariantError
 from sim.fleet import Fleet
 from sim.request import Finished, Request, Scenario, follow_up_of
+from sim.router import ARRIVAL, Router
 from sim.samples import sampled
 from sim.sequence import Sequence
 from sim.units import LAST_NS
-
-ARRIVAL: Final = "arrival"
-"""The stage at which a request has nothing computed yet."""
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class Router(ABC):
-    """Chooses the replica that serves a request."""
-
-    @abstractmethod
-    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:
-        """One of the fleet's open replicas, of which there is at least one.
-
-        A router sees what a request asks for and its text, never how long the answer will be. ``n_outstanding`` of a
-        replica is always true; who looks at its cache or ledger has it ``settle(now_ns)`` before.
-        """
-        ...
-
-
-class RoundRobin(Router):
-    """Each replica in turn."""
-
-    def __init__(self) -> None:
-        self._turn = -1
-
-    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:  # noqa: ARG002
-        """The next one."""
-        self._turn = (self._turn + 1) % len(fleet.open)
-        return fleet.open[self._turn]
-
-
-class LeastLoaded(Router):
-    """The replica with the fewest sequences waiting and running; the first among equals."""
-
-    def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:  # noqa: ARG002
-        """The least loaded one."""
-        least = fleet.open[0]
-        for replica in fleet.open:
-            if replica.n_outstanding < least.n_outstanding:
-                least = replica
-        return least
 
 
 class Traffic:
@@ -76,6 +33,7 @@ class Traffic:
         self._stream: Iterator[Request] = scenario.requests(seed)
         self._follow_up = follow_up_of(scenario)
         self._next: Request | None = None
+        self._n_to_follow = 0  # requests that others' ends have brought about and that have not arrived
         self._arrival = Arrival(env)  # of the stream, one at a time
 
     def start(self) -> None:
@@ -88,6 +46,17 @@ class Traffic:
         """Whether requests bring about others when they end."""
         return self._follow_up is not None
 
+    @property
+    def next_ns(self) -> int | None:
+        """When the stream's next request arrives; None: it has ended."""
+        return None if self._next is None else self._next.arrival_ns
+
+    def is_over(self) -> bool:
+        """Whether everybody has come, and is served or refused."""
+        if self._next is not None or self._n_to_follow:
+            return False
+        return not sum([replica.n_outstanding for replica in self.fleet.replicas])
+
     def ended(self, finished: Finished) -> None:
         """A request ended; what it brings about arrives in its time."""
         request = None
@@ -97,6 +66,7 @@ class Traffic:
         if request is not None:
             if request.arrival_ns < self.env.now_ns:
                 raise InvariantError(f"request {request.id} would arrive before the one it follows has ended")
+            self._n_to_follow += 1
             self.env.ring(Arrival(self.env, request), request.arrival_ns, URGENT, self._follow)
 
     def place(self, sequence: Sequence) -> None:
@@ -125,6 +95,7 @@ class Traffic:
 
     def _follow(self, event: simpy.Event) -> None:
         """Hand over a request that another one's end brought about."""
+        self._n_to_follow -= 1
         self._arrive(cast(Request, event.value))
 
     def _arrive(self, request: Request) -> None:

@@ -1,44 +1,15 @@
-"""Traffic and routing."""
-
-from dataclasses import dataclass
+"""Traffic."""
 
 import pytest
 
 from sim.errors import InvariantError
-from sim.fleet import Fleet
 from sim.request import Finished, Request
-from sim.router import ARRIVAL, LeastLoaded
+from sim.router import LeastLoaded
 from tests.sim.serving import House, Listed, asked, serve
-
-
-@dataclass
-class Loaded:
-    """All that a router looks at in a replica."""
-
-    n_outstanding: int
 
 
 def served_by(house: House) -> dict[int, int]:
     return {row["id"]: row["replica"] for row in house.requests()}
-
-
-def test_round_robin_takes_each_in_turn():
-    house = serve(Listed([asked(i, i, 4, 2) for i in range(5)]), replicas=3)
-    assert served_by(house) == {0: 0, 1: 1, 2: 2, 3: 0, 4: 1}
-
-
-def test_least_loaded_takes_the_one_with_fewest_and_the_first_among_equals():
-    replicas = [Loaded(2), Loaded(1), Loaded(1)]
-    fleet = Fleet(replicas.__getitem__)
-    for _ in replicas:
-        fleet.add()
-    assert LeastLoaded().place(asked(0, 0, 4, 1), ARRIVAL, fleet, 0) is replicas[1]
-
-
-def test_least_loaded_sees_what_waits_and_what_runs_and_forgets_what_ended():
-    """Two replicas, 1 ns an iteration. 0 goes to A until 30, 1 to B until 3, so 2 and 3 find B empty."""
-    listed = [asked(0, 0, 4, 30), asked(1, 0, 4, 3), asked(2, 5, 4, 3), asked(3, 10, 4, 3)]
-    assert served_by(serve(Listed(listed), replicas=2, router=LeastLoaded)) == {0: 0, 1: 1, 2: 1, 3: 1}
 
 
 def test_refused_requests_load_nobody():
