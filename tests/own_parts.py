@@ -90,7 +90,7 @@ class Flat(CostModel):
         self.step_ps = step_us * 1_000_000
 
     def pace(self, shape: Shape) -> tuple[int, int, int]:
-        n_prompt = sum(n_tokens for n_tokens, _ in shape[0])
+        n_prompt = sum(n_tokens for n_tokens, *_ in shape[0])
         return self.step_ps + n_prompt * 1_000_000, 0, 1 if n_prompt else 1 << 50
 
 

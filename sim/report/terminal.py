@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 LATENCIES = {
-    "TTFT": ("ttft_ms", "time to first token, engine"),
-    "client TTFT": ("client_ttft_ms", "the same, as a client sees it"),
+    "TTFT": ("ttft_ms", "first token, engine"),
+    "client TTFT": ("client_ttft_ms", "first token, client"),
     "TPOT": ("tpot_ms", "time per output token"),
     "ITL": ("itl_ms", "gap between tokens"),
     "E2EL": ("e2el_ms", "whole answer"),
