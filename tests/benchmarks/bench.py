@@ -168,6 +168,12 @@ def figures() -> dict[str, tuple[float, str]]:
             for taken, overrides in zip(runs, ((f"cache={path.stem}", *tagged), ()), strict=True):
                 taken.append(measured((*H200, *overrides), 10_000, 1)["simulated_s"])
         note(f"cost_of_{path.stem}", min(runs[0]) / min(runs[1]), "x paged")
+    for name, model in (("experts", "qwen3-30b-a3b"), ("linear_attention", "qwen3.5-35b-a3b")):
+        runs = ([], [])
+        for _ in range(REPETITIONS):
+            for taken, overrides in zip(runs, ((f"model={model}", "hardware.tensor_parallel=2"), ()), strict=True):
+                taken.append(measured((*H200, *overrides), 10_000, 1)["simulated_s"])
+        note(f"cost_of_{name}", min(runs[0]) / min(runs[1]), "x a dense model's")
     note("chunk_query_us", min(chunk_query_us() for _ in range(3)), "us")
     with tempfile.TemporaryDirectory() as folder:
         out = f"hydra.run.dir={folder}/${{run_id:}}"
