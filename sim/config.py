@@ -448,6 +448,14 @@ def _keys_ending_in(name: str, node: Any, path: str) -> Iterator[str]:
             yield from _keys_ending_in(name, item, here)
 
 
+def _missing(node: Any, path: str) -> Iterator[str]:
+    """Keys that must be given and are not; `OmegaConf.missing_keys` takes as long as all else here."""
+    if node == "???":
+        yield path
+    for key, item in _children(node).items():
+        yield from _missing(item, f"{path}.{key}" if path else key)
+
+
 def _resolved(tree: dict[str, Any], removed: list[str]) -> dict[str, Any]:
     """Every reference replaced by what it names."""
     from omegaconf import OmegaConf
@@ -456,7 +464,7 @@ def _resolved(tree: dict[str, Any], removed: list[str]) -> dict[str, Any]:
     register()
     try:
         cfg = OmegaConf.create(tree)
-        if missing := sorted(OmegaConf.missing_keys(cfg)):
+        if missing := sorted(_missing(tree, "")):
             raise ConfigError(f"{missing[0]} must be given, for example {missing[0]}=...")
         config: Any = OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
