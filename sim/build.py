@@ -219,10 +219,10 @@ class Builder:
         return kv_capacity(
             self.model,
             self.hardware,
-            block_tokens=self.config["cache"].get("block_tokens", 16),
+            block_tokens=self._cache_class().capacity_block_tokens(self.config["cache"]),
             max_batched_tokens=self.scheduler.most_tokens,
             max_seqs=self.scheduler.most_seqs,
-            n_graphs=len(getattr(self.cost, "capture_sizes", ())),
+            n_graphs=len(self.cost.capture_sizes),
         )
 
     def replica(
@@ -281,35 +281,28 @@ class Builder:
         )
         return cache
 
-    def _swapping(self) -> dict[str, Any]:
-        """The cache's configuration, able to do what ``preemption`` asks.
+    def _cache_class(self) -> "type[KVCache]":
+        """The class of its caches, to ask what it makes of settings; of a function that makes one, the contract."""
+        from sim.kv.cache import KVCache
 
-        A paged cache that swaps is a hierarchical one that saves only what it preempts, and lets iterations wait for
-        the copies both ways: vLLM v0's swap space.
-        """
-        from sim.kv.by_class import CacheByClass
-        from sim.kv.hierarchical import HierarchicalCache
-        from sim.kv.paged import PagedCache
-        from sim.kv.preemption import Recompute
+        target = str(self.config["cache"].get("_target_"))
+        found = find(target, f"{self._path('cache')}._target_", (*PACKAGES, *self.trusted))
+        return found if isinstance(found, type) and issubclass(found, KVCache) else KVCache
 
-        node: dict[str, Any] = self.config["cache"]
-        kind, choices = (
-            find(str(node["_target_"]), "cache._target_", (*PACKAGES, *self.trusted)),
-            self.config.get("choices", {}),
-        )
-        if isinstance(self("preemption"), Recompute) or kind is CacheByClass:  # those of its caches that can, do
-            return node
+    def _swapping(self) -> Mapping[str, Any]:
+        """The cache's configuration, able to do what ``preemption`` asks."""
+        node, choices = self.config["cache"], self.config.get("choices", {})
+        if not self("preemption").needs_below:
+            return node  # type: ignore[no-any-return]
         name = choices.get("preemption", self.config["preemption"]["_target_"])
-        if kind is not PagedCache and kind is not HierarchicalCache:
+        able = self._cache_class().swapping(node)
+        if able is None:
             raise ConfigError(
                 f"preemption={name} needs blocks that can go down: cache=paged or cache=hierarchical, "
-                f"got cache={choices.get('cache', kind)}"
+                f"got cache={choices.get('cache', node['_target_'])}"
             )
-        if not self.config.get("tiers"):
+        if not self.config.get("tiers") and "write" in able:
             raise ConfigError(
                 f"preemption={name} needs memory below the device: tiers=dram or tiers=dram_nvme, got none"
             )
-        if kind is HierarchicalCache:
-            return node
-        saving = {"write": "preempted", "load": "never", "overlap": False, "prefetch": 0}
-        return {**node, "_target_": "sim.kv.hierarchical.HierarchicalCache", **saving}
+        return able

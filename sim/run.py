@@ -113,6 +113,7 @@ def run(
     else:
         check_conservation(replicas, traffic.n_arrived, recorder)
     check_durations(recorder.iterations)
+    costs = {id(pool.builder.cost): pool.builder.cost for pool in pools}
     requests, notes = recorder.requests, getattr(scenario, "notes", None)
     end_ns = int(requests.column("finish_ns").max()) if len(requests) else 0
     if n_unfinished and stop_ns is not None and end_ns:
@@ -135,7 +136,7 @@ def run(
         config=config,
         memory=first.capacity.terms,
         counts=tuple(replica.counts() for replica in replicas),
-        provenance=provenance(env, first.builder.cost, made.model) | ({"notes": list(notes)} if notes else {}),
+        provenance=provenance(env, [*costs.values()], made.model) | ({"notes": list(notes)} if notes else {}),
         handovers=recorder.handovers,
         pools=tuple(
             PoolFacts(
@@ -155,12 +156,10 @@ def run(
     )
 
 
-def provenance(env: "Clock", cost: "CostModel", model: "ModelSpec") -> dict[str, Any]:
+def provenance(env: "Clock", costs: "list[CostModel]", model: "ModelSpec") -> dict[str, Any]:
     """Where the numbers come from: the model, the cost's profile, versions, and what the simulation took."""
-    from sim.cost.iteration import IterationCost
-
-    operations = getattr(cost, "operations", None)
-    extrapolated = getattr(cost, "extrapolated_runs", 0) + getattr(operations, "extrapolated_runs", 0)
+    extrapolated = sum(cost.n_extrapolated() for cost in costs)
+    reached = dict.fromkeys(words for cost in costs if cost.n_extrapolated() for words in cost.extrapolations())
     return {
         "model": {
             "source": model.source,
@@ -169,9 +168,9 @@ def provenance(env: "Clock", cost: "CostModel", model: "ModelSpec") -> dict[str,
             "kv_bytes_per_token": model.kv_bytes_per_token(),
             "state_bytes_per_sequence": model.state_bytes_per_seq(),
         },
-        "cost": getattr(cost, "provenance", None) or {"source": "data sheet (roofline)"},
+        "cost": costs[0].provenance or {"source": "data sheet (roofline)"},
         "extrapolated_runs": extrapolated,
-        "extrapolated": cost.extrapolations() if isinstance(cost, IterationCost) and extrapolated else [],
+        "extrapolated": [*reached],
         "simpy_events": next(env._eid),
         "versions": versions(),
     }

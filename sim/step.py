@@ -1,6 +1,7 @@
 """One engine iteration as the cost model sees it, and the contract of cost models."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from mypy_extensions import mypyc_attr
@@ -60,6 +61,17 @@ time, and compiled it makes none at all."""
 @mypyc_attr(allow_interpreted_subclasses=True)
 class CostModel(ABC):
     """Time of engine iterations."""
+
+    capture_sizes: tuple[int, ...] = ()  # token counts with a CUDA graph, which takes memory
+    provenance: Mapping[str, object] | None = None  # where its times come from; None: it does not say
+
+    def n_extrapolated(self) -> int:
+        """Runs of iterations that it was asked for outside of what was measured."""
+        return 0
+
+    def extrapolations(self) -> list[str]:
+        """What was asked for outside of what was measured: operation, axis, how far, and the range."""
+        return []
 
     @abstractmethod
     def pace(self, shape: Shape) -> tuple[int, int, int]:

@@ -151,6 +151,10 @@ class IterationCost(CostModel):
         self._most_seqs_outside = max(self._most_seqs_outside, batch)
         self._most_mean_outside = max(self._most_mean_outside, context // batch)
 
+    def n_extrapolated(self) -> int:
+        """Decode paces, and prompts, outside the operations' range."""
+        return self.extrapolated_runs + int(getattr(self.operations, "extrapolated_runs", 0))
+
     def extrapolations(self) -> list[str]:
         """What was asked for outside of what was measured: operation, axis, how far, and the range."""
         operations = self.operations

@@ -12,6 +12,7 @@ conversations to end. So one class that runs full does not take from the others,
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sim.errors import ConfigError
 from sim.kv.abilities import Prefetcher, Reusing
@@ -93,6 +94,11 @@ class CacheByClass(KVCache):
         full = kv_bytes_per_token * self.capacity_tokens  # as many slots, had all of them an element's full width
         narrow = sum(cache.bytes_per_token * cache.capacity_tokens for cache in self._caches)
         self._bits_per_element = element_bits * narrow / full if full else element_bits
+
+    @classmethod
+    def swapping(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As it is: those of its caches that can, do."""
+        return settings
 
     # Loops: sum() over a generator takes more than twice as long, and every run of iterations asks for all of these.
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mypy_extensions import mypyc_attr
 
@@ -71,6 +71,17 @@ class KVCache(ABC):
     is_endless: bool  # sequences may outgrow the model's maximum, for each is kept within a bound
     copies: Copies
     bytes_per_token: float = 0.0  # as wide as it stores elements, on each accelerator [B]
+
+    @classmethod
+    def capacity_block_tokens(cls, settings: Mapping[str, Any]) -> int:
+        """In which its memory is counted (``hardware.kv_blocks``), with these settings of its YAML [tokens]."""
+        size: int = settings.get("block_tokens", 16)  # vLLM's
+        return size
+
+    @classmethod
+    def swapping(cls, settings: Mapping[str, Any]) -> Mapping[str, Any] | None:  # noqa: ARG003
+        """The settings, of another class if need be, with which what is preempted can go down; None: it cannot."""
+        return None
 
     @property
     @abstractmethod

@@ -1,6 +1,7 @@
 """Blocks in device memory, and behind links in host memory and on disk: evicted is not lost (`sim.kv.below`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from sim.errors import ConfigError
 from sim.kv.below import Below
@@ -54,6 +55,11 @@ class HierarchicalCache(PagedCache):
             raise ConfigError(f"cache.prefetch must be >= 0 [requests], got {prefetch}")
         self.prefetch_requests = prefetch
         self.below = self.tiers = Below(site, levels, self.pool, overlap, write, load, chunk_tokens)
+
+    @classmethod
+    def swapping(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As it is."""
+        return settings
 
     def load(self, sequence: Sequence, parcel: Parcel, lost: Callable[[int], None]) -> int:
         """Load blocks below into another cache, in which the sequence is admitted."""

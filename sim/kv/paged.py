@@ -21,6 +21,7 @@ al., "Efficient Memory Management for LLM Serving with PagedAttention", SOSP 202
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from sim.errors import ConfigError
 from sim.kv.below import Below
@@ -80,6 +81,15 @@ class PagedCache(PartitionCache):
         self.bytes_per_token = site.bytes_per_token
         self._n_copied = 0
         self.below: Below | None = None  # told of what happens to the blocks
+
+    @classmethod
+    def swapping(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A hierarchical one that saves only what is preempted, and lets iterations wait for the copies both ways.
+
+        That is vLLM v0's swap space.
+        """
+        saving = {"write": "preempted", "load": "never", "overlap": False, "prefetch": 0}
+        return {**settings, "_target_": "sim.kv.hierarchical.HierarchicalCache", **saving}
 
     @property
     def held_tokens(self) -> int:

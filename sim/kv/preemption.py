@@ -36,6 +36,8 @@ Estimate = Callable[[], Times]
 class Preemption(Protocol):
     """Whether KV goes down, and whether it comes back."""
 
+    needs_below: bool  # it asks for memory below the device
+
     def saves(self, estimate: Estimate) -> bool:
         """Whether to copy down what would be lost with the memory of a sequence preempted now."""
         ...
@@ -48,6 +50,8 @@ class Preemption(Protocol):
 @dataclass(frozen=True, slots=True)
 class Recompute:
     """Always compute again: vLLM v1's way, and v0's where a request has one answer."""
+
+    needs_below = False
 
     def saves(self, estimate: Estimate) -> bool:  # noqa: ARG002
         """Never."""
@@ -62,6 +66,8 @@ class Recompute:
 class Swap:
     """Always save and load."""
 
+    needs_below = True
+
     def saves(self, estimate: Estimate) -> bool:  # noqa: ARG002
         """Always."""
         return True
@@ -74,6 +80,8 @@ class Swap:
 @dataclass(frozen=True, slots=True)
 class Cheaper:
     """Save, and load, where less time is lost so than by computing again."""
+
+    needs_below = True
 
     def saves(self, estimate: Estimate) -> bool:
         """If saving and loading together take less."""

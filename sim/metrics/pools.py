@@ -100,7 +100,7 @@ def _pool(of: Load, pool: PoolFacts, duration_s: float) -> dict[str, Any]:
     return {
         "device": pool.device,
         "n_replicas": n,
-        "tensor_parallel": pool.tensor_parallel,
+        "n_devices": pool.n_devices,
         "capacity_tokens": pool.capacity_tokens,
         "busy_frac": of.busy_s / (duration_s * n) if duration_s else 0.0,
         "held_frac": of.mean_held_tokens / max(1, pool.capacity_tokens),

@@ -49,7 +49,7 @@ def pools_section(result: Result, ours: Mapping[str, Any]) -> Section | None:
         (
             name,
             count(pool["n_replicas"]),
-            f"{pool['tensor_parallel']} × {pool['device']}",
+            f"{pool['n_devices']} × {pool['device']}",
             percent(pool["busy_frac"]),
             percent(pool["held_frac"]),
             percent(pool["peak_held_frac"]),

@@ -133,7 +133,7 @@ def tiers(dram: float, disk: float | None, fails_at_s: float | None, store: bool
         levels.append(TierSpec("disk", disk / gib, 1e9, 5e8, 2e-8, 2e-9, partial(BlankFirst, order=Fifo)))
     if store is not None:
         shared = {"is_shared": True, "writes_through": store}
-        levels.append(TierSpec("store", 2000 / gib, 8e8, 4e8, 3e-8, 0.0, Lru, fails_at_s, **shared))
+        levels.append(TierSpec("store", 2000 / gib, 1e9, 3e9, 2e-9, 0.0, Lru, fails_at_s, **shared))
     return Tiers(tuple(levels))
 
 

@@ -107,7 +107,8 @@ def test_every_prompt_token_is_computed_once_and_one_more_where_a_sequence_goes_
     n_computed = sum(row["prefill_tokens"] for row in split.iterations())
     n_asked = sum(row["prompt_tokens"] - row["cached_tokens"] for row in split.requests())
     assert sum(row["n_preemptions"] for row in split.requests()) == len(split.recorder.preemptions)
-    if not len(split.recorder.preemptions):
+    is_shared = house["scheduler"]().forks_samples or all(row["n_samples"] == 1 for row in split.requests())
+    if is_shared and not len(split.recorder.preemptions):  # else each answer computes the prompt for itself
         assert n_computed == n_asked + len(handed(split))
 
 

@@ -49,7 +49,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["model=llama-3.1-70b"], "model=llama-3.1-70b (bf16 weights) does not fit hardware=NVIDIA H200 SXM"),
         (["slo.ttft_ms=-5"], "slo.ttft_ms must be"),
         (["model=null"], "model must be one of codellama-34b, deepseek-r1, "),
-        (["tiers=3"], "tiers must be one of dram, dram_nvme, got 3"),
+        (["tiers=3"], "tiers must be one of dram, dram_nvme, remote, got 3"),
         (["out=x"], "out is not a setting; did you mean hydra.run.dir?"),
         (["cache=streaming", "cache.window=3"], "cache.window is not a setting; did you mean cache.retention.window?"),
         (["cache.window_tokens=3"], "cache.window_tokens is not a setting; did you mean cache.block_tokens?"),
