@@ -136,7 +136,7 @@ def run_once(overrides: list[str]) -> None:
                 raise ConfigError(f"{one} compares several points: python -m sim -m {one}")
         out = Path(str(hydra_settings(overrides).hydra.run.dir))
         with output_folder(shown(out)) as folder:
-            do_task(config, folder, Console())
+            do_task(config, folder, Console(), overrides)
 
 
 def show(which: str, overrides: list[str]) -> None:
