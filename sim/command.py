@@ -139,7 +139,7 @@ def run_once(overrides: list[str]) -> None:
             print(f"engine.args: {flag.words()}", flush=True)
         out = Path(str(hydra_settings(overrides).hydra.run.dir))
         with output_folder(shown(out)) as folder:
-            do_task(config, folder, Console())
+            do_task(config, folder, Console(), overrides)
 
 
 def show(which: str, overrides: list[str]) -> None:

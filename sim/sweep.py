@@ -120,7 +120,7 @@ def run_point(overrides: list[str], files: list[str], number: int, folder: Path,
                     (folder / name).unlink(missing_ok=True)
                 for stale in folder.glob(".*.[0-9]*"):  # half a file of a process that was killed
                     stale.unlink(missing_ok=True)
-                objective = do_task(config, shown(folder), Console())
+                objective = do_task(config, shown(folder), Console(), [*files, *overrides])
                 with replacing(written) as path:
                     path.write_text(json.dumps({"key": key, "objective": objective}) + "\n", encoding="utf-8")
             return Ended(number, overrides, where, None, objective)

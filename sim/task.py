@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> Any:
+def do_task(config: Mapping[str, Any], out: Path, console: "Console", overrides: Sequence[str] = ()) -> Any:
     """Carry out ``task=``: whatever it names is called with those of the run's parts that it asks for.
+
+    ``overrides`` are what the user set, so that a task can compose a configuration beside this one.
 
     Returns what it returns: a number, or several, that a sweep may optimise; None where there is none.
 
@@ -38,7 +40,7 @@ def do_task(config: Mapping[str, Any], out: Path, console: "Console") -> Any:
     if config.get("replications", 1) > 1 and "replications" not in node:
         name = config.get("choices", {}).get("task", target)
         raise ConfigError(f"replications={config['replications']} goes with task=simulate, and not with task={name}")
-    offered = {"config": config, "seed": config["seed"], "out": out, "console": console}
+    offered = {"config": config, "seed": config["seed"], "out": out, "console": console, "overrides": overrides}
     if "scenario" in takes:
         from sim.build import contracts
 

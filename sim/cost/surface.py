@@ -9,6 +9,7 @@ compressed into inducing points, which is what a profile holds.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,18 @@ def matern32(x: Array, points: Array) -> Array:
     return result
 
 
+@lru_cache(maxsize=64)
+def expected(x: bytes, points: bytes, weights: bytes, n_axes: int) -> Array:
+    """Mean of a Gaussian process at ``x``, by the bytes of arrays (n, n_axes), (m, n_axes), (m,): shape (n,).
+
+    Kept, because every point of a sweep asks for the tables of the same profile, and they take a tenth of a second.
+    """
+    at, inducing, by = (np.frombuffer(one, dtype=np.float64) for one in (x, points, weights))
+    at, inducing = at.reshape(-1, n_axes), inducing.reshape(-1, n_axes)
+    blocks = [matern32(at[i : i + 4096], inducing) @ by for i in range(0, len(at), 4096)]
+    return np.concatenate(blocks) if blocks else np.zeros(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Residual:
     """Mean of a Gaussian process over ``log2(axis + shift)`` of each axis of a shape."""
@@ -76,8 +89,8 @@ class Residual:
         """Log of measured over roofline time, expected at shapes; (n,)."""
         points = self.features({axis: self.points[:, i] for i, axis in enumerate(self.axes)})
         x = self.features(shape)
-        blocks = [matern32(x[i : i + 4096], points) @ self.weights for i in range(0, len(x), 4096)]
-        return np.concatenate(blocks) if blocks else np.zeros(0)
+        weights = np.asarray(self.weights, dtype=np.float64)
+        return expected(x.tobytes(), points.tobytes(), weights.tobytes(), len(self.axes)).copy()
 
 
 @dataclass(frozen=True, slots=True)

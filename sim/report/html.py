@@ -8,8 +8,10 @@ import json
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from typing import Any
 
 from sim.report.figure import Figure
 
@@ -73,31 +75,41 @@ class Page:
 
 def render(page: Page) -> str:
     """The page's HTML text, about 5 MB of which are Plotly."""
-    from jinja2 import Environment
     from markupsafe import Markup
 
-    ours = files("sim.report")
-    plotly_js = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-    page_js = (ours / "page.js").read_text(encoding="utf-8")
+    template, plotly_js, plotly_hash, page_js, css = _parts()
     figures = [
         {"id": f"plot-{figure.id}", "traces": figure.traces, "layout": figure.layout, "height_px": figure.height_px}
         for section in page.sections
         for figure in section.figures
     ]
-    template = Environment(autoescape=True, trim_blocks=True).from_string(
-        (ours / "page.html").read_text(encoding="utf-8")
-    )
     marked = {  # written by us or escaped here, so not to be escaped again
-        "css": (ours / "page.css").read_text(encoding="utf-8"),
+        "css": css,
         "plotly_js": plotly_js,
         "page_js": page_js,
         "figures_json": json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     }
-    return template.render(
+    text: str = template.render(
         page=page,
-        script_hashes=[_csp_hash(plotly_js), _csp_hash(page_js)],
-        **{name: Markup(text) for name, text in marked.items()},  # noqa: S704
+        script_hashes=[plotly_hash, _csp_hash(page_js)],
+        **{name: Markup(part) for name, part in marked.items()},  # noqa: S704
     )
+    return text
+
+
+@cache
+def _parts() -> tuple[Any, str, str, str, str]:
+    """What is the same on all pages, read once: a sweep writes many, each with 5 MB of it.
+
+    Template, Plotly, its hash, our script, our style.
+    """
+    from jinja2 import Environment
+
+    ours = files("sim.report")
+    plotly_js = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    texts = {name: (ours / name).read_text(encoding="utf-8") for name in ("page.html", "page.js", "page.css")}
+    template = Environment(autoescape=True, trim_blocks=True).from_string(texts["page.html"])
+    return template, plotly_js, _csp_hash(plotly_js), texts["page.js"], texts["page.css"]
 
 
 def _csp_hash(script: str) -> str:

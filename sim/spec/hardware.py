@@ -20,6 +20,7 @@ class DeviceSpec:
     host_link_bytes_per_s: float  # to host memory, one direction
     host_link_latency_s: float
     interconnect: str = "nvlink"  # or pcie, which is the host's as much as the card's
+    power_w: float | None = None  # at most, as the data sheet has it (TDP, TBP)
     architecture: str = ""  # as sm_90: devices of one share kernels, and the shares of the data sheet these reach
     source: str = ""
 
@@ -32,6 +33,8 @@ class DeviceSpec:
             host_link_bytes_per_s=self.host_link_bytes_per_s,
             host_link_latency_s=self.host_link_latency_s,
         )
+        if self.power_w is not None:
+            positive("hardware.device", power_w=self.power_w)
         whole("hardware.device", n_sms=self.n_sms)
         known("hardware.device", INTERCONNECTS, interconnect=self.interconnect)
         for dtype in self.peak_flops:
@@ -68,7 +71,7 @@ class HardwareSpec:
     peer_to_peer: bool = (
         True  # of devices on PCIe, the host's doing: they reach one another without host memory between
     )
-    price_per_hour: float | None = None  # of each accelerator, in the user's currency
+    price_per_hour: float | None = None  # of one accelerator, in a currency of the user's: what task=recommend adds up
     counts_graphs: bool = True  # CUDA graphs come out of the KV cache's memory; in vLLM before 0.21 out of what is free
 
     @property
@@ -88,7 +91,7 @@ class HardwareSpec:
             raise ConfigError(
                 f"hardware.memory_utilization_frac must be > 0 and <= 1, got {as_given(self.memory_utilization_frac)}"
             )
-        if self.kv_blocks is not None:
-            whole("hardware", kv_blocks=self.kv_blocks)
         if self.price_per_hour is not None:
             positive("hardware", price_per_hour=self.price_per_hour)
+        if self.kv_blocks is not None:
+            whole("hardware", kv_blocks=self.kv_blocks)
