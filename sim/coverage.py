@@ -97,7 +97,7 @@ def known(model: ModelSpec, hardware: HardwareSpec, limits: Sequence[BatchLimit]
     for ranks in DEGREES:
         if holds(model, replace(hardware, tensor_parallel=ranks), 16, largest):
             cost = best_cost(model, device, HostCost(0.0, 0.0), Efficiency(), ranks, engine_version=version)
-            told = cost.provenance
+            told = cost.provenance or {}
             in_part = "attention" in told or str(told.get("experts", "")).startswith("data sheet")
             return f"{'e' if 'why' in told else 'p' if in_part else 'm'} {ranks}"
     return "-"

@@ -215,7 +215,7 @@ class PoolFacts(NamedTuple):
     name: str  # empty where there is one pool alone
     replicas: tuple[int, ...]
     device: str
-    tensor_parallel: int
+    n_devices: int  # accelerators of one replica
     capacity_tokens: int  # KV slots of one replica
 
 

@@ -143,7 +143,7 @@ def run(
                 pool.name,
                 tuple(replica.index for replica in pool.fleet.members),
                 pool.builder.hardware.device.name,
-                pool.builder.hardware.tensor_parallel,
+                pool.builder.hardware.n_devices,
                 pool.fleet.members[0].kv.capacity_tokens,
             )
             for pool in pools

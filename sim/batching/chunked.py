@@ -82,7 +82,7 @@ class Chunked(Scheduler):
         kv, ledger, waiting = batch.kv, batch.ledger, batch.waiting
         n_decoding = len(ledger.members)
         n_preempted = 0
-        last_served: Sequence | None = None
+        last_served: int | None = None
         if n_decoding and (ledger.alarms or not kv.steps_within(ledger, 1)):
             batch.last_served = None
             n_preempted = batch.make_room(in_turn=True)
