@@ -183,7 +183,7 @@ class Builder:
                     "got one whose answers return together"
                 )
         answers = pool("decode", spec.decode.replicas, decode)
-        ranks = prefill.hardware.tensor_parallel, decode.hardware.tensor_parallel
+        ranks = prefill.hardware.n_devices, decode.hardware.n_devices
         hand_overs = HandOvers(env, recorder, spec.link, ranks, decode("router"), answers.fleet)
         prompts = pool("prefill", spec.prefill.replicas, prefill, answers.fleet, hand_overs)
         router = prefill("router")
