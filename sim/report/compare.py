@@ -10,6 +10,7 @@ from sim.report.compare_figures import distributions, memory, over_rate, pareto,
 from sim.report.files import replacing
 from sim.report.html import Best, Page, Section, Table, Tile, render
 from sim.report.points import Point, labels, read_points
+from sim.report.pools import hand_over_ms
 from sim.report.replications import against_first
 from sim.report.tier_figures import found_below_frac
 from sim.report.words import NOTHING, TERMS, count, gibibytes, milliseconds, percent, rate
@@ -60,6 +61,7 @@ COLUMNS = (
     Column("resizes", lambda n: n["kvtwin"]["counts"].get("resizes") or None, _count),
     Column("hit rate", lambda n: n["kvtwin"]["prefix_hit_frac"], percent, True),
     Column("found below the device", found_below_frac, percent),
+    Column("hand-over, mean [ms]", hand_over_ms, milliseconds, False),
     Column("preemptions", lambda n: n["kvtwin"]["preemptions"], lambda v: count(v or 0), False),
     Column("came back by swap", lambda n: n["kvtwin"]["swaps"] or None, _count),
     Column("refused", lambda n: n["failed"], lambda v: count(v or 0), False),

@@ -100,6 +100,13 @@ def in_order(pools: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return sorted(pools.items(), key=lambda one: POOLS.index(one[0]))
 
 
+def hand_over_ms(numbers: Mapping[str, Any]) -> float | None:
+    """From a first token to the next, elsewhere, on average; None where nothing was handed over [ms]."""
+    stages = numbers["kvtwin"].get("hand_over", {}).get("stages_ms", {})
+    means = [stages[name]["mean"] for name in ("memory", "link", "next_token") if name in stages]
+    return sum(means) if means and None not in means else None
+
+
 def pool_rows(ours: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The pools of a run in words, for the terminal."""
     if "pools" not in ours:

@@ -19,7 +19,7 @@ from sim.units import NS_PER_S, US_PER_S
 
 MAX_EVENTS = 40_000  # Perfetto opens thirty times as many, but the file is written with every run
 NS_PER_US = NS_PER_S // US_PER_S
-EVENTS_PER_ITERATION, EVENTS_PER_PAUSE, EVENTS_PER_REQUEST = 3, 2, 6
+EVENTS_PER_ITERATION, EVENTS_PER_PAUSE, EVENTS_PER_REQUEST = 3, 2, 8
 SHOWN = (
     "replica", "start_ns", "n_steps", "prefill_tokens", "decode_seqs", "decode_context_tokens", "held_tokens",
     "idle_tokens",
@@ -113,14 +113,20 @@ def _ascending(start_ns: Any) -> Any:
 def _requests(result: Result, until_ns: int) -> Iterator[str]:
     table = result.requests
     rows, origin_ns = table.rows()[table.column("finish_ns") < until_ns], result.start_ns
+    ids, next_ns = (result.handovers.column(name).tolist() for name in ("request_id", "next_token_ns"))
+    handed = {one: at_ns for one, at_ns in zip(ids, next_ns, strict=True) if at_ns >= 0}
     for row in rows.tolist():
         f = dict(zip(table.columns, row, strict=True))
         common = f'"cat":"request","id":{f["id"]},"pid":{f["replica"]},"tid":1'
         tokens = f'"args":{{"prompt tokens":{f["prompt_tokens"]},"output tokens":{f["output_tokens"]}}}'
-        marks = ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns")
-        for phase, begin, end in zip(("queued", "prefill", "decode"), marks, marks[1:], strict=False):
-            yield f'{{"ph":"b",{common},"ts":{_ts(f[begin] - origin_ns)},"name":"{phase}",{tokens}}}'
-            yield f'{{"ph":"e",{common},"ts":{_ts(f[end] - origin_ns)},"name":"{phase}"}}'
+        marks = [f["arrival_ns"], f["scheduled_ns"], f["first_token_ns"], f["finish_ns"]]
+        phases = ["queued", "prefill", "decode"]
+        if f["id"] in handed and f["n_samples"] == 1:
+            marks.insert(3, handed[f["id"]])
+            phases.insert(2, "hand-over")
+        for phase, begin_ns, end_ns in zip(phases, marks, marks[1:], strict=False):
+            yield f'{{"ph":"b",{common},"ts":{_ts(begin_ns - origin_ns)},"name":"{phase}",{tokens}}}'
+            yield f'{{"ph":"e",{common},"ts":{_ts(end_ns - origin_ns)},"name":"{phase}"}}'
 
 
 def _ts(at_ns: int) -> str:

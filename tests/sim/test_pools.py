@@ -1,5 +1,8 @@
 """A split fleet from the command line to the page: what its pools have of their own, and what is said of them."""
 
+import gzip
+import json
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,9 @@ from sim.errors import ConfigError
 from sim.metrics import Slo, measure, summary
 from sim.metrics.pools import STAGES, stages
 from sim.record import Result
-from sim.report.pools import pool_rows, pools_section
+from sim.report.compare import COLUMNS
+from sim.report.pools import hand_over_ms, pool_rows, pools_section
+from sim.report.trace import trace_json
 from sim.run import run, simulate
 from sim.spec import Disaggregated, LinkSpec, Pool
 
@@ -92,6 +97,21 @@ def test_the_page_and_the_terminal_show_pools_stages_and_links(split):
     assert [table.title for table in section.tables] == ["Pools", "A request's way, stage by stage", "Links"]
     assert [row[0] for row in section.tables[0].rows] == ["prefill", "decode"]
     assert [name for name, _ in pool_rows(ours)] == ["prefill pool", "decode pool", "hand-overs"]
+
+
+def test_runs_are_compared_by_what_a_hand_over_takes(split):
+    numbers = summary(split, Slo())
+    per_stage = numbers["kvtwin"]["hand_over"]["stages_ms"]
+    whole = sum(per_stage[name]["mean"] for name in ("memory", "link", "next_token"))
+    assert hand_over_ms(numbers) == pytest.approx(whole)
+    assert hand_over_ms({"kvtwin": {}}) is None
+    assert "hand-over, mean [ms]" in [column.heading for column in COLUMNS]
+
+
+def test_the_timeline_shows_the_hand_over_between_prompt_and_answer(split):
+    events = json.loads(gzip.decompress(trace_json(split)))["traceEvents"]
+    phases = [event["name"] for event in events if event.get("cat") == "request" and event["ph"] == "b"]
+    assert phases.count("hand-over") == len(split.handovers)
 
 
 def test_where_nothing_is_split_nothing_is_said_of_pools():
