@@ -51,10 +51,18 @@ def test_tensor_parallel_of_a_pool_counts_its_accelerators():
     assert result.n_devices == 3
 
 
+def test_all_ranks_of_a_replica_send_their_part_of_the_kv():
+    """131,072 B a token, whichever share of it an accelerator holds."""
+    result = simulate(*BRIEF, "scenario.n_requests=5", "fleet.prefill.hardware.tensor_parallel=2")
+    n_bytes, n_tokens = (int(result.handovers.column(name).sum()) for name in ("n_bytes", "n_tokens"))
+    assert n_bytes == 131_072 * n_tokens > 0
+
+
 def test_prompts_are_computed_in_one_pool_and_answers_in_the_other(split):
     prefill, decode = split.pools
     in_prefill = np.isin(split.iterations.column("replica"), prefill.replicas)
     assert not split.iterations.column("decode_seqs")[in_prefill].any()
+    assert not split.iterations.column("joined_seqs")[in_prefill].any(), "they go on elsewhere"
     n_single = int((split.requests.column("output_tokens") == 1).sum())
     assert len(split.handovers) == len(split.requests) - n_single
     assert set(split.handovers.column("replica").tolist()) == set(decode.replicas)
