@@ -52,7 +52,7 @@ RUNS = (
     (*TIGHT, "scenario.n_samples=4"),
     (*TIGHT, "batching.plans_ahead=true", "replicas=3", "router=least_loaded"),
     (*TIGHT, "cost=roofline", "model=mistral-7b", "cost.host.scheduling=sync"),
-    (*TIGHT, "fleet=pd", "replicas=2", "fleet.local_tokens=300", "fleet.prefill.batching=continuous"),
+    (*TIGHT, "fleet=pd", "replicas=2", "fleet.local_tokens=700", "fleet.prefill.batching=continuous"),
     (*TIGHT, "batching.max_num_batched_tokens=300", "batching.max_num_seqs=200"),
 )
 

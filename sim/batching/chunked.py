@@ -84,7 +84,6 @@ class Chunked(Scheduler):
         n_preempted = 0
         last_served: int | None = None
         if n_decoding and (ledger.alarms or not kv.steps_within(ledger, 1)):
-            batch.last_served = None
             n_preempted = batch.make_room(in_turn=True)
             n_decoding = len(ledger.members) - len(batch.held_back)
             last_served = batch.last_served

@@ -108,6 +108,7 @@ class Batch:
         v1/core/sched/scheduler.py). Others than the last do where not the last is the victim, under priorities.
         """
         kv, ledger = self.kv, self.ledger
+        self.last_served = None
         n_preempted = 0
         while ledger.members:
             due = ledger.due() if ledger.alarms else []
