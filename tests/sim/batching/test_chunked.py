@@ -68,7 +68,7 @@ def test_the_last_is_preempted_and_finds_what_was_not_taken_and_those_behind_it_
     listed = [asked(0, 0, 8, 9), asked(1, 0, 8, 9), asked(2, 4, 4, 1)]
     house = serve(Listed(listed), kv=small(6), cost=lambda: LinearCost())
     assert times(house) == {0: (0, 1, 9), 1: (0, 1, 13), 2: (9, 10, 10)}
-    assert house.recorder.preemptions.rows().tolist() == [[1, 0, 5, 5, 10, 0]]
+    assert house.recorder.preemptions.rows().tolist() == [[1, 0, 5, 5, 10, 0, 12, 1, 8]]
     assert [row["n_preemptions"] for row in sorted(house.requests(), key=lambda row: row["id"])] == [0, 1, 0]
     assert [row["prefill_tokens"] for row in house.iterations() if row["prefill_tokens"]] == [16, 5 + 4]
 
