@@ -56,10 +56,11 @@ class Told(Prefixes):
 
     def __init__(self, *n_tokens: int) -> None:
         self.n_tokens = n_tokens
+        self.n_too_many = 0
         self.went: list[int] = []
 
     def found(self, request, replicas, now_ns):
-        return [self.n_tokens[replica.n_outstanding % 10] for replica in replicas]
+        return [self.n_tokens[r.n_outstanding % 10] + self.n_too_many * (not r.is_settled) for r in replicas]
 
     def sent(self, request, replica, now_ns):
         self.went.append(replica.n_outstanding)
@@ -79,8 +80,9 @@ class Told(Prefixes):
 def test_the_longest_prefix_within_the_slack_wins(slack, loads, chosen):
     prefixes = Told(0, 32, 64)
     fleet = fleet_of(*(Loaded(load) for load in loads))
-    assert placed(PrefixAffinity(prefixes, slack), fleet, asked(0, 0, 99, 1)) == chosen
-    assert prefixes.went == [loads[chosen]]
+    for prefixes.n_too_many in (0, 5):
+        assert placed(PrefixAffinity(prefixes, slack), fleet, asked(0, 0, 99, 1)) == chosen
+    assert prefixes.went == [loads[chosen]] * 2
 
 
 def test_slack_in_tokens_is_of_the_prompts_outstanding():
