@@ -85,6 +85,19 @@ def test_the_longest_prefix_within_the_slack_wins(slack, loads, chosen):
     assert prefixes.went == [loads[chosen]] * 2
 
 
+class Fading(Told):
+    """What the second and the third are said to have, they have no more once somebody looks."""
+
+    def found(self, request, replicas, now_ns):
+        return [self.n_tokens[r.n_outstanding] if r.n_outstanding == 0 or not r.is_settled else 8 for r in replicas]
+
+
+def test_who_is_said_to_have_most_is_looked_at_before_it_is_chosen():
+    fleet = fleet_of(*(Loaded(load) for load in (0, 1, 2)))
+    assert placed(PrefixAffinity(Fading(16, 32, 64), 9), fleet, asked(0, 0, 99, 1)) == 0
+    assert [replica.is_settled for replica in fleet.open] == [True, True, True]
+
+
 def test_slack_in_tokens_is_of_the_prompts_outstanding():
     fleet = fleet_of(Loaded(0, 100), Loaded(1, 150), Loaded(2, 151))
     assert placed(PrefixAffinity(Told(0, 32, 64), 50, "tokens"), fleet, asked(0, 0, 99, 1)) == 1
