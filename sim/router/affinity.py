@@ -93,11 +93,24 @@ class PrefixAffinity(Router):
                 candidates.append(replica)
         best = candidates[0]
         if len(candidates) > 1:
-            best_load, most_tokens = 0, -1
             n_tokens = self._prefixes.found(request, candidates, now_ns)
-            for i in range(len(candidates)):
-                load = load_of(candidates[i], in_tokens)
-                if n_tokens[i] > most_tokens or (n_tokens[i] == most_tokens and load < best_load):
-                    best, best_load, most_tokens = candidates[i], load, n_tokens[i]
+            loads = [load_of(replica, in_tokens) for replica in candidates]
+            best = candidates[self._longest(request, candidates, n_tokens, loads, now_ns)]
         self._prefixes.sent(request, best, now_ns)
         return best
+
+    def _longest(
+        self, request: Request, replicas: list[Replica], n_tokens: list[int], loads: list[int], now_ns: int
+    ) -> int:
+        """Which of them has most: who could have is asked, until nobody else could have more."""
+        while True:
+            best = 0
+            for i in range(1, len(replicas)):
+                if n_tokens[i] > n_tokens[best] or (n_tokens[i] == n_tokens[best] and loads[i] < loads[best]):
+                    best = i
+            bound = n_tokens[best]
+            if bound:
+                replicas[best].settle(now_ns)
+                n_tokens[best] = self._prefixes.found(request, [replicas[best]], now_ns)[0]
+            if n_tokens[best] == bound:
+                return best

@@ -29,27 +29,30 @@ class CacheEvents(Prefixes):
             raise ConfigError(f"router.prefixes.delay_ms must be >= 0 and finite [ms], got {as_given(delay_ms)}")
         self._delay_ns = ns_from_s(delay_ms / MS_PER_S)
         self._feeds: dict[int, Feed] = {}  # by replica
+        self._asked: Request | None = None
+        self._block_tokens = 0
+        self._keys: list[int] = []  # of the prompt asked about last, in blocks of so many tokens
 
     def found(self, request: Request, replicas: list[Replica], now_ns: int) -> list[int]:
         """As far as the index has a prompt's blocks."""
-        keys: list[int] = []
-        block_tokens = 0
-        n_tokens: list[int] = []
-        for replica in replicas:
-            feed = self._feeds.get(replica.index)
-            if feed is None:
-                feed = self._feeds[replica.index] = Feed(replica, self._delay_ns)
-            replica.settle(now_ns)
-            feed.catch_up(now_ns)
-            if feed.block_tokens != block_tokens:  # of the last replica
-                block_tokens = feed.block_tokens
-                content = request.content
-                keys = [] if content is None else block_keys(content, request.prompt_tokens - 1, block_tokens)
-            n_tokens.append(n_leading(keys, feed.known) * block_tokens)
-        return n_tokens
+        return [self._leading(request, self._feed(replica), now_ns) for replica in replicas]
 
     def sent(self, request: Request, replica: Replica, now_ns: int) -> None:
         """Its cache will tell."""
+
+    def _feed(self, replica: Replica) -> "Feed":
+        feed = self._feeds.get(replica.index)
+        if feed is None:
+            feed = self._feeds[replica.index] = Feed(replica, self._delay_ns)
+        return feed
+
+    def _leading(self, request: Request, feed: "Feed", now_ns: int) -> int:
+        feed.catch_up(now_ns)
+        if self._asked is not request or self._block_tokens != feed.block_tokens:
+            self._asked, self._block_tokens = request, feed.block_tokens
+            content, n_tokens = request.content, request.prompt_tokens - 1
+            self._keys = [] if content is None else block_keys(content, n_tokens, feed.block_tokens)
+        return n_leading(self._keys, feed.known) * feed.block_tokens
 
 
 class Feed(Listener):

@@ -96,17 +96,22 @@ class KVUsage(Router):
     """
 
     def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:  # noqa: ARG002
-        """The emptiest one."""
-        best = fleet.open[0]
-        best_usage = 2.0
-        for replica in fleet.open:
-            usage = kv_usage(replica, now_ns)
-            if usage < best_usage or (usage == best_usage and replica.n_outstanding < best.n_outstanding):
-                best, best_usage = replica, usage
-        return best
+        """The emptiest one: who seems so is looked at, until nobody else could be."""
+        replicas = fleet.open
+        usages = [usage_of(replica) for replica in replicas]  # and more, if decoding has taken some since
+        while True:
+            best = 0
+            for i in range(1, len(replicas)):
+                is_equal = usages[i] == usages[best]
+                if usages[i] < usages[best] or (is_equal and replicas[i].n_outstanding < replicas[best].n_outstanding):
+                    best = i
+            bound = usages[best]
+            replicas[best].settle(now_ns)
+            usages[best] = usage_of(replicas[best])
+            if usages[best] == bound:
+                return replicas[best]
 
 
-def kv_usage(replica: Replica, now_ns: int) -> float:
-    """Share of a replica's KV slots that sequences hold now."""
-    replica.settle(now_ns)
+def usage_of(replica: Replica) -> float:
+    """Share of a replica's KV slots that sequences held when it was last looked at; until it plans anew only more."""
     return replica.kv.held_tokens / replica.kv.capacity_tokens

@@ -14,7 +14,11 @@ class Prefixes(ABC):
 
     @abstractmethod
     def found(self, request: Request, replicas: list[Replica], now_ns: int) -> list[int]:
-        """Leading tokens of a prompt that each of some replicas has, in their order [tokens]."""
+        """Leading tokens of a prompt that each of some replicas has, in their order [tokens].
+
+        Of one that is settled as of now; of another at most, for until its next plan decoding only takes from it. So
+        it costs little to ask all of them, and the best few are settled and asked again.
+        """
         ...
 
     @abstractmethod
@@ -24,18 +28,14 @@ class Prefixes(ABC):
 
 
 class Probe(Prefixes):
-    """Exact: every cache is asked at the moment of routing, which no real router can do for nothing.
+    """Exact: the caches are asked at the moment of routing, which no real router can do for nothing.
 
     What a cache will hold once the requests that wait before it are computed is not found yet.
     """
 
-    def found(self, request: Request, replicas: list[Replica], now_ns: int) -> list[int]:
+    def found(self, request: Request, replicas: list[Replica], now_ns: int) -> list[int]:  # noqa: ARG002
         """As their caches say."""
-        n_tokens: list[int] = []
-        for replica in replicas:
-            replica.settle(now_ns)
-            n_tokens.append(replica.kv.match(request))
-        return n_tokens
+        return [replica.kv.match(request) for replica in replicas]
 
     def sent(self, request: Request, replica: Replica, now_ns: int) -> None:
         """The caches know."""

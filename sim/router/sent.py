@@ -33,12 +33,8 @@ class Sent(Prefixes):
 
     def found(self, request: Request, replicas: list[Replica], now_ns: int) -> list[int]:  # noqa: ARG002
         """As far as a prompt's blocks were sent there before."""
-        keys = self._keys_of(request)
-        n_tokens: list[int] = []
-        for replica in replicas:
-            blocks = self._blocks.get(replica.index)
-            n_tokens.append(0 if blocks is None else n_leading(keys, blocks) * self._block_tokens)
-        return n_tokens
+        keys, size = self._keys_of(request), self._block_tokens
+        return [n_leading(keys, self._blocks.get(replica.index, {})) * size for replica in replicas]
 
     def sent(self, request: Request, replica: Replica, now_ns: int) -> None:  # noqa: ARG002
         """Remember a prompt's blocks, and forget those sent longest ago where there are too many."""

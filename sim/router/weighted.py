@@ -5,7 +5,7 @@ from sim.errors import ConfigError
 from sim.fleet import Fleet
 from sim.request import Request
 from sim.router.contract import Router
-from sim.router.load import kv_usage
+from sim.router.load import usage_of
 from sim.router.prefixes import Prefixes
 from sim.spec import as_given
 
@@ -40,20 +40,29 @@ class Weighted(Router):
     def place(self, request: Request, stage: str, fleet: Fleet, now_ns: int) -> Replica:  # noqa: ARG002
         """The one with the highest score."""
         replicas = fleet.open
-        best = replicas[0]
-        best_score = -1.0
+        best = 0
         if len(replicas) > 1:
-            scores = self.scores(request, replicas, now_ns)
-            for i in range(len(replicas)):
-                is_equal = scores[i] == best_score and replicas[i].n_outstanding < best.n_outstanding
-                if scores[i] > best_score or is_equal:
-                    best, best_score = replicas[i], scores[i]
+            outside = self.outside(replicas)
+            scores = [score + outside[i] for i, score in enumerate(self.inside(request, replicas, now_ns))]
+            while True:
+                best = 0
+                for i in range(1, len(replicas)):
+                    is_equal = scores[i] == scores[best]
+                    if scores[i] > scores[best] or (
+                        is_equal and replicas[i].n_outstanding < replicas[best].n_outstanding
+                    ):
+                        best = i
+                bound = scores[best]
+                replicas[best].settle(now_ns)
+                scores[best] = self.inside(request, [replicas[best]], now_ns)[0] + outside[best]
+                if scores[best] == bound:
+                    break
         if self._prefix:
-            self._prefixes.sent(request, best, now_ns)
-        return best
+            self._prefixes.sent(request, replicas[best], now_ns)
+        return replicas[best]
 
-    def scores(self, request: Request, replicas: list[Replica], now_ns: int) -> list[float]:
-        """Of each replica."""
+    def inside(self, request: Request, replicas: list[Replica], now_ns: int) -> list[float]:
+        """The part that depends on caches; of replicas that are not settled at most so much."""
         scores = [0.0 for _ in replicas]
         if self._prefix:
             n_tokens = self._prefixes.found(request, replicas, now_ns)
@@ -61,7 +70,12 @@ class Weighted(Router):
                 scores[i] += self._prefix * n_tokens[i] / request.prompt_tokens
         if self._kv:
             for i in range(len(replicas)):
-                scores[i] += self._kv * (1.0 - kv_usage(replicas[i], now_ns))
+                scores[i] += self._kv * (1.0 - usage_of(replicas[i]))
+        return scores
+
+    def outside(self, replicas: list[Replica]) -> list[float]:
+        """The part that depends on queues and batches."""
+        scores = [0.0 for _ in replicas]
         if self._queue:
             _add_fewest(scores, self._queue, [replica.n_waiting for replica in replicas])
         if self._running:

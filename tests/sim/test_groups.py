@@ -35,6 +35,9 @@ def test_tenants_add_up_to_all_and_what_starved_is_counted_by_hand(result):
     small = tenants["small"]
     assert small["completed"] == of_small.sum()
     assert small["starved"] == (queue_ms[of_small] > 500.0).sum() > 0
+    typical_ms = float(np.median(queue_ms[of_small]))
+    half = summary(result, Slo(ttft_ms=typical_ms))["kvtwin"]["tenants"]["small"]
+    assert half["starved"] == of_small.sum() // 2, "who waits as long as allowed has not lost yet"
     assert small["longest_queue_ms"] == queue_ms[of_small].max()
     (said,) = [line for line in numbers["kvtwin"]["warnings"] if line.startswith("Starved")]
     assert f"{small['starved']} of {small['completed']} requests of small" in said

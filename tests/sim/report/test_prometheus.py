@@ -116,6 +116,20 @@ def test_tokens_are_counted_when_their_iteration_ends(result):
     assert set(whose.tolist()) == {0, 1}
 
 
+def test_an_iteration_that_ends_as_somebody_asks_counts(result):
+    """Asked at the very end of a decode iteration, and a nanosecond earlier: its tokens are between the two."""
+    iterations = result.iterations
+    n = iterations.column("n_steps")
+    tokens = np.repeat(iterations.column("decode_seqs") * (iterations.column("joined_seqs") == 0), n)
+    ends_ns = iteration_ends_ns(iterations)
+    for number in np.flatnonzero((tokens > 1) & (ends_ns - result.start_ns > result.duration_ns // 2))[:3]:
+        since_ns = int(ends_ns[number] - result.start_ns)
+        at, before = (
+            scrapes(result, ns / 1e9).counters["generation_tokens"][:, 0].sum() for ns in (since_ns, since_ns - 1)
+        )
+        assert at - before >= tokens[number]
+
+
 def test_counters_never_fall_and_shares_are_shares(result):
     seen = scrapes(result, 0.02)
     for values in seen.counters.values():

@@ -56,10 +56,11 @@ class Told(Prefixes):
 
     def __init__(self, *n_tokens: int) -> None:
         self.n_tokens = n_tokens
+        self.n_too_many = 0
         self.went: list[int] = []
 
     def found(self, request, replicas, now_ns):
-        return [self.n_tokens[replica.n_outstanding % 10] for replica in replicas]
+        return [self.n_tokens[r.n_outstanding % 10] + self.n_too_many * (not r.is_settled) for r in replicas]
 
     def sent(self, request, replica, now_ns):
         self.went.append(replica.n_outstanding)
@@ -79,8 +80,22 @@ class Told(Prefixes):
 def test_the_longest_prefix_within_the_slack_wins(slack, loads, chosen):
     prefixes = Told(0, 32, 64)
     fleet = fleet_of(*(Loaded(load) for load in loads))
-    assert placed(PrefixAffinity(prefixes, slack), fleet, asked(0, 0, 99, 1)) == chosen
-    assert prefixes.went == [loads[chosen]]
+    for prefixes.n_too_many in (0, 5):
+        assert placed(PrefixAffinity(prefixes, slack), fleet, asked(0, 0, 99, 1)) == chosen
+    assert prefixes.went == [loads[chosen]] * 2
+
+
+class Fading(Told):
+    """What the second and the third are said to have, they have no more once somebody looks."""
+
+    def found(self, request, replicas, now_ns):
+        return [self.n_tokens[r.n_outstanding] if r.n_outstanding == 0 or not r.is_settled else 8 for r in replicas]
+
+
+def test_who_is_said_to_have_most_is_looked_at_before_it_is_chosen():
+    fleet = fleet_of(*(Loaded(load) for load in (0, 1, 2)))
+    assert placed(PrefixAffinity(Fading(16, 32, 64), 9), fleet, asked(0, 0, 99, 1)) == 0
+    assert [replica.is_settled for replica in fleet.open] == [True, True, True]
 
 
 def test_slack_in_tokens_is_of_the_prompts_outstanding():

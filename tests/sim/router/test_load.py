@@ -29,8 +29,10 @@ class Loaded:
     outstanding_tokens: int = 0
     kv: Slots = field(default_factory=lambda: Slots(0))
 
+    is_settled: bool = False
+
     def settle(self, now_ns: int) -> None:
-        pass
+        self.is_settled = True
 
 
 def fleet_of(*replicas: Loaded) -> Fleet:

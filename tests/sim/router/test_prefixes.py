@@ -28,7 +28,12 @@ def known(prefixes: Prefixes, listed: list[Request], at_ns: dict[int, Request], 
     seen = []
 
     def look(request: Request, house: House) -> None:
-        seen.append(prefixes.found(request, house.replicas, house.env.now_ns)[0])
+        now_ns = house.env.now_ns
+        first = house.replicas[:1]
+        (at_most,) = prefixes.found(request, first, now_ns)
+        first[0].settle(now_ns)
+        seen.extend(prefixes.found(request, first, now_ns))
+        assert at_most >= seen[-1]
 
     meanwhile = {time: partial(look, request) for time, request in at_ns.items()}
     router = partial(PrefixAffinity, prefixes)

@@ -38,7 +38,8 @@ def three() -> list[Scored]:
 def test_scores_are_added_by_weight(weights, scores):
     none = {"prefix": 0.0, "queue": 0.0, "kv": 0.0, "running": 0.0}
     router = Weighted(Told(0, 40, 80), **{**none, **weights})
-    assert router.scores(asked(0, 0, 80, 1), three(), 0) == pytest.approx(scores)
+    parts = zip(router.inside(asked(0, 0, 80, 1), three(), 0), router.outside(three()), strict=True)
+    assert [sum(both) for both in parts] == pytest.approx(scores)
     best = router.place(asked(0, 0, 80, 1), ARRIVAL, fleet_of(*three()), 0)
     assert best.n_outstanding == scores.index(max(scores))
 
