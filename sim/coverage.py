@@ -18,7 +18,7 @@ DEGREES = (1, 2, 4, 8)  # accelerators of one node
 N_GRAPHS = 51
 WORDS = {
     "m": "measured",
-    "p": "measured in part: an attention or experts that nobody timed by the data sheet",
+    "p": "measured in part: experts told by other shapes, or an attention or experts by the data sheet",
     "e": "estimated from the data sheet",
     "-": "does not fit eight",
 }
@@ -98,7 +98,7 @@ def known(model: ModelSpec, hardware: HardwareSpec, limits: Sequence[BatchLimit]
         if holds(model, replace(hardware, tensor_parallel=ranks), 16, largest):
             cost = best_cost(model, device, HostCost(0.0, 0.0), Efficiency(), ranks, engine_version=version)
             told = cost.provenance or {}
-            in_part = "attention" in told or str(told.get("experts", "")).startswith("data sheet")
+            in_part = "attention" in told or not str(told.get("experts", "measured")).startswith("measured")
             return f"{'e' if 'why' in told else 'p' if in_part else 'm'} {ranks}"
     return "-"
 

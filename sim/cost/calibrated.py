@@ -8,7 +8,7 @@ from zlib import crc32
 import numpy as np
 
 from sim.cost.attention import Attention, Heads, MixedAttention, SeparateAttention, check_heads, nodes
-from sim.cost.dense import Dense, LayerCurves, ShapedGemms, expert_operation, gemm_curve
+from sim.cost.dense import Dense, LayerCurves, ShapedGemms, expert_operation, expert_shape, gemm_curve
 from sim.cost.host import HostCost
 from sim.cost.iteration import CAPTURE_SIZES, IterationCost
 from sim.cost.latent import LatentAttention, is_of_these
@@ -162,7 +162,9 @@ class CalibratedOperations:
             )
             if model.weight_dtype == "fp8_block" and suffix == "_fp8":
                 self.provenance["matrices"] = FP8_BLOCK_WORDS
-            if words := expert_words(profile, model, device):
+            if words := expert_words(
+                profile, model, device, tensor_parallel, tensor_parallel if expert_parallel else 1
+            ):
                 self.provenance["experts"] = words
         self.n_launches = self._dense.n_launches
         seqs = reach.get("decode_seqs", UNTIMED)
@@ -335,7 +337,9 @@ def mixed_range(profile: KernelProfile) -> Mapping[str, Sequence[float]]:
     return found
 
 
-def expert_words(profile: KernelProfile, model: ModelSpec, device: DeviceSpec) -> str | None:
+def expert_words(
+    profile: KernelProfile, model: ModelSpec, device: DeviceSpec, tensor_parallel: int, expert_ranks: int
+) -> str | None:
     """Where the times of a model's experts come from; None where it has none."""
     moes = [layers.feed_forward for layers in model.stack if isinstance(layers.feed_forward, Moe)]
     if not moes:
@@ -346,8 +350,10 @@ def expert_words(profile: KernelProfile, model: ModelSpec, device: DeviceSpec) -
     name = expert_operation(moes[0].weight_dtype or model.weight_dtype)
     if name not in profile.operations:
         return f"data sheet of {device.name} (roofline), {routing}: the profile timed none of this format"
-    form = profile.operation(name)
-    return f"measured ({name}, {len(form['shapes'])} shapes), {routing}"
+    shapes = profile.operation(name)["shapes"]
+    own = [list(expert_shape(model, moe, tensor_parallel, expert_ranks)) for moe in moes]
+    how = "measured" if all(shape in shapes for shape in own) else "told by other shapes that were measured"
+    return f"{how} ({name}, {len(shapes)} shapes), {routing}"
 
 
 def format_suffix(profile: KernelProfile, operation: str, dtype: str, key: str) -> str:

@@ -185,9 +185,14 @@ def measured_experts(
     name = expert_operation(dtype)
     if name not in operations:
         return None
-    by_width = tensor_parallel if expert_ranks == 1 else 1
-    shape = ExpertShape(model.d_model, moe.d_ff, moe.top_k, moe.n_experts, by_width, expert_ranks)
+    shape = expert_shape(model, moe, tensor_parallel, expert_ranks)
     return expert_times(operations[name], shape, DTYPE_BYTES[dtype], model.routing_skew, z.get(name, 0.0))
+
+
+def expert_shape(model: ModelSpec, moe: Moe, tensor_parallel: int, expert_ranks: int) -> ExpertShape:
+    """Experts of a layer, whole, and how ranks share them: by number, or else by width."""
+    by_width = tensor_parallel if expert_ranks == 1 else 1
+    return ExpertShape(model.d_model, moe.d_ff, moe.top_k, moe.n_experts, by_width, expert_ranks)
 
 
 def expert_operation(dtype: str) -> str:

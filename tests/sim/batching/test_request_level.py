@@ -39,7 +39,7 @@ class Counting(LinearCost):
 
     def pace(self, shape):
         if shape[0]:
-            self.asked.append(sum(new for new, _ in shape[0]) + shape[1])
+            self.asked.append(sum(new for new, *_ in shape[0]) + shape[1])
         return super().pace(shape)
 
 

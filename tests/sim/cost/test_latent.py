@@ -11,8 +11,10 @@ from calibration.importers.aiconfigurator_layers import latent_rows
 from sim.config import compose, make
 from sim.cost.calibrated import CalibratedOperations
 from sim.cost.dense import gemm_curve
+from sim.cost.latent import LatentAttention
 from sim.profile import find_profile, part_path, read_profile, shipped_profiles
 from sim.step import Chunk
+from sim.units import FAR
 
 KERNELS = Path(__file__).parents[3] / "../shared/data/published_kernels"
 PARTS = sorted(
@@ -76,6 +78,21 @@ def test_what_is_cached_before_a_chunk_is_unpacked_and_attended_to():
     assert after == sorted(after)
     assert after[2] > 2 * after[0]
     assert times.prefill_attention_s((Chunk(512, 0), Chunk(512, 0))) < 2 * after[0]
+
+
+def test_unpacking_is_asked_for_what_is_cached_and_attended_to():
+    profile = find_profile("h200/published", "NVIDIA H200 SXM").with_part("latent_bf16_bf16")
+    attention = make(compose(["model=deepseek-v3"])["model"], "model").stack[0].attention.shard(8)
+    plain, counting = (
+        LatentAttention(profile.operations, attention, 2.0, lambda n, s=s: s * n, {}) for s in (0.0, 1.0)
+    )
+    for chunks, cached in (
+        (((512, 0, FAR),), 0),
+        (((512, 3_000, FAR),), 3_000),
+        (((512, 3_000, FAR), (64, 500, FAR)), 3_500),
+        (((512, 3_000, 1_000),), 1_000),
+    ):
+        assert counting.chunks_s(chunks) - plain.chunks_s(chunks) == pytest.approx(cached)
 
 
 def test_decoding_rises_with_the_batch_and_with_the_context():

@@ -50,6 +50,16 @@ def test_a_round_lasts_as_long_as_one_batchs_share_through_all_stages(stages, ba
     assert growth == pytest.approx(alone_growth, rel=1e-3)
 
 
+def test_prompts_beside_decoding_sequences_go_with_one_batchs_share_of_them():
+    beside = shape([(300, 0)], 64, 64_000, 1_000)
+    alone = cost(1).pace(shape([(300, 0)], 16, 16_000, 1_000))[0]
+    assert cost(4).pace(beside)[0] == pytest.approx(alone + hops_ps(4, 316), rel=1e-9)
+    more = shape([(300, 0)], 64, 640_000, 10_000)
+    assert cost(4).pace(more)[0] - cost(4).pace(beside)[0] == pytest.approx(
+        cost(1).pace(shape([(300, 0)], 16, 160_000, 10_000))[0] - alone, rel=1e-9
+    )
+
+
 def test_a_lone_prompt_gains_nothing_and_pays_the_hops():
     alone = cost(1).pace(shape([(1_000, 0)]))[0]
     assert cost(4).pace(shape([(1_000, 0)]))[0] == alone + hops_ps(4, 1_000)

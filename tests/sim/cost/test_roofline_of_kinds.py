@@ -168,3 +168,19 @@ def test_narrow_experts_are_near_the_published_kernels(dtype):
     found = errors([moe_s(times, row) for row in rows.itertuples()], rows.seconds)
     assert len(found) > 200
     assert np.median(found) < 0.12
+
+
+def test_experts_of_a_device_nothing_was_taken_from_are_near_where_enough_of_them_are_read():
+    """LLMServingSim's times of one Qwen3-30B-A3B layer on an RTX PRO 6000, over tokens and experts touched."""
+    pd = pytest.importorskip("pandas")
+    path = KERNELS / "rtxpro6000_qwen3-30b-a3b_vllm-0.19" / "tp1" / "moe.csv"
+    if not path.exists():
+        pytest.skip(f"published measurements are not here: {path}")
+    rows = pd.read_csv(path)
+    rows = rows.assign(num_tokens=rows.tokens, num_experts=128, topk=8, hidden_size=2048, inter_size=768, moe_tp_size=1)
+    times = of(DEEPSEEK, Moe(8, 2, 64), "rtxpro6000")
+    predicted = [moe_s(times, row, row.activated_experts) for row in rows.itertuples()]
+    found = errors(predicted, rows.time_us * 1e-6)
+    assert np.median(found) < 0.08
+    assert found[(rows.activated_experts >= 16).to_numpy()].mean() < 0.12
+    assert found.mean() < 0.16  # eight experts, of all tokens alike, lie in its cache there
