@@ -25,8 +25,6 @@ COUNTS_GRAPHS_SINCE = (0, 21)
 log ("CUDA graph memory profiling is enabled (default since v0.21.0)"), vllm/envs.py."""
 
 DEFAULTS: dict[str, Any] = {
-    "max_num_seqs": 256,
-    "max_num_batched_tokens": 8192,
     "tensor_parallel_size": 1,
     "block_size": 16,
     "gpu_memory_utilization": 0.9,
@@ -36,7 +34,8 @@ DEFAULTS: dict[str, Any] = {
     "dtype": "bfloat16",
 }
 """Source: vLLM 0.19, vllm/config/{cache,scheduler}.py and ``EngineArgs._set_default_args`` in vllm/engine/arg_utils.py
-(prefix caching and chunked prefill are on for decoder models; 256 and 8192 are the API server's on a large device)."""
+(prefix caching and chunked prefill are on for decoder models). What hangs on the device, ``max_num_seqs`` and
+``max_num_batched_tokens``, stands in conf/engine."""
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "auto": "bf16"}
 NO_GRAPHS = (0, "NONE")
@@ -60,14 +59,14 @@ class EngineSettings:
     vllm_version: str
     tensor_parallel: int
     data_parallel: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_seqs: int | None  # None: the engine's for the device, as the next
+    max_num_batched_tokens: int | None
     max_model_len: int | None  # None: the model's own
     block_tokens: int
     has_prefix_caching: bool
     is_async: bool
     long_prefill_tokens: int  # of one prompt in an iteration at most; 0: no limit
-    capture_sizes: tuple[int, ...]  # none: eager
+    capture_sizes: tuple[int, ...] | None  # none: eager; None: the engine's
     memory_utilization_frac: float
     weight_dtype: str
     kv_dtype: str
@@ -163,9 +162,11 @@ def engine_settings(meta: Mapping[str, Any], path: Path) -> EngineSettings:
     if not isinstance(model, str):
         raise TraceError(f"{path}: model must be a name, got {model!r}")
     _refuse_what_is_not_simulated(recorded)
-    max_num_seqs = recorded.setting("max_num_seqs", int)
-    max_tokens = recorded.setting("max_num_batched_tokens", int)
-    max_tokens = min(max_tokens, recorded.fact("max_num_scheduled_tokens", int) or max_tokens)
+    max_num_seqs = recorded.fact("max_num_seqs", int)
+    budgets = [recorded.fact(name, int) for name in ("max_num_batched_tokens", "max_num_scheduled_tokens")]
+    max_tokens = min((n_tokens for n_tokens in budgets if n_tokens is not None), default=None)
+    by_device = (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_tokens))
+    recorded.assumed += [f"{name} by device" for name, value in by_device if value is None]
     dtype = recorded.setting("dtype", str).removeprefix("torch.")
     kv_dtype = recorded.setting("kv_cache_dtype", str, "cache_dtype")
     for name, value, known in (("dtype", dtype, DTYPES), ("kv_cache_dtype", kv_dtype, {"auto": "", **KV_DTYPES})):
@@ -267,8 +268,10 @@ def _since(recorded: Recorded, name: str, version: str, first: tuple[int, int]) 
     return is_on
 
 
-def _capture_sizes(recorded: Recorded, max_num_seqs: int, max_tokens: int) -> tuple[int, ...]:
+def _capture_sizes(recorded: Recorded, max_num_seqs: int | None, max_tokens: int | None) -> tuple[int, ...] | None:
     """Token counts with a CUDA graph: as recorded, none when eager, else vLLM's default for the largest batch.
+
+    None where that is the device's, too.
 
     Source: vLLM, ``VllmConfig._set_cudagraph_sizes`` (vllm/config/vllm.py): sizes up to
     ``min(2 * max_num_seqs, 512, max_num_batched_tokens)``.
@@ -280,6 +283,8 @@ def _capture_sizes(recorded: Recorded, max_num_seqs: int, max_tokens: int) -> tu
         return tuple(sorted(set(sizes)))
     largest = recorded.find("max_cudagraph_capture_size")
     if type(largest) is not int:
+        if max_num_seqs is None or max_tokens is None:
+            return None
         largest = min(2 * max_num_seqs, 512, max_tokens)
         recorded.assumed.append(f"CUDA graphs up to {largest} tokens")
     return tuple(size for size in CAPTURE_SIZES if size <= largest)

@@ -75,10 +75,12 @@ def provenance(run: EngineRun, host: HostCost) -> dict[str, Any]:
     """The learnt terms as a profile keeps them, with the run they came from."""
     terms = {name: value for name, value in asdict(host).items() if name in TERMS}
     settings = run.settings
+    batch = {name: getattr(settings, name) for name in ("max_num_seqs", "max_num_batched_tokens")}
     return {
         **terms,
         "learnt_from": run.path.name,
         "requests": f"the first {int(first_third(run).sum())} of {len(run)} to arrive",
-        "engine": f"vLLM {settings.vllm_version}, max_num_seqs {settings.max_num_seqs}, max_num_batched_tokens "
-        f"{settings.max_num_batched_tokens}",
+        "engine": ", ".join(
+            [f"vLLM {settings.vllm_version}", *(f"{name} {value}" for name, value in batch.items() if value)]
+        ),
     }

@@ -128,11 +128,8 @@ def configuration(
         f"hardware.memory_utilization_frac={settings.memory_utilization_frac}",
         f"hardware.counts_graphs={str(settings.counts_graphs).lower()}",
         "cost=roofline",  # for its host and graphs: the predictor brings operations, which may be another device's
-        f"cost.capture_sizes={list(settings.capture_sizes)}",
         f"cost.host.scheduling={'async' if settings.is_async else 'sync'}",
         "batching=chunked",
-        f"batching.max_num_seqs={settings.max_num_seqs}",
-        f"batching.max_num_batched_tokens={settings.max_num_batched_tokens}",
         f"batching.plans_ahead={str(settings.is_async).lower()}",
         f"batching.long_prefill_token_threshold={settings.long_prefill_tokens}",
         "cache=paged",
@@ -146,6 +143,13 @@ def configuration(
     ]
     if frontend is not None:
         overrides.append(f"frontend={frontend}")
+    for key, value in (
+        ("batching.max_num_seqs", settings.max_num_seqs),
+        ("batching.max_num_batched_tokens", settings.max_num_batched_tokens),
+        ("cost.capture_sizes", None if settings.capture_sizes is None else list(settings.capture_sizes)),
+    ):
+        if value is not None:
+            overrides.append(f"{key}={value}")
     if settings.max_model_len is not None:
         overrides.append(f"model.max_len={settings.max_model_len}")
     if settings.device_memory_bytes is not None:
@@ -301,7 +305,8 @@ class Predictor:
             If the simulation refuses requests that the engine served.
         """
         operations = self.operations if factor == 1.0 else Scaled(self.operations, factor)
-        cost = IterationCost(operations, host, self.recorded.settings.capture_sizes)
+        sizes = self.recorded.settings.capture_sizes
+        cost = IterationCost(operations, host, self.config["cost"]["capture_sizes"] if sizes is None else sizes)
         result = run(self.config, Recorded(self.recorded), cost=cost)
         if result.refusals:
             number, reason = next(iter(result.refusals.items()))

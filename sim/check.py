@@ -282,7 +282,11 @@ def as_written(value: Any) -> str:
     """A value as a YAML file has it, cut off where it is long."""
     if value is None:
         return "null"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return cut_short(str(value).lower() if isinstance(value, bool) else repr(value))
+
+
+def cut_short(text: str) -> str:
+    """The beginning of what is long."""
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
 
 

@@ -19,6 +19,7 @@ from sim.check import (
     as_written,
     check,
     check_value,
+    cut_short,
     defaults,
     find,
     inner,
@@ -247,7 +248,7 @@ def _choice(group: str, value: Any, has_more_files: bool) -> str:
         return value
     near = get_close_matches(value, names, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigError(f"{group}={value} is not a choice{hint} (there are {', '.join(names)})")
+    raise ConfigError(f"{group}={cut_short(value)} is not a choice{hint} (there are {', '.join(names)})")
 
 
 @lru_cache(maxsize=64)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sim.errors import ConfigError
-from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, HardwareSpec, ModelSpec
+from sim.spec import ACTIVATION_BYTES, DTYPE_BYTES, HardwareSpec, ModelSpec, as_given
 from sim.units import GIB
 
+MOST_TOKENS = 1 << 53  # of one replica: up to there 64 bits hold all sums of them, and floats every one
 SAMPLER_COPIES = 9.6
 """Copies of the fp32 logits alive at the sampler's peak (logits, sorted values, 64-bit indices, probabilities, ...),
 beside the hidden states of the largest batch.
@@ -121,10 +122,18 @@ def kv_capacity(
     ranks, device = hardware.tensor_parallel, hardware.device
     per_token = model.stage(hardware.pipeline_parallel).kv_bytes_per_token(ranks)
     terms = memory_terms(model, hardware, max_batched_tokens, max_seqs, n_graphs)
+    most_blocks = MOST_TOKENS // block_tokens
     if hardware.kv_blocks is not None:
+        if hardware.kv_blocks > most_blocks:
+            raise ConfigError(f"hardware.kv_blocks must be <= {most_blocks} of {block_tokens} tokens, to be counted")
         terms["KV cache"] = hardware.kv_blocks * block_tokens * per_token
         return KVCapacity(hardware.kv_blocks, block_tokens, per_token, terms, is_given=True)
     terms["KV cache"] = available = sum(terms.values())
+    if not available / (block_tokens * per_token) <= most_blocks:
+        raise ConfigError(
+            f"hardware.device.memory_gib={as_given(device.memory_gib)} is room for more than {most_blocks} blocks of "
+            f"{block_tokens} tokens: too many to be counted"
+        )
     n_blocks = int(available // (block_tokens * per_token))
     if n_blocks < 1:
         largest = (max_batched_tokens, max_seqs, n_graphs)

@@ -132,6 +132,23 @@ def test_tokens_an_iteration_may_schedule_are_the_budget_where_they_were_recorde
     assert read_engine_run(folder(meta=meta)).settings.max_num_batched_tokens == 256
 
 
+@pytest.mark.parametrize(
+    ("device", "version", "limits", "largest_graph"),
+    [
+        ("NVIDIA H100 80GB HBM3", "0.28.0", (1024, 8192), 512),
+        ("NVIDIA A100-SXM4-80GB", "0.28.0", (256, 2048), 512),
+        ("NVIDIA GeForce RTX 4090", "0.19.0", (256, 2048), 512),
+    ],
+)
+def test_a_batch_that_was_not_recorded_is_the_engines_for_the_device(folder, device, version, limits, largest_graph):
+    meta = META | {"vllm_version": version, "engine_kwargs": {}, "hardware": {"device_name": device}}
+    run = read_engine_run(folder(meta=meta))
+    assert "max_num_seqs by device, max_num_batched_tokens by device" in run.notes[0]
+    config = configuration(run, None)
+    assert (config["batching"]["max_num_seqs"], config["batching"]["max_num_batched_tokens"]) == limits
+    assert config["cost"]["capture_sizes"][-1] == largest_graph
+
+
 @pytest.mark.parametrize("facts", [{"device_name": 7}, {"device_total_memory_bytes": "many"}])
 def test_a_device_told_in_other_words_is_refused(folder, facts):
     with pytest.raises(TraceError, match=f"{next(iter(facts))} must be a"):

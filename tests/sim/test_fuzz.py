@@ -197,6 +197,24 @@ class Budget:
             yield case
 
 
+BEYOND = [
+    "hardware.device.memory_gib=1e300",
+    "hardware.kv_blocks=1000000000000000000",
+    "hardware.device.bandwidth_bytes_per_s=1e-300",
+    "hardware.device.peak_flops.bf16=1e-300",
+    "cost.operations.efficiency.gemm_floor_s=1e300",
+    "cost.operations.efficiency.prefill_flops_frac=1e-15",
+    f"queue={'x' * 100_000}",
+]
+
+
+@pytest.mark.parametrize("setting", BEYOND)
+def test_a_number_beyond_all_measure_is_one_line(setting: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert ends_in_a_line([*SMALL[:-1], setting], folder) is None
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "seed", "budget"),
     [
