@@ -261,7 +261,8 @@ def _hydra(chosen: tuple[str, ...], config_name: str) -> Any:
         for one in chosen:
             if one.startswith("hydra/") and one.replace("=", "/") in str(error):
                 raise ConfigError(
-                    f"{one} is not installed; kvtwin[sweep] has joblib and submitit, kvtwin[ray] and kvtwin[optuna] these"
+                    f"{one} is not installed; kvtwin[sweep] has joblib and submitit, kvtwin[ray] and kvtwin[optuna] "
+                    "have these"
                 ) from error
         raise ConfigError(one_line(error)) from error
 

@@ -77,6 +77,10 @@ def run_and_report(
         console.print(f"{numbers['completed']:,} served: {out / 'summary.json'}", soft_wrap=True, highlight=False)
     else:
         console.print(table_of(numbers))
+        if write == "all" and len(result.requests):
+            from sim.capacity import could_hold
+
+            console.print(could_hold(result), soft_wrap=True, highlight=False)
         console.print(f"Report: {out / ('report.html' if write == 'all' else 'summary.json')}", soft_wrap=True)
     if repeated is not None:
         console.print(replication_table(repeated))
