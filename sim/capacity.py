@@ -221,8 +221,16 @@ def mean_request(result: "Result") -> MeanRequest:
     return MeanRequest(prompt - cached, output, prompt + output / 2.0)
 
 
-def could_hold(result: "Result") -> str:
-    """What the device could serve of a run's requests, beside what came, in words."""
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether there are ``replicas`` all the time and each serves its requests alone: of others there is no bound."""
+    parts = {"fleet": "sim.spec.Aggregated", "scaler": "sim.scaler.Fixed"}
+    return all(config.get(part, {}).get("_target_", target) == target for part, target in parts.items())
+
+
+def could_hold(result: "Result") -> str | None:
+    """What the device could serve of a run's requests, beside what came, in words; None where there is no bound."""
+    if not is_plain(result.config):
+        return None
     arrival_ns = result.requests.column("arrival_ns")
     span_s = float(arrival_ns.max() - arrival_ns.min()) / NS_PER_S
     bound = bound_of(mean_request(result), result.config)
@@ -255,7 +263,8 @@ def bound_of(probe: Probe | MeanRequest, config: Mapping[str, Any]) -> Bound:
     piece = min(prompt, scheduler.most_tokens)
     prefill_s = min(prefill_s_per_token(cost, piece, n) for n in sizes(most_prompts)) * probe.computed_tokens
     decode_s *= max(0.0, probe.output_tokens - 1.0)  # the first token comes with the prompt
-    return Bound(config["replicas"] / max(prefill_s, decode_s), prefill_s, decode_s, seqs)
+    stages = made.hardware.pipeline_parallel  # while one works on this batch, the others may on others
+    return Bound(config["replicas"] * stages / max(prefill_s, decode_s), prefill_s, decode_s, seqs)
 
 
 def sizes(most: int) -> list[int]:

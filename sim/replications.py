@@ -80,7 +80,8 @@ def run_and_report(
         if write == "all" and len(result.requests):
             from sim.capacity import could_hold
 
-            console.print(could_hold(result), soft_wrap=True, highlight=False)
+            if (said := could_hold(result)) is not None:
+                console.print(said, soft_wrap=True, highlight=False)
         console.print(f"Report: {out / ('report.html' if write == 'all' else 'summary.json')}", soft_wrap=True)
     if repeated is not None:
         console.print(replication_table(repeated))

@@ -15,6 +15,7 @@ from sim.capacity import (
     bound_of,
     could_hold,
     decode_s_per_token,
+    is_plain,
     mean_request,
     prefill_s_per_token,
     sizes,
@@ -188,3 +189,9 @@ def test_the_mean_request_is_the_mean():
     assert mean.context_tokens == pytest.approx(
         (requests.column("prompt_tokens") + requests.column("output_tokens") / 2).mean()
     )
+
+
+@pytest.mark.parametrize("choice", ["fleet=pd", "scaler=queue"])
+def test_of_replicas_that_change_or_work_together_there_is_no_bound(choice):
+    assert not is_plain(compose(["scenario=synthetic", choice]))
+    assert is_plain(compose(["scenario=synthetic"]))

@@ -190,6 +190,7 @@ def test_what_the_user_set_holds_for_all_but_what_is_searched() -> None:
         (["search.cache=[]"], "search.cache must be null or a list"),
         (["search.max_replicas=0"], "search.max_replicas must be >= 1"),
         (["search.price_per_hour={h100: 0}"], "search.price_per_hour.h100 must be a finite number > 0"),
+        (["fleet=pd"], "goes with fleet=aggregated, scaler=none"),
         (["slo=none", "slo.ttft_ms=null"], "needs an objective"),
     ],
 )
