@@ -104,16 +104,17 @@ def test_ray_gives_what_serial_points_give(serial: Path, monkeypatch: pytest.Mon
 
 
 def test_a_lost_worker_costs_a_retry(monkeypatch: pytest.MonkeyPatch, ray_head: Any) -> None:
-    own = ["scenario=synthetic", "scenario.n_requests=30", "seed=1,2,3", "trusted_packages=[dies]"]
+    Path("mine/task").mkdir(parents=True)
+    Path("mine/task/dies.yaml").write_text("_target_: dies.Dies\ntimes: 1\n")
+    own = [*SMALL[:2], "seed=1,2,3", "trusted_packages=[dies]", "--config-dir=mine", "task=dies"]
     Path("marks").mkdir()
     for seed in (1, 2, 3):
         Path(f"marks/{seed}-before").touch()
-    task = ["task._target_=dies.Dies", "~task._partial_", "~task.write", "~task.objective", "~task.replications"]
-    assert sweep(monkeypatch, *own, *task, folder="whole") == 0
+    assert sweep(monkeypatch, *own, folder="whole") == 0
     for mark in Path("marks").iterdir():
         mark.unlink()
 
-    assert sweep(monkeypatch, *own, *task, "hydra/launcher=ray", folder="cut") == 0
+    assert sweep(monkeypatch, *own, "hydra/launcher=ray", folder="cut") == 0
 
     assert len(list(Path("marks").iterdir())) == 3, "each lost its worker once"
     for name in TABLES:
