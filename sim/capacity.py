@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil, log2
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.build import Builder
 from sim.errors import ConfigError
@@ -12,13 +12,15 @@ from sim.probe import Prober
 from sim.report.page import name_of
 from sim.report.rates import Limit, Probe, rate_table, write_rates
 from sim.report.words import count, percent, rate
-from sim.units import FAR, PS_PER_S
+from sim.units import FAR, NS_PER_S, PS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sim.record import Result
     from sim.step import CostModel
 
+SPARE_FRAC = 0.5  # of what the cost model allows: with less than half in use there is room, whatever the objectives
 MOST_DOUBLINGS = 12  # from scenario.rate up, and down; beyond, the rate is not what limits
 
 
@@ -30,6 +32,13 @@ class Bound:
     prefill_s: float  # of a mean request, computing nothing but prompts in the best batch [s]
     decode_s: float  # of a mean request, nothing but answers in the best batch
     decode_seqs: int  # of that batch
+
+    @property
+    def busy(self) -> str:
+        """With what the device would be, in words."""
+        if self.prefill_s > self.decode_s:
+            return "computing prompts and nothing else"
+        return f"decoding {count(self.decode_seqs)} at once and nothing else"
 
 
 @dataclass(slots=True)
@@ -169,11 +178,8 @@ class Capacity:
             together = f"{percent(over.attainment_frac)} meet all objectives together"
             said.append(f"Not {over.rate:,.4g}/s: {'; '.join(why) or together}.")
         share = best.offered_per_s / bound.per_s
-        busy = (
-            "computing prompts" if bound.prefill_s > bound.decode_s else f"decoding {count(bound.decode_seqs)} at once"
-        )
         said.append(
-            f"The cost model allows at most {rate(bound.per_s)} requests/s ({busy} and nothing else); "
+            f"The cost model allows at most {rate(bound.per_s)} requests/s ({bound.busy}); "
             f"{percent(share)} of that is held."
         )
         return said
@@ -199,7 +205,46 @@ class Capacity:
         )
 
 
-def bound_of(probe: Probe, config: Mapping[str, Any]) -> Bound:
+class MeanRequest(NamedTuple):
+    """Of a run's requests."""
+
+    computed_tokens: float  # of the prompt, not found in the cache
+    output_tokens: float
+    context_tokens: float  # halfway through the answer
+
+
+def mean_request(result: "Result") -> MeanRequest:
+    """Of those that were served, at least one."""
+    prompt, cached, output = (
+        float(result.requests.column(name).mean()) for name in ("prompt_tokens", "cached_tokens", "output_tokens")
+    )
+    return MeanRequest(prompt - cached, output, prompt + output / 2.0)
+
+
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether there are ``replicas`` all the time and each serves its requests alone: of others there is no bound."""
+    parts = {"fleet": "sim.spec.Aggregated", "scaler": "sim.scaler.Fixed"}
+    return all(config.get(part, {}).get("_target_", target) == target for part, target in parts.items())
+
+
+def could_hold(result: "Result") -> str | None:
+    """What the device could serve of a run's requests, beside what came, in words; None where there is no bound."""
+    if not is_plain(result.config):
+        return None
+    arrival_ns = result.requests.column("arrival_ns")
+    span_s = float(arrival_ns.max() - arrival_ns.min()) / NS_PER_S
+    bound = bound_of(mean_request(result), result.config)
+    most = f"the cost model allows at most {rate(bound.per_s)} requests/s like these ({bound.busy}), objectives aside"
+    if not span_s:
+        return f"All came at once; {most}. task=capacity finds what is held within the objectives."
+    came = len(arrival_ns) / span_s
+    if came > bound.per_s:
+        return f"More came than can be served: {rate(came)} requests/s, and {most}."
+    more = "The device could hold more" if came < SPARE_FRAC * bound.per_s else "The device is near what it could hold"
+    return f"{more}: {rate(came)} requests/s came, and {most}. task=capacity finds what is held within the objectives."
+
+
+def bound_of(probe: Probe | MeanRequest, config: Mapping[str, Any]) -> Bound:
     """Most requests/s that any schedule could serve, by the cost model, of requests like those of a probe.
 
     An iteration takes at least as long as its prompts alone would, and as its decoding sequences alone would. So a
@@ -218,7 +263,8 @@ def bound_of(probe: Probe, config: Mapping[str, Any]) -> Bound:
     piece = min(prompt, scheduler.most_tokens)
     prefill_s = min(prefill_s_per_token(cost, piece, n) for n in sizes(most_prompts)) * probe.computed_tokens
     decode_s *= max(0.0, probe.output_tokens - 1.0)  # the first token comes with the prompt
-    return Bound(config["replicas"] / max(prefill_s, decode_s), prefill_s, decode_s, seqs)
+    stages = made.hardware.pipeline_parallel  # while one works on this batch, the others may on others
+    return Bound(config["replicas"] * stages / max(prefill_s, decode_s), prefill_s, decode_s, seqs)
 
 
 def sizes(most: int) -> list[int]:

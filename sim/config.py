@@ -152,13 +152,9 @@ def hydra_settings(overrides: Sequence[str | Override], config_name: str = "conf
     ------
     ConfigError
     """
-    from omegaconf import open_dict
+    from omegaconf import OmegaConf
 
-    cfg = deepcopy(_hydra(tuple(_sorted(overrides)[0]), config_name))
-    with open_dict(cfg):
-        for key in [key for key in cfg if key != "hydra"]:
-            del cfg[key]
-    return cfg
+    return OmegaConf.masked_copy(_hydra(tuple(_sorted(overrides)[0]), config_name), ["hydra"])
 
 
 def grid_of(overrides: Sequence[str], config_name: str = "config") -> dict[str, Any] | None:
@@ -266,7 +262,8 @@ def _hydra(chosen: tuple[str, ...], config_name: str) -> Any:
         for one in chosen:
             if one.startswith("hydra/") and one.replace("=", "/") in str(error):
                 raise ConfigError(
-                    f"{one} is not installed; kvtwin[sweep] has joblib, others are plugins of Hydra"
+                    f"{one} is not installed; kvtwin[sweep] has joblib and submitit, kvtwin[ray] and kvtwin[optuna] "
+                    "have these"
                 ) from error
         raise ConfigError(one_line(error)) from error
 

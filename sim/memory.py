@@ -83,7 +83,8 @@ class Memory:
             raise ConfigError("task=memory needs one cache, but cache=by_class gives each class of requests its own")
         held = {name: footprints(config, made, name, lengths) for name in dict.fromkeys((*self.caches, own))}
         matrices = [attention_matrix_bytes(model, length, ranks) * self.attention_matrix for length in lengths]
-        largest = made.scheduler.most_tokens, made.scheduler.most_seqs, len(made.cost.capture_sizes)
+        n_graphs = len(config["cost"].get("capture_sizes") or ())  # the setting: building a cost reads a profile
+        largest = made.scheduler.most_tokens, made.scheduler.most_seqs, n_graphs
         stage = model.stage(made.hardware.pipeline_parallel)
         per_token = stage.kv_bytes_per_token(ranks)
         fits = []

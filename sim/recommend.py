@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.build import Builder
-from sim.capacity import Bound, bound_of
+from sim.capacity import Bound, bound_of, is_plain
 from sim.config import check_choices, compose
 from sim.errors import ConfigError
 from sim.override import argument
@@ -39,6 +39,7 @@ class Candidate:
     choices: dict[str, Any]
     config: Mapping[str, Any]
     cost_each: float  # of a replica: its price per hour, or its accelerators where prices are not known
+    n_devices: int  # of a replica
     bound: Bound | None = None
     fewest: int | None = None  # replicas, by the bound
     probes: dict[int, Probe] = field(default_factory=dict)  # by replicas
@@ -111,6 +112,10 @@ class Recommend:
         """
         if not Prober(config, self.window_s).slo.is_set:
             raise ConfigError("task=recommend needs an objective: take slo=server, or slo.ttft_ms=500")
+        if not is_plain(config):
+            raise ConfigError(
+                "task=recommend tries replicas that serve alone: it goes with fleet=aggregated, scaler=none"
+            )
         candidates, options, is_priced = self.candidates(overrides)
         reference = self.reference(config)
         found = self.search(candidates, reference)
@@ -170,13 +175,16 @@ class Recommend:
         is_priced = bool(prices) and None not in prices
         candidates = []
         for (choices, one), price in zip(built, prices, strict=True):
-            ranks = one["hardware"]["tensor_parallel"]
+            made = Builder(one)
+            ranks = made.hardware.n_devices
             try:
-                Builder(one).capacity()
+                made.capacity()
             except ConfigError as error:
                 cannot.append(Option(choices, str(error)))
                 continue
-            candidates.append(Candidate(choices, one, ranks * (price if is_priced and price is not None else 1.0)))
+            candidates.append(
+                Candidate(choices, one, ranks * (price if is_priced and price is not None else 1.0), ranks)
+            )
         return candidates, cannot, is_priced
 
     def price(self, config: Mapping[str, Any]) -> float | None:
@@ -258,7 +266,7 @@ class Recommend:
             config=one.config,
             choice=Choice(
                 replicas=n,
-                accelerators=n * one.config["hardware"]["tensor_parallel"],
+                accelerators=n * one.n_devices,
                 cost=n * one.cost_each,
                 spare_frac=self.spare(probe),
                 bound_frac=probe.offered_per_s / (n * one.bound.per_s),

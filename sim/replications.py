@@ -77,6 +77,11 @@ def run_and_report(
         console.print(f"{numbers['completed']:,} served: {out / 'summary.json'}", soft_wrap=True, highlight=False)
     else:
         console.print(table_of(numbers))
+        if write == "all" and len(result.requests):
+            from sim.capacity import could_hold
+
+            if (said := could_hold(result)) is not None:
+                console.print(said, soft_wrap=True, highlight=False)
         console.print(f"Report: {out / ('report.html' if write == 'all' else 'summary.json')}", soft_wrap=True)
     if repeated is not None:
         console.print(replication_table(repeated))

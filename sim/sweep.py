@@ -253,6 +253,8 @@ def check_plugins(settings: Any) -> None:
     from hydra.plugins.launcher import Launcher
     from hydra.plugins.sweeper import Sweeper
 
+    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # of optuna 2.10, which asks for that version itself
+
     for name, contract in (("sweeper", Sweeper), ("launcher", Launcher)):
         node: Any = settings[name]
         node = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node

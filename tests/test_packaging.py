@@ -11,7 +11,7 @@ def test_every_package_is_installed() -> None:
 
     found = {
         ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("sim", "kernels", "calibration", "scenarios")
+        for top in ("sim", "kernels", "calibration", "scenarios", "hydra_plugins")
         for path in (ROOT / top).rglob("__init__.py")
     }
 

@@ -184,6 +184,8 @@ def serve_command(config: Mapping[str, Any] | None) -> str | None:
     source = re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", str(model.get("source", "")))
     flags = ["vllm", "serve", source[1] if source else str(model["name"])]
     flags += ["--tensor-parallel-size", str(hardware["tensor_parallel"])]
+    if hardware.get("pipeline_parallel", 1) > 1:
+        flags += ["--pipeline-parallel-size", str(hardware["pipeline_parallel"])]
     flags += ["--gpu-memory-utilization", f"{hardware['memory_utilization_frac']:g}"]
     flags += ["--block-size", str(cache["block_tokens"])]
     flags += ["--max-num-seqs", str(batching["max_num_seqs"])]

@@ -9,9 +9,21 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from sim.build import Builder
-from sim.capacity import Capacity, Search, bound_of, decode_s_per_token, prefill_s_per_token, sizes
+from sim.capacity import (
+    Capacity,
+    Search,
+    bound_of,
+    could_hold,
+    decode_s_per_token,
+    is_plain,
+    mean_request,
+    prefill_s_per_token,
+    sizes,
+)
 from sim.config import compose
 from sim.errors import ConfigError
+from sim.report.words import rate as in_words
+from sim.run import run
 
 SMALL = ["scenario=synthetic", "task=capacity", "hardware.kv_blocks=1200"]
 
@@ -145,3 +157,41 @@ def test_settings_out_of_range_are_refused(settings, words):
 def test_without_objectives_there_is_no_capacity(tmp_path):
     with pytest.raises(ConfigError, match="needs an objective"):
         found(tmp_path, "slo=none")
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (0.5, "The device could hold more: 0."),
+        (4000.0, "More came than can be served: "),
+    ],
+)
+def test_a_run_ends_with_what_the_device_could_hold(rate, words):
+    result = run(compose(["scenario=synthetic", f"scenario.rate={rate}", "scenario.n_requests=200"]))
+    said = could_hold(result)
+    assert said.startswith(words)
+    bound = bound_of(mean_request(result), result.config)
+    assert f"at most {in_words(bound.per_s)} requests/s like these ({bound.busy})" in said
+
+
+def test_requests_that_come_at_once_have_no_rate(tmp_path):
+    (tmp_path / "a.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + "0,100,10\n" * 5)
+    said = could_hold(run(compose(["scenario=replay", f"scenario.path={tmp_path / 'a.csv'}"])))
+    assert said.startswith("All came at once; the cost model allows at most ")
+
+
+def test_the_mean_request_is_the_mean():
+    result = run(compose(["scenario=synthetic", "scenario.n_requests=50"]))
+    requests = result.requests
+    mean = mean_request(result)
+    assert mean.output_tokens == pytest.approx(requests.column("output_tokens").mean())
+    assert mean.computed_tokens == pytest.approx(requests.column("prompt_tokens").mean()), "nothing is shared"
+    assert mean.context_tokens == pytest.approx(
+        (requests.column("prompt_tokens") + requests.column("output_tokens") / 2).mean()
+    )
+
+
+@pytest.mark.parametrize("choice", ["fleet=pd", "scaler=queue"])
+def test_of_replicas_that_change_or_work_together_there_is_no_bound(choice):
+    assert not is_plain(compose(["scenario=synthetic", choice]))
+    assert is_plain(compose(["scenario=synthetic"]))

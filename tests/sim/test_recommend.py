@@ -96,6 +96,15 @@ def test_the_case_is_one_where_searching_matters(everything: Any) -> None:
     assert truth[1][2] == ("h100", "paged", 1)
 
 
+def test_replicas_are_added_one_at_a_time_where_the_bound_is_too_few(tmp_path: Path) -> None:
+    found = recommended(tmp_path, "target_rate=24", "hardware=l40s", "search.max_replicas=4")
+
+    config, task = compose([*SMALL, "hardware=l40s"]), Recommend(target_rate=24.0)
+    held_by = [n for n in (1, 2, 3, 4) if task.is_held(Prober({**config, "replicas": n}, 15.0)(24.0))]
+    assert found["options"][0]["replicas"] == held_by[0] == 3
+    assert found["simulated"] == 3, "the reference, two, and three: one cannot, by the cost model"
+
+
 def test_without_prices_fewest_accelerators_win_and_it_says_so(tmp_path: Path, everything: Any) -> None:
     found = recommended(tmp_path, *SEARCH)
     truth = held(everything, dict.fromkeys(PRICES, 1.0))
@@ -190,6 +199,7 @@ def test_what_the_user_set_holds_for_all_but_what_is_searched() -> None:
         (["search.cache=[]"], "search.cache must be null or a list"),
         (["search.max_replicas=0"], "search.max_replicas must be >= 1"),
         (["search.price_per_hour={h100: 0}"], "search.price_per_hour.h100 must be a finite number > 0"),
+        (["fleet=pd"], "goes with fleet=aggregated, scaler=none"),
         (["slo=none", "slo.ttft_ms=null"], "needs an objective"),
     ],
 )
