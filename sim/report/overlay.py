@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from sim.report.figure import LOG_ABOVE, Figure, Json, curve, line, numbers
+from sim.report.figure import LOG_ABOVE, LOG_LATENCY_ABOVE, Figure, Json, curve, latency_axis, line, numbers
 from sim.report.words import rate
 
 COLOURS = ("--blue", "--orange", "--green", "--purple", "--teal", "--red", "--grey", "--ink")
@@ -51,7 +51,10 @@ def overlay(
     if curves:
         smallest = min(x[0] for x, _ in curves.values())
         median = min(float(np.interp(0.5, y, x)) for x, y in curves.values())
-        if smallest > 0 and max(x[-1] for x, _ in curves.values()) > LOG_ABOVE * median:
+        largest = max(x[-1] for x, _ in curves.values())
+        if smallest > 0 and unit == "ms" and largest > LOG_LATENCY_ABOVE * smallest:
+            xaxis = latency_axis(smallest, largest)
+        elif smallest > 0 and largest > LOG_ABOVE * median:
             xaxis = {"title": {"text": unit}, "type": "log"}
     return Figure(
         key,

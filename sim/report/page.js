@@ -24,6 +24,8 @@
     const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--line"), automargin: true };
     const own = coloured(figure.layout, css);
     const title = (a) => (a && a.title ? { title: { standoff: 6, ...a.title } } : {});
+    const axes = Object.keys(own).filter((key) => /^[xy]axis\d*$/.test(key));
+    const styled = ["xaxis", "yaxis", ...axes].map((key) => [key, { ...axis, ...own[key], ...title(own[key]) }]);
     return {
       height: figure.height_px + 19 * Math.max(0, moreLegendRows(figure)),
       margin: { l: 46, r: 14, t: 14, b: 34 },
@@ -33,8 +35,7 @@
       hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
       ...own,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", maxheight: 1, ...own.legend },
-      xaxis: { ...axis, ...own.xaxis, ...title(own.xaxis) },
-      yaxis: { ...axis, ...own.yaxis, ...title(own.yaxis) },
+      ...Object.fromEntries(styled),
     };
   }
 
