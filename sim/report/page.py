@@ -22,6 +22,7 @@ from sim.report.words import (
     count,
     duration,
     gibibytes,
+    milliseconds,
     percent,
     rate,
     requests,

@@ -127,6 +127,12 @@ def duration(value_ms: float | None) -> str:
     return f"{rate(value_ms / (3_600 * MS_PER_S))} h"
 
 
+def is_wide_apart(values_ms: Sequence[float | None]) -> bool:
+    """Whether some of these times would read as 0.0 something in a unit that suits the longest."""
+    known = [value for value in values_ms if value]
+    return bool(known) and max(known) >= MS_PER_S and min(known) < 0.05 * MS_PER_S
+
+
 def in_one_unit(values_ms: Sequence[float | None]) -> tuple[str, list[str]]:
     """Times in one unit, so that they can be compared: the unit, and each without it.
 
