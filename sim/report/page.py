@@ -26,6 +26,7 @@ from sim.report.words import (
     percent,
     rate,
     requests,
+    signed,
     slo_words,
 )
 from sim.units import MS_PER_S, NS_PER_S
@@ -338,7 +339,7 @@ def _errors(errors: Mapping[str, Any]) -> list[Table]:
             count(found["n"]),
             percent(found["mape"]),
             percent(found["p90"]),
-            f"{100 * found['bias']:+z.1f} %",
+            signed(found["bias"]),
         )
         for name, found in ((name, of.get("held_out")) for name, of in errors.items() if isinstance(of, Mapping))
         if found

@@ -9,7 +9,7 @@ from sim.report.cache_facts import over_classes
 from sim.report.pools import pool_rows
 from sim.report.tier_figures import hits_by_tier, tier_words
 from sim.report.verdict import overload, while_it_worked
-from sim.report.words import count, in_one_unit, objectives_words, percent, rate, requests
+from sim.report.words import count, duration, in_one_unit, objectives_words, percent, rate, requests
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,6 +61,21 @@ def statistics(numbers: Mapping[str, Any], key: str) -> tuple[str, list[str]]:
     """A latency's mean and percentiles, a key of ``vllm bench serve`` or one of ours, in the unit that comes first."""
     source = numbers if f"mean_{key}" in numbers else numbers["kvtwin"]
     return in_one_unit([source.get(f"{kind}_{key}") for kind in KINDS])
+
+
+def headline(numbers: dict[str, Any]) -> str:
+    """A run in a line."""
+    if not numbers["completed"]:
+        return f"nobody served, {count(numbers['failed'])} refused"
+    ours = numbers["kvtwin"]
+    met = ours["slo_attainment_frac"]
+    said = [
+        f"{count(numbers['completed'])} served",
+        f"TTFT p50 {duration(numbers['median_ttft_ms'])}, p99 {duration(numbers['p99_ttft_ms'])}",
+        *([f"{percent(met)} within objectives"] if met is not None else []),
+        *(["overloaded"] if ours["steady"]["is_saturated"] else []),
+    ]
+    return ", ".join(said)
 
 
 def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:

@@ -104,6 +104,20 @@ def percent(fraction: float | None) -> str:
     return f"{100 * fraction:.0f} %" if fraction in (0, 1) else f"{100 * fraction:.1f} %"
 
 
+def signed(fraction: float | None, digits: int = 1) -> str:
+    """A change as a percentage with its sign; nothing is neither more nor less than nothing.
+
+    Examples
+    --------
+    >>> signed(0.0123), signed(-0.2), signed(-0.0001), signed(None)
+    ('+1.2 %', '−20.0 %', '0.0 %', '–')
+    """
+    if fraction is None:
+        return NOTHING
+    words = f"{100 * fraction:+z.{digits}f} %".replace("-", "−")
+    return words[1:] if not words.strip("+0. %") else words
+
+
 def milliseconds(value: float | None) -> str:
     """Milliseconds, without the unit."""
     return rate(value)
@@ -155,7 +169,7 @@ def gibibytes(n_bytes: float) -> str:
     ('139.8 GiB', '0.003 GiB', '1,048,576 GiB')
     """
     value = n_bytes / GIB
-    if abs(value) >= 10_000:
+    if abs(value) >= 1_000:
         return f"{value:,.0f} GiB"
     return f"{value:.1f} GiB" if abs(value) >= 0.1 else f"{value:.3f} GiB"
 

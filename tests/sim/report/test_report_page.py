@@ -66,7 +66,7 @@ def test_charts_follow_when_the_reader_switches_to_dark(page, browser):
     browser.set_scheme("dark")
     browser.wait_for("document.documentElement.dataset.scheme === 'dark'")
     dark = browser.evaluate(f"[{curve}, {paper}].join()")
-    assert light == "rgb(42, 111, 219),rgb(246, 247, 249)"
+    assert light == "rgb(37, 102, 207),rgb(246, 247, 249)"
     assert dark == "rgb(110, 168, 255),rgb(16, 21, 28)"
 
 
