@@ -353,9 +353,9 @@ def work_curve(facts: MemoryFacts) -> Figure:
 
 TRAINING = (
     "Per accelerator. Mixed precision with Adam takes 16 bytes a parameter (Rajbhandari et al., ZeRO, 2020). "
-    "Activations are those of Korthikanti et al., 2023, dropout among them: all, those of the attention's scores computed again, or "
-    "those of whole layers (checkpointed; the layer that is being computed comes on top). Offloaded, gradients and "
-    "optimizer lie in host memory (Ren et al., ZeRO-Offload, 2021)."
+    "Activations are those of Korthikanti et al., 2023, dropout among them: all, without the attention's scores "
+    "(computed again), or the inputs of layers alone (checkpointed; the layer that is being computed comes on top). "
+    "Offloaded, gradients and optimizer lie in host memory (Ren et al., ZeRO-Offload, 2021)."
 )
 
 

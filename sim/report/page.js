@@ -6,7 +6,7 @@
 
   function coloured(value, css) {
     if (typeof value === "string") return value.startsWith("--") ? css.getPropertyValue(value).trim() : value;
-    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map((item) => coloured(item, css));
+    if (Array.isArray(value)) return typeof value[0] === "number" && typeof value.at(-1) !== "string" ? value : value.map((item) => coloured(item, css));
     if (value === null || typeof value !== "object") return value;
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, coloured(item, css)]));
   }

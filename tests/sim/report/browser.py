@@ -121,7 +121,7 @@ class Browser:
         return int(
             self.evaluate(
                 "[...document.querySelectorAll('.plot')].filter((chart) =>"
-                " chart.querySelector('.cartesianlayer') && chart.querySelector('.trace, .points')).length"
+                " chart.querySelector('.cartesianlayer') && chart.querySelector('.trace, .points, .hm')).length"
             )
         )
 
