@@ -117,6 +117,7 @@ class Explain:
                 owners=owners,
                 tables={one.request.id: drawn.table_of(held, one.request.id) for one in running},
                 found={one.request.id: int(one.cached_tokens or 0) for one in running},
+                n_held=int(kv.held_tokens) // unit_tokens(kv),
                 n_idle=sum(one.n_units for one in held if one.owner == IDLE),
                 counts=dict(replica.counts()),
             )

@@ -11,8 +11,9 @@ import numpy as np
 from sim.kv.drawing import EMPTY, FREE, IDLE, SHARED
 from sim.report.figure import Figure, Json, line, numbers
 from sim.report.files import replacing
+from sim.report.finding import number
 from sim.report.html import Page, Section, Table, Tile, render
-from sim.report.words import count, duration, percent
+from sim.report.words import count, duration, percent, times
 from sim.units import MS_PER_S
 
 if TYPE_CHECKING:
@@ -25,14 +26,16 @@ MOST_COLUMNS, MOST_ROWS = 360, 256  # of the map: finer than a screen shows
 MOST_EVENTS = 400
 MOST_SHOWN = 40  # on a terminal
 COUNTED = {
-    "evicted_blocks": "blocks evicted",
-    "evicted_sessions": "conversations evicted",
-    "resizes": "extents replaced by longer ones",
-    "compactions": "compactions",
-    "copied_blocks": "blocks copied when first written to",
-    "swapped_out": "sequences swapped out",
-    "prefetched_blocks": "blocks fetched ahead",
+    "evicted_blocks": ("block evicted", "blocks evicted"),
+    "evicted_sessions": ("conversation evicted", "conversations evicted"),
+    "resizes": ("extent replaced by a longer one", "extents replaced by longer ones"),
+    "compactions": ("compaction", "compactions"),
+    "copied_blocks": ("block copied when first written to", "blocks copied when first written to"),
+    "swapped_out": ("sequence swapped out", "sequences swapped out"),
+    "prefetched_blocks": ("block fetched ahead", "blocks fetched ahead"),
 }
+IN_TIER = "kept_tokens_"
+"""How counts of tokens that a memory below the device keeps begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Frame:
     owners: Sequence[int]  # of every unit of memory, by `sim.kv.drawing`
     tables: Mapping[int, Sequence[int]]  # units that each running request reads
     found: Mapping[int, int]  # prompt tokens that each found in the cache
+    n_held: int  # units, as the cache counts them
     n_idle: int
     counts: Mapping[str, int | float]
 
@@ -88,10 +92,10 @@ class Explained:
                 is_over = ended.get(one, float("inf")) <= frame.end_s + 1e-9
                 words = f"request {one} is complete" if is_over else f"request {one} is preempted"
                 found.append((i, "end" if is_over else "preempt", words))
-            for key, name in COUNTED.items():
+            for key, names in COUNTED.items():
                 more = frame.counts.get(key, 0) - (before.counts.get(key, 0) if before else 0)
                 if more > 0:
-                    found.append((i, key, f"{count(more)} {name}"))
+                    found.append((i, key, f"{count(more)} {names[more > 1]}"))
             before = frame
         return found
 
@@ -178,10 +182,11 @@ def in_words(found: Explained) -> str:
         f"{len(found.requests)} requests took {count(len(found.frames))} iterations. At the fullest, after iteration "
         f"{count(at + 1)}, {len(found.frames[at].running)} of them held {percent(held / found.n_units)} of the memory."
     ]
-    happened = [f"{kinds.count('hit')} found text in it"]
-    happened += [f"{kinds.count('preempt')} were preempted"] if "preempt" in kinds else []
-    happened += [f"{count(last[key])} {name}" for key, name in COUNTED.items() if last.get(key)]
-    said.append(f"{', '.join(happened)}.")
+    happened = [f"{number(kinds.count('hit'))} found text in it"]
+    if "preempt" in kinds:
+        happened.append(f"running requests were preempted {times(kinds.count('preempt'))}")
+    happened += [f"{count(last[key])} {names[last[key] > 1]}" for key, names in COUNTED.items() if last.get(key)]
+    said.append(f"{', '.join(happened)}."[:1].upper() + f"{', '.join(happened)}."[1:])
     if found.refusals:
         said.append(f"{len(found.refusals)} were refused: {next(iter(found.refusals.values()))}.")
     return " ".join(said)
@@ -225,7 +230,11 @@ def explain_page(found: Explained) -> str:
             tiles=[
                 Tile("Iterations", count(len(found.frames))),
                 Tile("Requests", count(len(found.requests)), more=f"{len(found.refusals)} refused"),
-                Tile(f"{found.unit}s".capitalize(), count(found.n_units), more=f"of {found.unit_tokens} tokens"),
+                Tile(
+                    f"{found.unit}s".capitalize(),
+                    count(found.n_units),
+                    more=f"of {found.unit_tokens} tokens" if found.unit_tokens > 1 else "a token each",
+                ),
             ],
             sections=sections,
             footer="Made by kvtwin. Blocks have no numbers in the simulator, for any free one is as good as any other: "
@@ -234,10 +243,7 @@ def explain_page(found: Explained) -> str:
     )
 
 
-MAP = (
-    "A column for an iteration, a row for a {unit}. Each request has a colour, six of them in turn; black is read by "
-    "several requests, dark grey is held but empty, grey is kept for reuse, and the background is free."
-)
+MAP = "A column for an iteration, a row for a {unit}. Each request has a colour, six of them in turn."
 
 
 def memory_map(found: Explained) -> Figure:
@@ -268,9 +274,9 @@ def memory_map(found: Explained) -> Figure:
         "map",
         f"Every {found.unit} of the memory",
         f"{count(n)} iterations" + (f", {len(at)} of them drawn" if len(at) < n else "") + ".",
-        [chart],
+        [chart, *_legend()],
         {
-            "xaxis": {"title": {"text": "iteration"}},
+            "xaxis": {"title": {"text": "iteration"}, "range": [0.5, n + 0.5]},
             "yaxis": {"title": {"text": found.unit}, "autorange": "reversed"},
             "hovermode": "closest",
         },
@@ -285,6 +291,27 @@ def memory_map(found: Explained) -> Figure:
         ],
         height_px=520,
     )
+
+
+def _legend() -> list[Json]:
+    """What the colours mean that are no request's."""
+    named = (("free", FREE), ("kept for reuse", IDLE), ("held, but empty", EMPTY), ("read by several", SHARED))
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [None],
+            "y": [None],
+            "name": name,
+            "marker": {
+                "symbol": "square",
+                "size": 11,
+                "color": COLOURS[CODES[owner]],
+                "line": {"width": 1, "color": "--muted"},
+            },
+        }
+        for name, owner in named
+    ]
 
 
 def _code(owner: int) -> int:
@@ -307,7 +334,12 @@ def below(found: Explained) -> list[Figure]:
     frames = found.frames
     step = max(1, len(frames) // 24)
     some = range(0, len(frames), step)
-    evicted = [frame.counts.get("evicted_blocks", frame.counts.get("evicted_sessions", 0)) for frame in frames]
+    in_blocks = "evicted_blocks" in frames[-1].counts
+    evicted = [
+        found.unit_tokens * frame.counts["evicted_blocks"] if in_blocks else frame.counts.get("evicted_sessions", 0)
+        for frame in frames
+    ]
+    what = "tokens evicted" if in_blocks else "conversations evicted"
     hits = np.zeros(len(frames))
     for i, kind, words in found.events():
         if kind == "hit":
@@ -336,14 +368,39 @@ def below(found: Explained) -> list[Figure]:
             "Prompt tokens found in the memory, and what was evicted of it.",
             [
                 line(x, numbers(hits), "tokens found", "--teal", line={"shape": "hv"}),
-                line(x, numbers(evicted), "evicted", "--red", line={"shape": "hv"}),
+                line(x, numbers(evicted), what, "--red", line={"shape": "hv"}),
             ],
             layout,
-            ("iteration", "tokens found", "evicted"),
+            ("iteration", "tokens found", what),
             [(count(i + 1), count(hits[i]), count(evicted[i])) for i in some],
             height_px=220,
             is_wide=False,
         ),
+        *_tiers(found, x, layout, some),
+    ]
+
+
+def _tiers(found: Explained, x: list[float | None], layout: Json, some: range) -> list[Figure]:
+    """What memory below the device keeps, where there is any."""
+    tiers = [key for key in found.frames[-1].counts if key.startswith(IN_TIER)]
+    if not tiers:
+        return []
+    names = [key.removeprefix(IN_TIER) for key in tiers]
+    kept = [[float(frame.counts.get(key, 0)) for frame in found.frames] for key in tiers]
+    return [
+        Figure(
+            "tiers",
+            "Memory below the device",
+            "Tokens whose keys and values each tier keeps.",
+            [
+                line(x, numbers(values), name, HUES[i % len(HUES)], line={"shape": "hv"})
+                for i, (name, values) in enumerate(zip(names, kept, strict=True))
+            ],
+            layout,
+            ("iteration", *names),
+            [(count(i + 1), *(count(values[i]) for values in kept)) for i in some],
+            height_px=220,
+        )
     ]
 
 

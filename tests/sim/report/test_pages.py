@@ -7,6 +7,7 @@ from rich.console import Console
 
 from scenarios.describe import describe_task
 from sim.config import compose, make
+from sim.explain import Explain
 from sim.hit_rate import HitRate
 from sim.memory import Memory
 from sim.metrics import Slo, measure, summary
@@ -87,7 +88,14 @@ def swap_map(folder: Path) -> Path:
     return page
 
 
-PAGES = (report, comparison, comparison_of_many, hit_rate, memory, description, intervals, load, swap_map)
+def explanation(folder: Path) -> Path:
+    config = compose(["task=explain", "scenario=chatbot", "scenario.rate=50"])
+    scenario = make(config["scenario"], "scenario")
+    Explain(slots=4096)(config=config, scenario=scenario, out=folder, console=QUIET)
+    return folder / "explain.html"
+
+
+PAGES = (explanation, report, comparison, comparison_of_many, hit_rate, memory, description, intervals, load, swap_map)
 
 
 @pytest.fixture(scope="module")
