@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.build import Builder
-from sim.config import make, trusted_packages
 from sim.errors import ConfigError
 from sim.kv.drawing import IDLE, Map, holdings, unit_tokens
 from sim.report.explain import Explained, Frame, explain_table, write_explained
@@ -65,14 +64,13 @@ class Explain:
         from sim.clock import Clock
         from sim.fleet import Fleet
         from sim.record import Recorder
-        from sim.router import Traffic
+        from sim.traffic import Traffic
 
         small = shrunk(config, self.slots)
         made = Builder(small)
         capacity, env, recorder = made.capacity(), Clock(), Recorder()
         fleet = Fleet(lambda index: made.replica(index, capacity, env, made.cost, recorder, traffic))
-        router = make(small["router"], "router", trusted_packages(small))
-        traffic = Traffic(env, First(scenario, self.requests), small["seed"], router, fleet)
+        traffic = Traffic(env, First(scenario, self.requests), small["seed"], made("router"), fleet)
         replica = fleet.add()
         replica.max_steps = 1  # no iteration without an event: each is looked at
         traffic.start()

@@ -25,6 +25,7 @@ IMPLIED = {
     "batching.forks_samples": ("engine.",),
     "cache.reserves_prompt": ("engine.",),
     "eviction.blank_first": ("engine.",),
+    "cost.pipeline.batch_tokens": ("batching.", "engine.", "hardware."),
     "cost.host.scheduling": ("engine.",),
     "cost.capture_sizes": ("engine.",),
     "hardware.counts_graphs": ("engine.",),
