@@ -41,7 +41,8 @@ def memory_course(points: Sequence[Point], names: Sequence[str]) -> list[Figure]
     """KV memory over time, a small chart for each point on the same axes; of points that wrote their iterations."""
     import pyarrow.parquet as pq
 
-    shown = [i for i, point in enumerate(points) if (point.path / "iterations.parquet").is_file()][:MOST_PANELS]
+    kept = [i for i, point in enumerate(points) if (point.path / "iterations.parquet").is_file()]
+    shown = [i for i in kept if points[i].numbers["completed"]][:MOST_PANELS]
     if len(shown) < 2:
         return []
     columns = ("start_ns", "replica", "held_tokens", "idle_tokens", "live_tokens", "shared_tokens")

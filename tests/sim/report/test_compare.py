@@ -16,7 +16,7 @@ from sim.errors import ConfigError
 from sim.metrics import Slo
 from sim.record import table_of
 from sim.report import write
-from sim.report.compare import COLUMNS, Column, compare, compared, comparison_table, shown_columns
+from sim.report.compare import COLUMNS, Column, compare, compared, comparison_page, comparison_table, shown_columns
 from sim.report.compare_figures import curves, frontier, pareto, reuse, spread
 from sim.report.finding import findings, title
 from sim.report.overlay import overlay
@@ -108,6 +108,7 @@ def test_who_served_nobody_wins_nothing(tmp_path):
     write(tiny_run(seed=1, config=config("HierarchicalCache", 5.0)).result, SLO, tmp_path / "b")
     write(tiny_run(n_requests=0, config=config("StaticCache", 5.0)).result, SLO, tmp_path / "c")
     of = compared(read_points(tmp_path))
+    assert "tok/s" in comparison_page(of)
     assert all(of.tones(column)[2] == "" for column in COLUMNS)
     assert any("best" in of.tones(column) for column in COLUMNS)
 
