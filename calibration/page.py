@@ -1,7 +1,6 @@
-"""The report's page: tables first, which stand by themselves, then figures. One file, no network."""
+"""The page of ``step=report``: how far the served times of a profile are off, and what they rest on."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -9,60 +8,66 @@ import numpy as np
 from calibration.proof import Proof
 from calibration.score import score
 from sim.profile import KernelProfile
+from sim.report.figure import Figure, Json, numbers
+from sim.report.html import Page, Section, Table, render
+from sim.report.overlay import COLOURS
+from sim.report.words import count, percent, signed
 
 MOST_POINTS = 2_000  # of an operation drawn: enough to see its shape, little enough to open at once
-COLOURS = {"training": "#7a8794", "held out": "#c2410c"}
-
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid #8886; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 2rem 0; background: #fff; color: #111; border-radius: 8px; padding: .5rem; }
-.wide { overflow-x: auto; }
-"""
+DRAWN = {"in the fit": ("--grey", False), "held out": ("--orange", True)}
+GOOD_FRAC = 0.05  # mean error of the worst operation up to which a profile is called good
 
 
 def page(profile: KernelProfile, proofs: Sequence[Proof]) -> str:
     """The page as HTML text, plotly.js inside."""
-    import plotly.io as pio
-    from plotly.offline import get_plotlyjs
-
-    figures = [fitted_against_measured(proofs), residuals(proofs)]
-    if any(proof.flops is not None for proof in proofs):
-        figures.append(roofline(proofs))
-    config = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
-    drawn = "".join(
-        f"<figure>{pio.to_html(figure, include_plotlyjs=False, full_html=False, config=config)}"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for figure, caption in figures
+    scored = {proof.name: proof.held_out for proof in proofs}
+    known = {name: found["mape"] for name, found in scored.items() if found["mape"] is not None}
+    charts = [residuals(proof, f"residuals-{i}") for i, proof in enumerate(proofs)]
+    roofs = [roofline(proofs)] if any(proof.flops is not None for proof in proofs) else []
+    return render(
+        Page(
+            title=f"kvtwin: calibration of {profile.device}",
+            heading=f"Calibration of {profile.device}",
+            lead=f"From {profile.source}. A time is the {profile.convention}.",
+            verdict=[verdict(known)],
+            mood="" if not known else "good" if max(known.values()) <= GOOD_FRAC else "fair",
+            sections=[
+                Section(
+                    "errors",
+                    "Errors of the served times",
+                    "Held-out rows were chosen before the fit. MAPE is the mean of their absolute errors, and nine of "
+                    "ten are within p90.",
+                    tables=[error_table(profile, proofs), *comparison_tables(profile)],
+                ),
+                Section(
+                    "residuals",
+                    "Row by row",
+                    "How far the served time is off, over the measured one. A trend is an error of the formula; "
+                    "scatter around zero is the measurements' own.",
+                    charts,
+                ),
+                *([Section("roofline", "What the device reaches", "", roofs)] if roofs else []),
+                Section("provenance", "Provenance", tables=[provenance_table(profile)]),
+            ],
+            footer="Made by kvtwin from measured kernel times; the times drawn are those that a simulation is served.",
+        )
     )
+
+
+def verdict(mape: dict[str, float]) -> str:
+    """How far off the operations are, the best and the worst, in words."""
+    if not mape:
+        return "No row was held out: nothing is known of the errors."
+    best, worst = min(mape, key=mape.__getitem__), max(mape, key=mape.__getitem__)
+    if best == worst:
+        return f"Times never seen of {worst} are {percent(mape[worst])} off on average."
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Calibration of {escape(profile.device)}</title><style>{STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body><main>"
-        f"<h1>Calibration of {escape(profile.device)}</h1>"
-        f"<p>From {escape(profile.source)}. A time is the {escape(profile.convention)}.</p>"
-        f"{error_table(profile, proofs)}{comparison_table(profile)}{provenance_table(profile)}{drawn}"
-        "</main></body></html>\n"
+        f"Times never seen are {percent(mape[best])} ({best}) to {percent(mape[worst])} ({worst}) off on average, over "
+        f"{len(mape)} operations."
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """An HTML table of text."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><caption>{escape(caption)}</caption><tr>{top}</tr>{body}</table></div>'
-
-
-def percent(fraction: float | None) -> str:
-    """A fraction for reading; a dash where there is none."""
-    return "–" if fraction is None else f"{fraction:.1%}"
-
-
-def error_table(profile: KernelProfile, proofs: Sequence[Proof]) -> str:
+def error_table(profile: KernelProfile, proofs: Sequence[Proof]) -> Table:
     """Errors per operation on rows held out and rows trained on, and the floor that repeats put under them."""
     rows = []
     for proof in proofs:
@@ -74,36 +79,38 @@ def error_table(profile: KernelProfile, proofs: Sequence[Proof]) -> str:
         )
         rows.append(
             (
-                proof.name,
-                f"{held['n']:,}",
+                proof.name.replace("_", " "),
+                count(held["n"]),
                 percent(held["mape"]),
                 percent(held["p90"]),
-                percent(held["bias"]),
-                f"{seen['n']:,}",
+                signed(held["bias"]),
+                count(seen["n"]),
                 percent(seen["mape"]),
                 percent(floor),
             )
         )
     head = ("operation", "held-out rows", "MAPE", "p90", "bias", "rows in the fit", "their MAPE", "repeats differ by")
-    return table(head, rows, "Errors of the served times. Held-out rows were chosen before the fit.")
+    return Table(rows, head, style="wide")
 
 
-def comparison_table(profile: KernelProfile) -> str:
-    """What other forms reach on the same held-out rows."""
+def comparison_tables(profile: KernelProfile) -> list[Table]:
+    """What other forms reach on the same held-out rows, where any was tried."""
     rows = []
     for name, form in profile.operations.items():
         if compared := form["error"].get("compared"):
             best = ", ".join(f"{kind.replace('_', ' ')} {percent(found['mape'])}" for kind, found in compared.items())
-            rows.append((name, percent(form["error"]["held_out"]["mape"]), best))
-    return table(("operation", "served", "other forms"), rows, "Held-out MAPE beside that of other forms.")
+            rows.append((name.replace("_", " "), percent(form["error"]["held_out"]["mape"]), best))
+    headings = ("operation", "served", "other forms")
+    return [Table(rows, headings, "Beside other forms, on the same held-out rows", "facts")] if rows else []
 
 
-def provenance_table(profile: KernelProfile) -> str:
+def provenance_table(profile: KernelProfile) -> Table:
     """Where the measurements come from."""
-    rows: list[tuple[str, str]] = [("sha256 of the profile", profile.sha256)]
+    rows: list[tuple[str, str]] = [("SHA-256 of the profile", profile.sha256)]
     for key, value in profile.provenance.items():
-        rows.append((key, "; ".join(str(x) for x in value) if isinstance(value, list) else str(value)))
-    return table(("", ""), rows, "Provenance")
+        words = "; ".join(str(x) for x in value) if isinstance(value, list) else str(value)
+        rows.append((key.replace("_", " "), words))
+    return Table(rows, style="facts")
 
 
 def drawn_points(proof: Proof) -> Any:
@@ -112,81 +119,76 @@ def drawn_points(proof: Proof) -> Any:
     return np.arange(n) if n <= MOST_POINTS else np.linspace(0, n - 1, MOST_POINTS).astype(int)
 
 
-def facets(proofs: Sequence[Proof]) -> tuple[Any, list[tuple[int, int]]]:
-    """A figure with one panel per operation, and where each panel is."""
-    from plotly.subplots import make_subplots
+def residuals(proof: Proof, key: str) -> Figure:
+    """Relative error over measured time, of the rows in the fit and of those held out."""
+    at = drawn_points(proof)
+    error = 100.0 * (proof.predicted_s / proof.measured_s - 1.0)
+    traces: list[Json] = []
+    for label, (colour, is_held_out) in DRAWN.items():
+        rows = at[proof.is_held_out[at] == is_held_out]
+        traces.append(
+            {
+                "type": "scattergl",
+                "mode": "markers",
+                "x": numbers(1e6 * proof.measured_s[rows]),
+                "y": numbers(error[rows]),
+                "name": label,
+                "marker": {"size": 4, "color": colour},
+                "hovertemplate": "%{x:.4g} us: %{y:+.1f} %",
+            }
+        )
+    held = proof.held_out
+    known = error[proof.is_held_out]
+    quantiles = np.percentile(known, (5, 50, 95)) if len(known) else np.full(3, np.nan)
+    return Figure(
+        key,
+        proof.name.replace("_", " "),
+        f"{len(at):,} of {len(proof.measured_s):,} rows.",
+        traces,
+        {
+            "xaxis": {"type": "log", "title": {"text": "measured [us]"}},
+            "yaxis": {"ticksuffix": " %", "zeroline": True},
+            "hovermode": "closest",
+        },
+        ("held out", "rows", "5 % of errors below", "median", "95 % below"),
+        [("error", count(held["n"]), *(signed(None if np.isnan(q) else float(q) / 100.0) for q in quantiles))],
+        height_px=260,
+        is_wide=False,
+    )
 
-    n_columns = min(3, len(proofs))
-    n_rows = -(-len(proofs) // n_columns)
-    figure = make_subplots(rows=n_rows, cols=n_columns, subplot_titles=[proof.name for proof in proofs])
-    figure.update_layout(height=320 * n_rows + 80, template="plotly_white", margin={"t": 60})
-    return figure, [(i // n_columns + 1, i % n_columns + 1) for i in range(len(proofs))]
 
-
-def fitted_against_measured(proofs: Sequence[Proof]) -> tuple[Any, str]:
-    """Predicted over measured time, logarithmic."""
-    figure, places = facets(proofs)
-    for proof, (row, col) in zip(proofs, places, strict=True):
-        drawn = drawn_points(proof)
-        for label, colour in COLOURS.items():
-            at = drawn[proof.is_held_out[drawn] == (label == "held out")]
-            scatter(figure, proof.measured_s[at] * 1e6, proof.predicted_s[at] * 1e6, label, colour, row, col)
-    figure.update_xaxes(type="log", title="measured [us]")
-    figure.update_yaxes(type="log", title="served [us]")
-    return figure, "Served against measured time, training rows grey, held-out rows orange."
-
-
-def residuals(proofs: Sequence[Proof]) -> tuple[Any, str]:
-    """Relative error over measured time."""
-    figure, places = facets(proofs)
-    for proof, (row, col) in zip(proofs, places, strict=True):
-        drawn = drawn_points(proof)
-        error = 100.0 * (proof.predicted_s / proof.measured_s - 1.0)
-        for label, colour in COLOURS.items():
-            at = drawn[proof.is_held_out[drawn] == (label == "held out")]
-            scatter(figure, proof.measured_s[at] * 1e6, error[at], label, colour, row, col)
-    figure.update_xaxes(type="log", title="measured [us]")
-    figure.update_yaxes(title="error [%]")
-    return figure, "Residuals: how far the served time is off, in percent of the measured one."
-
-
-def roofline(proofs: Sequence[Proof]) -> tuple[Any, str]:
+def roofline(proofs: Sequence[Proof]) -> Figure:
     """Arithmetic reached over arithmetic intensity, of every operation that has both."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure(layout={"template": "plotly_white", "height": 560})
-    for proof in proofs:
+    traces: list[Json] = []
+    rows = []
+    for i, proof in enumerate(one for one in proofs if one.flops is not None and one.n_bytes is not None):
         if proof.flops is None or proof.n_bytes is None:
             continue
         at = drawn_points(proof)
-        figure.add_trace(
-            go.Scattergl(
-                x=np.round(proof.flops[at] / proof.n_bytes[at], 3),
-                y=np.round(proof.flops[at] / proof.measured_s[at] / 1e12, 4),
-                mode="markers",
-                marker={"size": 4},
-                name=proof.name,
-            )
+        reached = proof.flops / proof.measured_s / 1e12
+        traces.append(
+            {
+                "type": "scattergl",
+                "mode": "markers",
+                "x": numbers(proof.flops[at] / proof.n_bytes[at]),
+                "y": numbers(reached[at]),
+                "marker": {"size": 4, "color": COLOURS[i % len(COLOURS)]},
+                "name": proof.name.replace("_", " "),
+                "hovertemplate": "%{x:.4g} FLOP/B: %{y:.4g} TFLOP/s",
+            }
         )
-    figure.update_xaxes(type="log", title="FLOP per byte")
-    figure.update_yaxes(type="log", title="TFLOP/s reached")
-    return figure, "Roofline of all measured points: memory bounds the left, arithmetic the right."
-
-
-def scatter(figure: Any, x: Any, y: Any, label: str, colour: str, row: int, col: int) -> None:
-    """Points of one panel."""
-    import plotly.graph_objects as go
-
-    figure.add_trace(
-        go.Scattergl(
-            x=np.round(x, 3),
-            y=np.round(y, 3),
-            mode="markers",
-            marker={"size": 4, "color": colour},
-            name=label,
-            legendgroup=label,
-            showlegend=row == col == 1,
-        ),
-        row=row,
-        col=col,
+        rows.append((proof.name.replace("_", " "), f"{reached.max():,.4g}", f"{np.median(reached):,.4g}"))
+    return Figure(
+        "roofline",
+        "Roofline",
+        "All measured points: memory bounds the left, arithmetic the right.",
+        traces,
+        {
+            "xaxis": {"type": "log", "title": {"text": "FLOP per byte"}},
+            "yaxis": {"type": "log", "title": {"text": "TFLOP/s reached"}},
+            "hovermode": "closest",
+        },
+        ("operation", "TFLOP/s at most", "median"),
+        rows,
+        height_px=460,
     )

@@ -13,6 +13,7 @@ from sim.record import Ints
 from sim.report.figure import Figure, line, numbers
 from sim.report.html import Page, Section, Table, render
 from sim.report.overlay import COLOURS, overlay
+from sim.report.words import percent, signed
 from sim.units import NS_PER_S
 
 TITLES = {"ttft": "Time to first token", "tpot": "Time per output token", "e2el": "End-to-end latency"}
@@ -80,8 +81,8 @@ def verdict(name: str, lines: list[Line]) -> str:
         if found:
             worst = max(found, key=lambda line: abs(line.error_frac))
             parts.append(
-                f"{what} within {abs(worst.error_frac):.1%} ({worst.metric.upper()} {worst.statistic} "
-                f"{worst.error_frac:+.1%}, allowed {worst.tolerance_frac:.0%})"
+                f"{what} within {percent(abs(worst.error_frac))} ({worst.metric.upper()} {worst.statistic} "
+                f"{signed(worst.error_frac)}, allowed {worst.tolerance_frac:.0%})"
             )
     return f"{name}: {', '.join(parts)}"
 
@@ -101,7 +102,7 @@ def errors(lines: Mapping[str, list[Line]]) -> Table:
             cells += [
                 *([f"{one.real:,.1f}"] if is_new else []),
                 f"{one.simulated:,.1f}",
-                f"{one.error_frac:+.1%}{'' if one.is_met else ' beyond'}",
+                f"{signed(one.error_frac)}{'' if one.is_met else ' beyond'}",
             ]
         rows.append(cells)
     return Table(rows, headings, style="wide")

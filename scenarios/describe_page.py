@@ -124,6 +124,19 @@ def _rich(headings: Sequence[str], rows: Sequence[Sequence[str]], is_numeric: bo
     return table
 
 
+def in_words(description: Description) -> str:
+    """The traffic in a sentence or two."""
+    d = description
+    said = f"{d.n_requests:,} requests" + (f" in {d.n_sessions:,} sessions" if d.n_sessions else "")
+    if d.arrivals:
+        said += f", {short(d.arrivals.rate_per_s)} a second for {d.arrivals.span_s:,.0f} s"
+    said += f"; half of the prompts are longer than {short(d.prompt.p50)} tokens and half of the answers than "
+    said += f"{short(d.output.p50)}."
+    if d.reuse:
+        said += f" A prefix cache can save {percent(d.reuse.ceiling_frac)} of the prompt tokens at most."
+    return said
+
+
 def page(description: Description, look: Look) -> str:
     """The page as HTML text."""
     d = description
@@ -143,6 +156,7 @@ def page(description: Description, look: Look) -> str:
         title="kvtwin: traffic",
         heading="Traffic",
         lead="What arrives, before any of it is simulated.",
+        verdict=[in_words(d)],
         tiles=tiles,
         sections=[
             Section("numbers", "In numbers", tables=[

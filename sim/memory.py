@@ -11,7 +11,16 @@ from sim.build import Builder, contracts
 from sim.config import choices_of, conf_dir, make
 from sim.errors import ConfigError
 from sim.kv.capacity import memory_terms, weights_bytes
-from sim.kv.footprint import Footprint, attention_matrix_bytes, generation_flops, in_blocks, pruned, reserved
+from sim.kv.footprint import (
+    Footprint,
+    attention_matrix_bytes,
+    generation_flops,
+    generation_seconds,
+    in_blocks,
+    pruned,
+    reserved,
+)
+from sim.kv.training import PARAMETER_BYTES, training
 from sim.report.memory import ByCache, Fit, MemoryFacts, memory_tables, write_memory
 from sim.report.page import name_of
 from sim.spec import HardwareSpec
@@ -19,6 +28,7 @@ from sim.spec import HardwareSpec
 if TYPE_CHECKING:
     from rich.console import Console
 
+NONE = "none"  # no cache: everything is computed again for each token
 SHARES = (16, 8, 4, 2, 1)
 """Of the model's maximum: at these an extent of the maximum is 93.8, 87.5, 75, 50 and 0 % empty."""
 
@@ -33,7 +43,7 @@ class Memory:
         Tokens of a sequence, prompt and answer [tokens].
     caches : sequence of str
         Of ``conf/cache/``, to compare what they hold; the run's own with its settings. Not ``by_class``, whose classes
-        have a cache each.
+        have a cache each. ``none`` is the baseline without any.
     hardware : sequence of str or None
         Of ``conf/hardware/``; the run's own is always among them.
     attention_matrix : bool
@@ -46,7 +56,7 @@ class Memory:
     attention_matrix: bool = False
 
     def __post_init__(self) -> None:
-        _known("caches", self.caches, [name for name in choices_of("cache") if name != "by_class"])
+        _known("caches", self.caches, [NONE, *(name for name in choices_of("cache") if name != "by_class")])
         if self.hardware is not None:
             _known("hardware", self.hardware, choices_of("hardware"))
         if self.lengths is not None:
@@ -112,6 +122,12 @@ class Memory:
                 ByCache(name, length, one) for name in held for length, one in zip(lengths, held[name], strict=True)
             ],
             flops=[generation_flops(model, length) for length in lengths],
+            seconds=[generation_seconds(model, made.hardware, length) for length in lengths],
+            price_per_hour=getattr(made.hardware, "price_per_hour", None),
+            training={
+                precision: [training(model, length, ranks, precision) for length in lengths]
+                for precision in PARAMETER_BYTES
+            },
         )
 
     def devices(self, config: Mapping[str, Any], made: Builder) -> dict[str, HardwareSpec]:
@@ -128,6 +144,8 @@ class Memory:
 
 def footprints(config: Mapping[str, Any], made: Builder, name: str, lengths: Sequence[int]) -> list[Footprint]:
     """What sequences of some lengths hold in a cache of ``conf/cache/``."""
+    if name == NONE:
+        return [Footprint(0, 0) for _ in lengths]
     is_chosen = config.get("choices", {}).get("cache") == name
     node = config["cache"] if is_chosen else _node("cache", name, config)
     cache = make(node, "cache", made.trusted, contracts()["cache"]).keywords

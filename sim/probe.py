@@ -19,8 +19,9 @@ from sim.build import Builder, contracts
 from sim.config import make, trusted_packages
 from sim.errors import ConfigError
 from sim.metrics import Slo
-from sim.metrics.latency import Floats, latencies, meets
+from sim.metrics.latency import latencies, meets
 from sim.metrics.slo import LIMITS
+from sim.metrics.steady import slope
 from sim.record import Result
 from sim.report.rates import Limit, Probe
 from sim.request import FollowUp, Request, Scenario, follow_up_of
@@ -156,16 +157,3 @@ def judged(result: Result, slo: Slo, rate: float, window_s: float) -> Probe:
         limits=tuple(limits),
         refusal=next(iter(result.refusals.values()), ""),
     )
-
-
-def slope(x: Floats, y: Floats) -> float:
-    """Of the straight line through some points, by least squares; 0 where there is no line.
-
-    Examples
-    --------
-    >>> slope(np.array([0.0, 1.0, 2.0]), np.array([5.0, 5.5, 6.0]))
-    0.5
-    """
-    off = x - x.mean() if len(x) else x
-    spread = float(np.dot(off, off))
-    return float(np.dot(off, y)) / spread if spread else 0.0

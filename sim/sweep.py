@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +121,10 @@ def run_point(overrides: list[str], files: list[str], number: int, folder: Path,
                     (folder / name).unlink(missing_ok=True)
                 for stale in folder.glob(".*.[0-9]*"):  # half a file of a process that was killed
                     stale.unlink(missing_ok=True)
-                objective = do_task(config, shown(folder), Console(), [*files, *overrides])
+                said = StringIO()
+                console = Console(file=said, width=Console().width)
+                objective = do_task(config, shown(folder), console, [*files, *overrides])
+                print(in_a_line(number, overrides, folder) or said.getvalue(), end="", flush=True)
                 with replacing(written) as path:
                     path.write_text(json.dumps({"key": key, "objective": objective}) + "\n", encoding="utf-8")
             return Ended(number, overrides, where, None, objective)
@@ -129,6 +133,17 @@ def run_point(overrides: list[str], files: list[str], number: int, folder: Path,
     except (SimError, OSError) as error:
         words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         return Ended(number, overrides, where, words)
+
+
+def in_a_line(number: int, overrides: list[str], folder: Path) -> str:
+    """A point that was simulated, for a terminal that shows many; nothing where another task was done."""
+    from sim.report.terminal import headline
+
+    try:
+        numbers = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return f"{number}: {' '.join(overrides)}: {headline(numbers)}\n"
 
 
 def point_key(config: Mapping[str, Any]) -> str:

@@ -206,7 +206,7 @@ Line = tuple[str, list[Told], Told]
 
 def line(name: str, told: list[Told], simulated: Told) -> str:
     """A cache's errors in words."""
-    errors = (f"{metric.upper()} {getattr(simulated, metric) / mean(told, metric) - 1.0:+.1%}" for metric in METRICS)
+    errors = (f"{metric.upper()} {getattr(simulated, metric) / mean(told, metric) - 1.0:+z.1%}" for metric in METRICS)
     return f"{name}: {', '.join(errors)}"
 
 
@@ -232,8 +232,8 @@ def table(rows: list[Line]) -> Any:
             cells += [
                 f"{1e3 * served:,.2f}",
                 f"{1e3 * expected:,.2f}",
-                f"{expected / served - 1.0:+.1%}",
-                f"{noise:+.1%}",
+                f"{expected / served - 1.0:+z.1%}",
+                f"{noise:+z.1%}",
             ]
         shown.add_row(*cells)
     return shown

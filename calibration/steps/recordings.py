@@ -11,6 +11,7 @@ from calibration.measurements import replace
 from calibration.prediction import kernels_of, predictor
 from sim.errors import TraceError
 from sim.report.html import Page, Section, Table, render
+from sim.report.words import signed
 
 METRICS = ("ttft", "tpot", "e2el", "throughput")
 
@@ -59,7 +60,7 @@ def recordings(runs: str, out: str) -> None:
 def means(lines: list[Line]) -> list[str]:
     """Errors of the means, in the order of `METRICS`; a dash where one was not recorded."""
     found = {line.metric: line.error_frac for line in lines if line.statistic == "mean"}
-    return [f"{found[metric]:+.1%}" if metric in found else "-" for metric in METRICS]
+    return [signed(found.get(metric)) for metric in METRICS]
 
 
 def words(lines: list[Line]) -> str:
@@ -79,7 +80,7 @@ def page(errors: dict[str, dict[str, list[Line]]], worth: dict[str, dict[str, li
                     [
                         [
                             f"{group[0].metric.upper()} {group[0].statistic}",
-                            *(f"{one.error_frac:+.1%}" for one in group),
+                            *(signed(one.error_frac) for one in group),
                         ]
                         for group in zip(*columns.values(), strict=True)
                     ],

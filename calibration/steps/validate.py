@@ -115,7 +115,7 @@ def learnt_nothing(lines: Mapping[str, list[Line]], learnt: HostCost | None) -> 
         return []
     tpot = mean_error(lines[COLUMNS[0]], "tpot")
     return [
-        f"the learnt host time is 0: with kernels alone TPOT is {tpot:+.1%} off, so "
+        f"the learnt host time is 0: with kernels alone TPOT is {tpot:+z.1%} off, so "
         + ("the kernels' times are already too slow, and no host time could be seen" if tpot > 0 else "none is missing")
     ]
 
@@ -142,8 +142,8 @@ def saturation(predict: Predictor, usual: Predicted) -> list[str]:
     if max(map(abs, moved)) < SATURATED_TIMES * NUDGE_FRAC:
         return []
     return [
-        f"near saturation: iterations {NUDGE_FRAC:.0%} shorter or longer move the mean TTFT by {moved[0]:+.1%} or "
-        f"{moved[1]:+.1%}; its error says little more than that of TPOT"
+        f"near saturation: iterations {NUDGE_FRAC:.0%} shorter or longer move the mean TTFT by {moved[0]:+z.1%} or "
+        f"{moved[1]:+z.1%}; its error says little more than that of TPOT"
     ]
 
 
@@ -173,7 +173,7 @@ def capacity_words(predict: Predictor) -> str:
         return f"{words}; the engine's own was not recorded"
     error = derived.n_blocks / said - 1.0
     beyond = "" if abs(error) <= CAPACITY_TOLERANCE_FRAC else f": WRONG, one of {arithmetic(derived.terms)}"
-    return f"{words}, {error:+.1%} against the engine's {said}{beyond}; simulated with the engine's"
+    return f"{words}, {error:+z.1%} against the engine's {said}{beyond}; simulated with the engine's"
 
 
 def error_table(lines: dict[str, list[Line]]) -> Any:
@@ -194,6 +194,6 @@ def error_table(lines: dict[str, list[Line]]) -> Any:
         for name, row in zip(lines, rows, strict=True):
             if name == COLUMNS[2]:
                 cells.append(f"{row.real:,.1f}")
-            cells += [f"{row.simulated:,.1f}", f"{row.error_frac:+.1%}"]
+            cells += [f"{row.simulated:,.1f}", f"{row.error_frac:+z.1%}"]
         table.add_row(*cells, end_section=rows[0].statistic == "p99")
     return table

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sim.request import Request
-from sim.spec import ACTIVATION_BYTES, ModelSpec
+from sim.spec import ACTIVATION_BYTES, HardwareSpec, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Footprint:
 
     @property
     def waste_frac(self) -> float:
-        """Share of what is held that is empty."""
-        return 1.0 - self.live_tokens / self.held_tokens
+        """Share of what is held that is empty; nothing of nothing."""
+        return 1.0 - self.live_tokens / self.held_tokens if self.held_tokens else 0.0
 
 
 def reserved(length: int, reservation: Any, allocator: Callable[[int], Any], max_len: int) -> Footprint:
@@ -69,6 +69,46 @@ def generation_flops(model: ModelSpec, length: int) -> Mapping[str, float]:
     With a cache every token passes the matrices once and attends to those before it. Without, the i-th takes a pass
     over all i. Two FLOP for each parameter that a token is multiplied with; lm_head once for each token made.
     """
+    by_token, lm_head = _token_flops(model, length)
+    passes, head = np.cumsum(by_token), lm_head * length
+    return {"cached": float(passes[-1]) + head, "recomputed": float(passes.sum()) + head}
+
+
+EAGER_PASSES = 4
+"""How often eager attention moves its matrix: scores written and read by the softmax, weights written and read.
+
+Source: Dao et al., "FlashAttention", NeurIPS 2022, algorithm 0 (standard attention).
+"""
+
+
+def generation_seconds(model: ModelSpec, hardware: HardwareSpec, length: int) -> Mapping[str, float]:
+    """The least time that a device's data sheet allows for one sequence [s].
+
+    ``cached`` and ``recomputed`` make ``length`` tokens one by one, ``prompt`` computes them in one pass and ``eager``
+    does so with attention that writes its matrix to memory. Each step takes its arithmetic at the peak, or the reading
+    of weights and KV at the full bandwidth, whichever is longer.
+    """
+    ranks, device = hardware.tensor_parallel, hardware.device
+    peak = device.peak_flops.get(model.weight_dtype) or device.peak_flops["bf16"]
+    by_token, lm_head = _token_flops(model, length)
+    read_s = model.matrix_bytes(ranks) / device.bandwidth_bytes_per_s
+    kv_s = model.kv_bytes_per_token(ranks) / device.bandwidth_bytes_per_s
+    seen = np.arange(1, length + 1, dtype=np.float64)
+    seen = seen if model.window is None else np.minimum(seen, model.window)
+    passes = np.cumsum(by_token)
+    prompt_s = max(float(passes[-1] + lm_head) / peak / ranks, read_s)
+    matrix = sum(n * int(getattr(kind, "n_heads", 0)) for n, kind in model.rank_attentions(ranks))
+    return {
+        "cached": float(np.maximum((by_token + lm_head) / peak / ranks, read_s + seen * kv_s).sum()),
+        "recomputed": float(np.maximum((passes + lm_head) / peak / ranks, read_s).sum()),
+        "prompt": prompt_s,
+        "eager": prompt_s
+        + EAGER_PASSES * ACTIVATION_BYTES * matrix * float(length) ** 2 / device.bandwidth_bytes_per_s,
+    }
+
+
+def _token_flops(model: ModelSpec, length: int) -> "tuple[np.ndarray[Any, np.dtype[np.float64]], float]":
+    """Arithmetic of the i-th token beside those before it, shape (length,), and of lm_head [FLOP]."""
     lm_head = 2.0 * model.vocab * model.d_model
     steps = np.arange(1, length + 1, dtype=np.float64)
     dense = 2.0 * model.n_active_params - lm_head
@@ -77,6 +117,4 @@ def generation_flops(model: ModelSpec, length: int) -> Mapping[str, float]:
         work = attention.work(1)
         seen = steps if attention.n_read is None else np.minimum(steps, attention.n_read)
         by_token += n_layers * (work.pair_flops * seen + work.scan_flops * steps + work.token_flops)
-    passes = np.cumsum(by_token)
-    head = lm_head * length
-    return {"cached": float(passes[-1]) + head, "recomputed": float(passes.sum()) + head}
+    return by_token, lm_head

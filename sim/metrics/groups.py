@@ -20,6 +20,7 @@ def by_class(result: Result, slo: Slo, is_good: Bools, duration_s: float) -> dic
     return {
         name or "default": {**{key: slo.limits(name)[key] for key in LIMITS}, **groups[index]}
         for index, name in enumerate(result.slo_classes)
+        if index in groups
     }
 
 

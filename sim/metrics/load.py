@@ -7,7 +7,7 @@ import numpy as np
 from sim.metrics.gaps import chunks_by_replica
 from sim.metrics.queue import queue
 from sim.metrics.seconds import Seconds
-from sim.metrics.slots import Floats, slots
+from sim.metrics.slots import Floats, growing_seqs, slots
 from sim.record import Ints, Result, durations_ps
 from sim.units import NS_PER_S, PS_PER_NS, PS_PER_S
 
@@ -24,6 +24,7 @@ class Load:
     busy_s: float  # engine time, summed over replicas
     decoded_tokens: int  # tokens that decode iterations produced
     prefill_tokens: int  # prompt tokens computed, recomputation included
+    read_tokens: float  # KV entries that decoding sequences read, over all iterations
     padding_tokens: int  # computed for nobody: what pads prompts, and rows of decode batches whose answer had ended
     mean_held_tokens: float  # KV slots held by admitted sequences: live, reserved and internal ones
     mean_live_tokens: float  # of these, slots with KV
@@ -47,6 +48,7 @@ def load(result: Result) -> Load:
     """Sum up the iterations of a run."""
     names = result.iterations.columns
     totals = dict.fromkeys(("steps", "decode_steps", "decoded", "prefill", "padding"), 0)
+    read_tokens = 0.0
     weighted = dict.fromkeys((*SLOTS, *STILL), 0.0)
     peak = dict.fromkeys(("held_tokens", "used_tokens"), 0)
     busy_ps = 0.0
@@ -64,6 +66,9 @@ def load(result: Result) -> Load:
         totals["decoded"] += int(np.dot(n, decoding))
         totals["prefill"] += int(column["prefill_tokens"].sum())
         totals["padding"] += int(np.dot(n, column["padding_seqs"]) + column["padding_tokens"].sum())
+        k = n.astype(np.float64)
+        read_tokens += float(np.dot(k, column["decode_context_tokens"]))
+        read_tokens += float(np.dot(k * (k - 1.0) / 2.0, growing_seqs(column)))
         spans = slots(column, result)
         at = _mean_progress(n, column["first_ps"], column["growth_ps"]) * weights
         for name in SLOTS:
@@ -81,6 +86,7 @@ def load(result: Result) -> Load:
         busy_s=busy_ps / PS_PER_S,
         decoded_tokens=totals["decoded"],
         prefill_tokens=totals["prefill"],
+        read_tokens=read_tokens,
         padding_tokens=totals["padding"],
         **{f"mean_{name}": mean[name] for name in mean},
         peak_held_tokens=peak["held_tokens"],

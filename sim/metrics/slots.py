@@ -51,10 +51,7 @@ def slots(column: Mapping[str, Ints], result: Result) -> dict[str, Span]:
     live = column["live_tokens"] - column["shared_tokens"]
     internal = column["internal_tokens"]
     reserved = column["held_tokens"] - live - internal
-    # A decoding sequence reads what is live and, if it grows, its new token; a window's does not grow. Prompts under
-    # computation are live, too, but nobody decodes them.
-    growing = np.clip(column["decode_context_tokens"] - column["live_tokens"], 0, batch)
-    growing = np.where(column["partial_seqs"] > 0, batch, growing)
+    growing = growing_seqs(column)
     grown = np.minimum(column["prefill_tokens"], reserved) + n * growing
 
     cache = result.config.get("cache") or {}
@@ -72,6 +69,17 @@ def slots(column: Mapping[str, Ints], result: Result) -> dict[str, Span]:
     spans["idle_tokens"] = Span(*idle)
     spans["used_tokens"] = Span(held[0] + idle[0], held[1] + idle[1])
     return spans
+
+
+def growing_seqs(column: Mapping[str, Ints]) -> Ints:
+    """Decoding sequences of rows whose context becomes longer with every token.
+
+    One reads what is live and, if it grows, its new token; a window's does not grow. Prompts under computation are
+    live, too, but nobody decodes them.
+    """
+    batch = column["decode_seqs"] + column["padding_seqs"]
+    growing: Ints = np.clip(column["decode_context_tokens"] - column["live_tokens"], 0, batch)
+    return np.where(column["partial_seqs"] > 0, batch, growing)
 
 
 def _block_ends(

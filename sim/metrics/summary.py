@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
@@ -17,6 +17,7 @@ from sim.metrics.pools import pool_numbers
 from sim.metrics.population import Population
 from sim.metrics.slo import LIMITS, Slo
 from sim.metrics.stages import after_warmup, by_stage
+from sim.metrics.steady import Steady, steady
 from sim.record import Result, Table
 from sim.spec import DTYPE_BYTES
 from sim.units import MS_PER_S, NS_PER_S, PS_PER_S
@@ -38,6 +39,7 @@ class Measures:
     itl_ms: Mapping[str, float | None]  # mean, median, ... of the same, by the summary's keys
     itl_quantiles_ms: Floats  # at `QUANTILES`; NaN without gaps
     load: Load
+    steady: Steady
 
 
 def measure(result: Result, slo: Slo) -> Measures:
@@ -46,7 +48,15 @@ def measure(result: Result, slo: Slo) -> Measures:
     is_good = meets(latency_ms, result.requests.column("slo_class"), result.slo_classes, slo)
     gaps_ps = token_gaps(result)
     quantiles_ms = gaps_ps.percentiles(QUANTILES) / PS_PER_MS
-    return Measures(latency_ms, is_good, gaps_ps, _itl_statistics(gaps_ps, quantiles_ms), quantiles_ms, load(result))
+    return Measures(
+        latency_ms,
+        is_good,
+        gaps_ps,
+        _itl_statistics(gaps_ps, quantiles_ms),
+        quantiles_ms,
+        load(result),
+        steady(result, latency_ms["ttft_ms"], is_good if slo.is_set else None),
+    )
 
 
 def summary(result: Result, slo: Slo, measures: Measures | None = None) -> dict[str, Any]:
@@ -121,6 +131,7 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "n_devices": result.n_devices // result.n_replicas * int(fleet["peak_replicas"] or 1),
         "n_replicas": fleet["peak_replicas"],
         "fleet": fleet,
+        "steady": asdict(measures.steady),
         "slo": {name: slo.limits()[name] for name in LIMITS},
         "slo_attainment_frac": int(measures.is_good.sum()) / offered if offered and slo.is_set else None,
         "classes": by_class(result, slo, measures.is_good, duration_s),
@@ -162,7 +173,9 @@ def _ours(result: Result, slo: Slo, measures: Measures, numbers: Mapping[str, An
         "peak_waiting_requests": load.peak_waiting_seqs,
         "busy_frac": load.busy_s / (duration_s * mean_replicas) if duration_s else 0.0,
         "prefill_tokens_computed": load.prefill_tokens,
+        "decoded_tokens": load.decoded_tokens,
         "padding_tokens": load.padding_tokens,
+        "hbm": _hbm(result, load, counts),
         "transferred_bytes": _by_link(result),
         **pool_numbers(result),
         "counts": counts,
@@ -181,6 +194,25 @@ def _clients(result: Result, numbers: Mapping[str, Any]) -> dict[str, Any]:
             engines = numbers[f"{kind}_{name}"]
             seen[f"{kind}_client_{name}"] = None if engines is None else engines + added_ms
     return seen
+
+
+def _hbm(result: Result, load: Load, counts: Mapping[str, int | float]) -> dict[str, float | None]:
+    """What weights and decoding read from the memory of all accelerators, and its share of their bandwidth at work.
+
+    An iteration reads the weights that a token is multiplied with: of a mixture of experts at least those. A decoding
+    sequence reads its context. What prompts read of the context before them is not counted.
+    """
+    model, device = result.provenance.get("model"), (result.config.get("hardware") or {}).get("device") or {}
+    kv_bytes = load.read_tokens * slot_bytes(result, counts)
+    if not isinstance(model, Mapping) or "weights" not in result.memory:
+        return {"weights_bytes": None, "kv_bytes": kv_bytes, "bandwidth_frac": None}
+    ranks = result.n_devices / max(1, result.n_replicas)
+    weights = -result.memory["weights"] * ranks * model["active_parameters"] / model["parameters"]
+    weights_bytes = load.n_iterations * weights
+    peak = device.get("bandwidth_bytes_per_s")
+    can_read = (peak or 0.0) * load.busy_s * ranks
+    frac = (weights_bytes + kv_bytes) / can_read if can_read else None
+    return {"weights_bytes": weights_bytes, "kv_bytes": kv_bytes, "bandwidth_frac": frac}
 
 
 def saved_frac(load: Load) -> float:

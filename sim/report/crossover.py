@@ -10,7 +10,7 @@ from sim.report.figure import Figure, Json, line, numbers
 from sim.report.files import replacing
 from sim.report.html import Best, Page, Section, Table, render
 from sim.report.overlay import COLOURS
-from sim.report.words import count, duration, milliseconds, percent, rate
+from sim.report.words import count, duration, milliseconds, percent, rate, signed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -157,7 +157,7 @@ def _equal(point: Crossing) -> str:
 
 
 def _signed(change: float | None) -> str:
-    return "none preempted" if change is None else f"{100 * change:+.1f} %".replace("-", "−")
+    return "none preempted" if change is None else signed(change)
 
 
 def _with_error(change: float | None, error: float | None) -> str:
@@ -266,7 +266,7 @@ def _map(
         "mode": "markers+text",
         "x": numbers([point.bytes_per_s / GB for point in points]),
         "y": numbers([point.context_tokens for point in points]),
-        "text": ["–" if change is None else f"{100 * change:+.1f}".replace("-", "−") for change in changes],
+        "text": ["–" if change is None else signed(change).removesuffix(" %") for change in changes],
         "customdata": [_with_error(change, error) for change, error in zip(changes, errors, strict=True)],
         "marker": {
             "symbol": "square",
@@ -334,7 +334,7 @@ def _curves(key: str, points: Sequence[Crossing]) -> Figure:
                 line(x, numbers(y), f"{context:,} {way}", COLOURS[i % len(COLOURS)], line={"dash": dash, "width": 1.5})
                 | {"mode": "lines+markers", "hovertemplate": "%{x:g} GB/s: %{y:+.1f} %"}
             )
-            rows.append((f"{context:,} tokens, {way}", *(f"{value:+.1f} %" for value in y)))
+            rows.append((f"{context:,} tokens, {way}", *(signed(value / 100.0) for value in y)))
     rates = sorted({point.bytes_per_s / GB for point in points})
     return Figure(
         key,

@@ -13,6 +13,7 @@ Json = dict[str, Any]
 DIGITS = 5  # significant digits of plotted numbers: finer than any pixel
 MAX_TABLE_ROWS = 24
 LOG_ABOVE = 40.0  # ratio of the largest number to the usual ones beyond which an axis is logarithmic
+LOG_LATENCY_ABOVE = 3.0  # the slowest over the fastest: with less a logarithmic axis has no round numbers to show
 MAX_POINTS = 1_000  # of a distribution's curve
 
 
@@ -116,6 +117,24 @@ def shares(parts: Sequence[tuple[str, float, str]]) -> tuple[list[Json], Json]:
         "legend": {"traceorder": "normal"},
     }
     return bar, layout
+
+
+def latency_axis(low_ms: float, high_ms: float) -> Json:
+    """A logarithmic axis of latencies in ms, its marks in the unit that suits each.
+
+    Examples
+    --------
+    >>> latency_axis(8.0, 30_000.0)["ticktext"]
+    ['10 ms', '100 ms', '1 s', '10 s']
+    """
+    decades = np.arange(np.floor(np.log10(low_ms)), np.ceil(np.log10(high_ms)) + 1)
+    steps = (1.0,) if np.log10(high_ms / low_ms) > 2 else (1.0, 2.0, 5.0)
+    pad = 0.02 * np.log10(high_ms / low_ms)
+    ends = [float(np.log10(low_ms)) - pad, float(np.log10(high_ms)) + pad]
+    marks = [step * 10.0**decade for decade in decades.tolist() for step in steps]
+    marks = [mark for mark in marks if ends[0] <= np.log10(mark) <= ends[1]]
+    words = [f"{mark:g} ms" if mark < 999 else f"{mark / 1e3:g} s" for mark in marks]
+    return {"type": "log", "range": numbers(ends), "tickvals": numbers(marks), "ticktext": words}
 
 
 def time_layout(unit: str) -> Json:

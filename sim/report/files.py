@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sim.metrics import Measures, Slo, measure, summary, to_json
 from sim.record import Result, Table
 
-SCHEMA_VERSION = 1  # raised when a file's columns or keys change meaning
+SCHEMA_VERSION = 2  # raised when a file's columns or keys change meaning
 ROWS_PER_GROUP = 1 << 17
 ROWS_PER_TURN = 1 << 10  # turned into columns at a time: they stay in the cache
 

@@ -109,6 +109,7 @@ def page(points: Sequence[Point], trace: Trace, ceiling: Hits, touch: str) -> st
                 ],
             ),
         ],
+        verdict=[in_words(points, ceiling)],
         tiles=[
             Tile("Prompts", count(len(trace.blocks)), more=f"{count(sum(trace.prompt_tokens))} tokens"),
             Tile("Blocks asked for", count(trace.n_references), more=f"of {trace.block_tokens} tokens"),
@@ -117,6 +118,20 @@ def page(points: Sequence[Point], trace: Trace, ceiling: Hits, touch: str) -> st
         footer=f"Made by kvtwin from the traffic alone; {_counted(trace)}. {touch}: {ORDERS[touch]}.",
     )
     return render(shown)
+
+
+def in_words(points: Sequence[Point], ceiling: Hits) -> str:
+    """Who finds most at the least and at the largest capacity, and what could be found at all."""
+    sizes = sorted({point.capacity_blocks for point in points})
+    said = []
+    for size in dict.fromkeys((sizes[0], sizes[-1])):
+        mine = [point for point in points if point.capacity_blocks == size]
+        won = [point for point in mine if point.wins(points)]
+        who = "all policies find" if len(won) == len(mine) > 1 else f"{' and '.join(p.policy for p in won)} found"
+        who = who.replace("policies find", "policies found")
+        said.append(f"with {count(size)} blocks {who} {percent(won[0].hits.token_frac)}")
+    words = " and ".join(said)
+    return f"Of the prompt tokens, {words}; if nothing were evicted {percent(ceiling.token_frac)} would be found."
 
 
 def curve(points: Sequence[Point], ceiling: Hits, block_tokens: int) -> Figure:

@@ -26,11 +26,27 @@ class Tile:
     more: str = ""
 
 
-class Best(str):
+class Toned(str):
+    """A table cell in a colour: ``best``, ``same`` as the best, or ``heat1`` to ``heat4``, ever farther from it."""
+
+    __slots__ = ("tone",)
+    tone: str
+
+    def __new__(cls, text: str, tone: str) -> "Toned":
+        """A cell of this text."""
+        cell = super().__new__(cls, text)
+        cell.tone = tone
+        return cell
+
+
+class Best(Toned):
     """A table cell that wins its column."""
 
     __slots__ = ()
-    is_best = True
+
+    def __new__(cls, text: str) -> "Best":
+        """A cell of this text."""
+        return super().__new__(cls, text, "best")  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

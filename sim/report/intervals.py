@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sim.report.figure import Figure, numbers
 from sim.report.files import replacing
 from sim.report.html import Page, Section, render
-from sim.report.words import count
+from sim.report.words import count, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,6 +78,18 @@ def write_intervals(found: Sequence[Interval], name: str, n_draws: int, out: Pat
             temporary.write_text(text, encoding="utf-8")
 
 
+def in_words(found: Sequence[Interval]) -> str:
+    """What is surest and what is least sure."""
+    known = [one for one in found if one.best]
+    if not known:
+        return "Nothing was served: there is nothing to be sure of."
+    surest, least = min(known, key=lambda one: one.half_frac), max(known, key=lambda one: one.half_frac)
+    return (
+        f"Kernel times that are off as measured move {METRICS[surest.key]} by ±{percent(surest.half_frac)} and "
+        f"{METRICS[least.key]}, the least sure, by ±{percent(least.half_frac)}."
+    )
+
+
 def interval_page(found: Sequence[Interval], name: str, n_draws: int) -> str:
     """The intervals as one page."""
     upwards = [one for one in reversed(found) if one.best]
@@ -118,6 +130,7 @@ def interval_page(found: Sequence[Interval], name: str, n_draws: int) -> str:
             heading=f"How sure: {name}",
             lead=f"The same traffic, served {count(n_draws)} times with kernel times off by draws of the profile's "
             "standard errors. What its measurements are off, and the host's time, is not in it.",
+            verdict=[in_words(found)],
             sections=[Section("intervals", "Intervals", figures=[figure])],
         )
     )

@@ -6,7 +6,7 @@ import numpy.typing as npt
 from sim.metrics import Measures, Slo
 from sim.metrics.summary import PS_PER_MS, QUANTILES
 from sim.record import Result
-from sim.report.figure import LOG_ABOVE, Figure, Json, curve, line, numbers
+from sim.report.figure import LOG_LATENCY_ABOVE, Figure, Json, curve, latency_axis, line, numbers
 from sim.report.words import duration, milliseconds, percent
 from sim.units import NS_PER_S
 
@@ -77,7 +77,7 @@ def _distribution(
     caption = f"{words} Half are within {duration(median)}, 99 % within {duration(p99)}."
     shapes: list[Json] = []
     annotations: list[Json] = []
-    is_log = bool(x[-1] > LOG_ABOVE * max(median, 1e-9) and x[0] > 0)
+    is_log = bool(x[0] > 0 and x[-1] > LOG_LATENCY_ABOVE * x[0])
     span = [x[0], max(x[-1], x[0] * 1.01 + 1e-6)]
     if limit_ms is not None:
         met = float(np.interp(limit_ms, x, y, left=0.0, right=1.0))
@@ -127,7 +127,7 @@ def _distribution(
     pad = 0.02 * (ends[1] - ends[0])
     xaxis: Json = {"title": {"text": "ms"}, "range": numbers([ends[0] - pad, ends[1] + pad])}
     if is_log:
-        xaxis |= {"type": "log", "dtick": 1 if ends[1] - ends[0] > 3 else "D2"}
+        xaxis = latency_axis(*span)
     places = [((np.log10(mark) if is_log else mark) - ends[0]) / (ends[1] - ends[0]) for mark in (median, p99)]
     marks = {
         "type": "scatter",

@@ -1,19 +1,30 @@
 """Charts of load and memory: what happened over time, where the memory went."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from sim.metrics import Measures
+from sim.metrics.steady import Steady
 from sim.metrics.summary import slot_bytes, total_counts, waste_frac
 from sim.record import Result
 from sim.report.figure import Figure, Json, band, coarse, line, numbers, shares, table_rows, time_axis, time_layout
 from sim.report.timeline import Floats, Level, Timelines, timelines
 from sim.report.words import count, gibibytes, percent, rate
-from sim.units import GIB
+from sim.units import GIB, NS_PER_S
 
 
-def over_time(result: Result) -> list[Figure]:
-    """What happened over time. Charts of what never happened are left out."""
-    lines = timelines(result)
+def shown_s(result: Result, steady: Steady) -> tuple[float, float]:
+    """From when to when charts over time are drawn: where the work is, and a fifth of that on both sides."""
+    whole_s, margin_s = max(result.duration_ns, 1) / NS_PER_S, (steady.end_s - steady.begin_s) / 5.0
+    begin_s, end_s = max(0.0, steady.begin_s - margin_s), min(whole_s, steady.end_s + margin_s)
+    return (begin_s, end_s) if end_s - begin_s < 0.7 * whole_s else (0.0, whole_s)
+
+
+def over_time(result: Result, span_s: tuple[float, float] | None = None) -> list[Figure]:
+    """What happened over time, or in a part of it. Charts of what never happened are left out."""
+    lines = timelines(result, span_s=span_s)
     unit, unit_s = time_axis(float(lines.edges_s[-1]))
     x = numbers(lines.centres_s / unit_s)
     whose = f" Per replica: the average of {result.n_replicas}, the extremes of any." if result.n_replicas > 1 else ""
@@ -22,7 +33,11 @@ def over_time(result: Result) -> list[Figure]:
         _level(lines.levels["decode_seqs"], x, unit, "batch", "Batch size", _BATCH + whose, "--green"),
         _level(lines.waiting, x, unit, "queue", "Queue", _QUEUE + whose, "--orange"),
         _tokens(lines, x, unit),
+        _iterations(lines, x, unit),
     ]
+    window = window_tokens(result.config)
+    if window:
+        figures.append(_window(lines, x, unit, window))
     if lines.recomputed.any() or lines.swapped.any():
         figures.append(_preemptions(lines, x, unit))
     if lines.cached_tokens.any():
@@ -120,6 +135,56 @@ def _tokens(lines: Timelines, x: list[float | None], unit: str) -> Figure:
         {"yaxis": {"rangemode": "tozero"}, **time_layout(unit)},
         (f"time [{unit}]", "output/s", "prompt/s"),
         table_rows(x, [coarse(values, np.mean) for values in (lines.decoded_per_s, lines.prefilled_per_s)], rate),
+    )
+
+
+def _iterations(lines: Timelines, x: list[float | None], unit: str) -> Figure:
+    level = lines.iteration_ms
+    return Figure(
+        "iteration",
+        "Iteration time",
+        "How long one step of the engine takes, of those under way: the average over time, and the shortest to the "
+        "longest. Prompts make it long; between two of an answer's tokens lies at least one.",
+        [
+            *band(x, numbers(level.low), numbers(level.high), "shortest to longest", "--purple-soft"),
+            line(x, numbers(level.mean), "average", "--purple"),
+        ],
+        {"yaxis": {"type": "log", "title": {"text": "ms"}}, **time_layout(unit)},
+        (f"time [{unit}]", "average [ms]", "shortest", "longest"),
+        table_rows(x, [coarse(v, _some_mean) for v in (level.mean, level.low, level.high)], rate),
+        height_px=230,
+        is_wide=False,
+    )
+
+
+def _some_mean(values: Floats) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def window_tokens(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a sequence's window keeps, its sinks among them; None where the cache keeps all."""
+    retention = (config.get("cache") or {}).get("retention")
+    if not isinstance(retention, Mapping) or "window" not in retention:
+        return None
+    return int(retention["window"]) + int(retention.get("sinks") or 0)
+
+
+def _window(lines: Timelines, x: list[float | None], unit: str, window: int) -> Figure:
+    running = lines.levels["decode_seqs"].mean + lines.levels["partial_seqs"].mean
+    live = lines.levels["live_tokens"].mean
+    used = np.divide(100.0 * live, running * window, out=np.full(len(live), np.nan), where=running > 1e-9)
+    return Figure(
+        "window",
+        "Window utilisation",
+        f"Tokens that a running sequence keeps, as a share of the {count(window)} that its window and sinks hold: an "
+        "average over sequences and time. Below 100 %, most have not filled it; above, a prompt is under computation.",
+        [line(x, numbers(used), "of the window", "--teal")],
+        {"yaxis": {"rangemode": "tozero", "ticksuffix": " %"}, **time_layout(unit)},
+        (f"time [{unit}]", "of the window"),
+        table_rows(x, [coarse(used, _some_mean)], _percent_words),
+        height_px=230,
+        is_wide=False,
     )
 
 

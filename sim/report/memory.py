@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.kv.footprint import Footprint
+from sim.kv.training import Training
 from sim.report.figure import Figure, line, numbers
 from sim.report.files import replacing
 from sim.report.html import Page, Section, Tile, render
 from sim.report.html import Table as PageTable
 from sim.report.overlay import COLOURS, DASHES
-from sim.report.words import count, gibibytes, percent
+from sim.report.words import count, duration, gibibytes, percent, rate
 from sim.spec import HardwareSpec, ModelSpec
-from sim.units import GIB
+from sim.units import GIB, MS_PER_S
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,6 +74,9 @@ class MemoryFacts:
     fits: Sequence[Fit]
     by_cache: Sequence[ByCache]
     flops: Sequence[Mapping[str, float]]  # by length
+    seconds: Sequence[Mapping[str, float]]  # by length, at least
+    price_per_hour: float | None  # of one accelerator
+    training: Mapping[str, Sequence[Training | None]]  # by precision, by length
 
     def content(self) -> dict[str, Any]:
         """As written down."""
@@ -110,6 +114,14 @@ class MemoryFacts:
                 }
                 for one in self.by_cache
             ],
+            "generation_seconds": [
+                {"length": n, **seconds} for n, seconds in zip(self.lengths, self.seconds, strict=True)
+            ],
+            "price_per_hour": self.price_per_hour,
+            "training_bytes": {
+                precision: [{"length": n, **asdict(one)} for n, one in zip(self.lengths, of, strict=True) if one]
+                for precision, of in self.training.items()
+            },
             "generation_flops": [{"length": n, **flops} for n, flops in zip(self.lengths, self.flops, strict=True)],
         }
 
@@ -177,11 +189,56 @@ class MemoryFacts:
                 ["", *lengths],
                 [
                     ("with a cache", *(f"{flops['cached'] / 1e12:,.0f}" for flops in self.flops)),
-                    ("all computed again for each", *(f"{flops['recomputed'] / 1e12:,.0f}" for flops in self.flops)),
+                    ("cache=none", *(f"{flops['recomputed'] / 1e12:,.0f}" for flops in self.flops)),
                     ("ratio", *(f"{flops['recomputed'] / flops['cached']:,.0f}" for flops in self.flops)),
                 ],
             ),
+            (
+                "The least time it can take, for one sequence",
+                ["", *lengths],
+                [
+                    (words, *(duration(MS_PER_S * seconds[key]) for seconds in self.seconds))
+                    for key, words in (
+                        ("cached", "one by one, cached"),
+                        ("recomputed", "the same, cache=none"),
+                        ("prompt", "as one prompt"),
+                        ("eager", "… eager attention"),
+                    )
+                ],
+            ),
+            *self._prices(lengths),
+            *self._training(lengths),
         ]
+
+    def _prices(self, lengths: list[str]) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
+        if self.price_per_hour is None:
+            return []
+        per_s = self.price_per_hour * self.tensor_parallel / 3_600.0
+        rows = [
+            (words, *(rate(1e6 * per_s * s[key] / n) for n, s in zip(self.lengths, self.seconds, strict=True)))
+            for key, words in (("cached", "with a cache"), ("recomputed", "cache=none"), ("prompt", "as a prompt"))
+        ]
+        return [("What a million tokens cost at least, one sequence at a time", ["", *lengths], rows)]
+
+    def _training(self, lengths: list[str]) -> list[tuple[str, list[str], list[tuple[str, ...]]]]:
+        """What training takes of a batch of one sequence, row by row and in all."""
+        mixed = [one for one in self.training["mixed"] if one is not None]
+        single = [one for one in self.training["fp32"] if one is not None]
+        if not mixed:
+            return []
+        rows: list[tuple[str, ...]] = [
+            ("parameters (16 bit)", *(gibibytes(one.parameters) for one in mixed)),
+            ("gradients", *(gibibytes(one.gradients) for one in mixed)),
+            ("optimizer (Adam)", *(gibibytes(one.optimizer) for one in mixed)),
+            ("activations", *(gibibytes(one.activations["none"]) for one in mixed)),
+            ("… without scores", *(gibibytes(one.activations["scores"]) for one in mixed)),
+            ("… checkpointed", *(gibibytes(one.activations["layers"]) for one in mixed)),
+            ("in all, mixed precision", *(gibibytes(one.total()) for one in mixed)),
+            ("… checkpointed", *(gibibytes(one.total("layers")) for one in mixed)),
+            ("… and offloaded", *(gibibytes(one.total("layers", True)) for one in mixed)),
+            ("in all, fp32", *(gibibytes(one.total()) for one in single)),
+        ]
+        return [("Training, a batch of one sequence", ["", *lengths], rows)]
 
 
 def memory_tables(facts: MemoryFacts) -> "RenderableType":
@@ -219,9 +276,11 @@ def write_memory(facts: MemoryFacts, out: Path) -> None:
 
 def memory_page(facts: MemoryFacts) -> str:
     """The facts as one page."""
-    fit, waste, slots, work = (
+    fit, waste, slots, work, *others = (
         PageTable(rows, headings, title=title, style="wide") for title, headings, rows in facts.grids()
     )
+    times = [table for table in others if not table.title.startswith("Training")]
+    trained = [table for table in others if table.title.startswith("Training")]
     own = [one for one in facts.fits if one.name == facts.fits[0].name]
     first, last = own[0], own[-1]
     ranks = f" All bytes are per accelerator, of {facts.tensor_parallel}." if facts.tensor_parallel > 1 else ""
@@ -248,12 +307,56 @@ def memory_page(facts: MemoryFacts) -> str:
                     figures=[waste_curve(facts)],
                     tables=[waste, slots],
                 ),
-                Section("work", "What the cache saves", "Arithmetic alone, of one sequence.", tables=[work]),
+                Section(
+                    "work",
+                    "What the cache saves",
+                    f"Of one sequence: its arithmetic, and the least time that the data sheet of {first.name} allows; "
+                    "kernels take longer. Eager attention writes each head's matrix to memory and reads it again.",
+                    figures=[work_curve(facts)],
+                    tables=[work, *times],
+                ),
+                *([Section("training", "Training it", TRAINING, tables=trained)] if trained else []),
                 Section("model", "The model", tables=[PageTable(facts.rows(), style="facts")]),
             ],
             footer="Made by kvtwin from data sheets and the model's shape; nothing was simulated.",
         )
     )
+
+
+def work_curve(facts: MemoryFacts) -> Figure:
+    """The least time over length, a line for each way."""
+    x = numbers(facts.lengths)
+    ways = (
+        ("cached", "token by token, with a cache", "--blue", "solid"),
+        ("recomputed", "cache=none", "--red", "solid"),
+        ("prompt", "as a prompt", "--green", "dot"),
+        ("eager", "eager attention", "--orange", "dot"),
+    )
+    return Figure(
+        "work",
+        "The least time over length",
+        "Of one sequence, both axes logarithmic.",
+        [
+            line(x, numbers([s[key] for s in facts.seconds]), name, colour, line={"dash": dash}, mode="lines+markers")
+            for key, name, colour, dash in ways
+        ],
+        {
+            "xaxis": {"title": {"text": "length [tokens]"}, "type": "log"},
+            "yaxis": {"title": {"text": "s"}, "type": "log"},
+            "hovermode": "closest",
+        },
+        ("", *map(count, facts.lengths)),
+        [(name, *(duration(MS_PER_S * s[key]) for s in facts.seconds)) for key, name, *_ in ways],
+        height_px=340,
+    )
+
+
+TRAINING = (
+    "Per accelerator. Mixed precision with Adam takes 16 bytes a parameter (Rajbhandari et al., ZeRO, 2020). "
+    "Activations are those of Korthikanti et al., 2023, dropout among them: all, without the attention's scores "
+    "(computed again), or the inputs of layers alone (checkpointed; the layer that is being computed comes on top). "
+    "Offloaded, gradients and optimizer lie in host memory (Ren et al., ZeRO-Offload, 2021)."
+)
 
 
 def _fits(fit: Fit) -> str:

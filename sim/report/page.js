@@ -6,7 +6,7 @@
 
   function coloured(value, css) {
     if (typeof value === "string") return value.startsWith("--") ? css.getPropertyValue(value).trim() : value;
-    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map((item) => coloured(item, css));
+    if (Array.isArray(value)) return typeof value[0] === "number" && typeof value.at(-1) !== "string" ? value : value.map((item) => coloured(item, css));
     if (value === null || typeof value !== "object") return value;
     return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, coloured(item, css)]));
   }
@@ -24,6 +24,8 @@
     const axis = { gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--line"), automargin: true };
     const own = coloured(figure.layout, css);
     const title = (a) => (a && a.title ? { title: { standoff: 6, ...a.title } } : {});
+    const axes = Object.keys(own).filter((key) => /^[xy]axis\d*$/.test(key));
+    const styled = ["xaxis", "yaxis", ...axes].map((key) => [key, { ...axis, ...own[key], ...title(own[key]) }]);
     return {
       height: figure.height_px + 19 * Math.max(0, moreLegendRows(figure)),
       margin: { l: 46, r: 14, t: 14, b: 34 },
@@ -33,8 +35,7 @@
       hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
       ...own,
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", maxheight: 1, ...own.legend },
-      xaxis: { ...axis, ...own.xaxis, ...title(own.xaxis) },
-      yaxis: { ...axis, ...own.yaxis, ...title(own.yaxis) },
+      ...Object.fromEntries(styled),
     };
   }
 

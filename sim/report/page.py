@@ -6,14 +6,15 @@ from typing import Any
 from sim.metrics import Measures, Slo
 from sim.metrics.slo import LIMITS
 from sim.record import Result
-from sim.report.cache_facts import cache_tables, class_names
+from sim.report.cache_facts import cache_tables
 from sim.report.fleet_figures import fleet_section
 from sim.report.html import Page, Section, Table, Tile, render
 from sim.report.latency_figures import distributions, gantt
-from sim.report.load_figures import capacity, memory_split, over_time
+from sim.report.load_figures import capacity, memory_split, over_time, shown_s
 from sim.report.pools import pools_section
 from sim.report.terminal import LATENCIES, statistics
 from sim.report.tier_figures import tiers_section
+from sim.report.verdict import verdict
 from sim.report.words import (
     NOTHING,
     TERMS,
@@ -22,13 +23,13 @@ from sim.report.words import (
     duration,
     gibibytes,
     milliseconds,
-    objectives_words,
     percent,
     rate,
     requests,
+    signed,
     slo_words,
-    times,
 )
+from sim.units import MS_PER_S, NS_PER_S
 
 GOOD_FRAC, FAIR_FRAC = 0.99, 0.9  # share of requests within their objectives: MLPerf asks for 99 %
 MAX_LISTED = 8
@@ -42,7 +43,9 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
     lives = gantt(result)
     attainment = ours["slo_attainment_frac"]
     mood = (
-        ""
+        "poor"
+        if ours["steady"]["is_saturated"]
+        else ""
         if attainment is None
         else "good"
         if attainment >= GOOD_FRAC
@@ -69,8 +72,9 @@ def report_page(result: Result, slo: Slo, measures: Measures, numbers: Mapping[s
             Section(
                 "time",
                 "Over time",
-                "How the run went. Averages hide bursts, and these charts do not.",
-                over_time(result),
+                "How the run went. Averages hide bursts, and these charts do not." + _axis_words(result, measures),
+                over_time(result, shown_s(result, measures.steady)),
+                [engine_table(ours)],
             ),
             *([fleet] if fleet else []),
             Section(
@@ -119,40 +123,23 @@ def choices(config: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def verdict(numbers: Mapping[str, Any]) -> list[str]:
-    """The answer in a few sentences."""
-    ours, kv = numbers["kvtwin"], numbers["kvtwin"]["kv"]
-    if not numbers["completed"]:
-        return ["No request was served."]
-    said = [
-        f"{count(numbers['completed'])} requests were served in {duration(1e3 * numbers['duration'])}"
-        f" at {rate(numbers['output_throughput'])} output tokens per second."
-    ]
-    if ours["slo_attainment_frac"] is not None:
-        said.append(f"{percent(ours['slo_attainment_frac'])} of all requests met {objectives_words(ours)}.")
-    if numbers["mean_ttft_ms"] and ours["mean_queue_ms"] > numbers["mean_ttft_ms"] / 2:
-        share = ours["mean_queue_ms"] / numbers["mean_ttft_ms"]
-        said.append(f"{percent(share)} of the time to first token was spent waiting in the queue.")
-    if ours["preemptions"]:
-        full = "A class's share of the KV cache" if class_names(ours["counts"]) else "The KV cache"
-        said.append(f"{full} ran full: running requests were preempted {times(ours['preemptions'])}.")
-    else:
-        said.append(
-            f"Running requests held at most {percent(kv['peak_held_frac'])} of the KV cache; none was preempted."
-        )
-    return [" ".join(said)]
-
-
 def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
     """The headline numbers."""
-    ours, kv = numbers["kvtwin"], numbers["kvtwin"]["kv"]
+    ours, kv, steady = numbers["kvtwin"], numbers["kvtwin"]["kv"], numbers["kvtwin"]["steady"]
     n_replicas = ours["n_replicas"]
-    shown = []
+    shown = [
+        Tile(
+            "Served, while the work lasts",
+            rate(steady["served_per_s"]),
+            "req/s",
+            f"{rate(steady['offered_per_s'])} offered; {rate(numbers['request_throughput'])} over the whole run",
+        )
+    ]
     if numbers["request_goodput"] is not None:
-        met = f"{percent(ours['slo_attainment_frac'])} of requests, {rate(numbers['request_throughput'])} req/s served"
-        shown.append(Tile("Goodput: answers in time", rate(numbers["request_goodput"]), "req/s", met))
-    else:
-        shown.append(Tile("Requests served", rate(numbers["request_throughput"]), "req/s", "no objective set"))
+        met = (
+            f"{percent(ours['slo_attainment_frac'])} of requests; {rate(numbers['request_goodput'])} over the whole run"
+        )
+        shown.append(Tile("Goodput: answers in time", rate(steady["goodput_per_s"]), "req/s", met))
     for name, (key, words) in LATENCIES.items():
         if name not in ("ITL", "client TTFT"):
             value, _, unit = duration(numbers[f"median_{key}"]).partition(" ")
@@ -160,13 +147,14 @@ def tiles(numbers: Mapping[str, Any]) -> list[Tile]:
             if name == "TTFT" and ours["frontend_ms"]:
                 detail += f"; {duration(ours['frontend_ms'])} more for a client"
             shown.append(Tile(f"{name}, median: {words}", value, unit, detail))
-    per_device = f", {rate(ours['total_token_throughput_per_device'])} per accelerator" if ours["n_devices"] > 1 else ""
+    each = steady["total_tokens_per_s"] / max(1, ours["n_devices"])
+    per_device = f", {rate(each)} per accelerator" if ours["n_devices"] > 1 else ""
     shown += [
         Tile(
             "Output: tokens generated",
-            rate(numbers["output_throughput"]),
+            rate(steady["output_tokens_per_s"]),
             "tok/s",
-            f"{rate(numbers['total_token_throughput'])} with prompts{per_device}",
+            f"{rate(steady['total_tokens_per_s'])} with prompts{per_device}",
         ),
         Tile(
             "KV cache held by requests, at most",
@@ -199,8 +187,46 @@ def latency_table(numbers: Mapping[str, Any]) -> Table:
     kinds = {**LATENCIES, "queue": ("queue_ms", "of TTFT, waiting to be scheduled")}
     rows = []
     for name, (key, words) in kinds.items():
-        rows.append((f"{name}: {words}", *statistics(numbers, key)))
-    return Table(rows, ("milliseconds", "mean", "p50", "p90", "p95", "p99"), style="wide")
+        unit, cells = statistics(numbers, key)
+        rows.append((f"{name}: {words}", *cells, unit))
+    return Table(rows, ("of all requests", "mean", "p50", "p90", "p95", "p99", "unit"), style="wide")
+
+
+def engine_table(ours: Mapping[str, Any]) -> Table:
+    """What the engines did: iterations, what was computed for nobody, what memory was read."""
+    hbm, steady = ours["hbm"], ours["steady"]
+    n_computed = ours["padding_tokens"] + ours["prefill_tokens_computed"] + ours["decoded_tokens"]
+    read = [("keys and values", hbm["kv_bytes"]), ("weights", hbm["weights_bytes"])]
+    said = ", ".join(f"{gibibytes(n)} of {name}" for name, n in read if n is not None)
+    if hbm["bandwidth_frac"] is not None:
+        said += f"; {percent(hbm['bandwidth_frac'])} of what the memory can read in the time that engines worked"
+    rows = [
+        ("engines at work", f"{percent(steady['busy_frac'])} of the time that holds the work"),
+        (
+            "iterations",
+            f"{count(ours['iterations'])}, with {rate(ours['mean_decode_seqs'])} answers each that decodes any",
+        ),
+        (
+            "padding",
+            f"{count(ours['padding_tokens'])} tokens computed for nobody, "
+            f"{percent(ours['padding_tokens'] / n_computed if n_computed else None)} of all",
+        ),
+        ("read by decoding", said),
+    ]
+    return Table(rows, title="What the engines did", style="facts")
+
+
+def _axis_words(result: Result, measures: Measures) -> str:
+    """Where the axes of the charts over time end, if not with the run."""
+    begin_s, end_s = shown_s(result, measures.steady)
+    whole_s = result.duration_ns / NS_PER_S
+    if end_s - begin_s >= whole_s:
+        return ""
+    shown = f"{duration(MS_PER_S * begin_s)} to {duration(MS_PER_S * end_s)}" if begin_s else ""
+    return (
+        f" They show {shown or f'the first {duration(MS_PER_S * end_s)}'}, where most of the work is; the run lasts "
+        f"{duration(MS_PER_S * whole_s)}."
+    )
 
 
 def stage_tables(numbers: Mapping[str, Any]) -> list[Table]:
@@ -313,7 +339,7 @@ def _errors(errors: Mapping[str, Any]) -> list[Table]:
             count(found["n"]),
             percent(found["mape"]),
             percent(found["p90"]),
-            f"{100 * found['bias']:+z.1f} %",
+            signed(found["bias"]),
         )
         for name, found in ((name, of.get("held_out")) for name, of in errors.items() if isinstance(of, Mapping))
         if found

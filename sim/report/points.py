@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from sim.report.replications import Replications, read_replications
 from sim.report.words import class_words
 
 Settings = dict[str, Any]
+HASHED = re.compile("[0-9a-f]{16}")  # names of a sweep's folders
+LONGEST = 24  # characters of a list that is written out in a label
 IMPLIED = {
     "preemption._target_": ("cache.",),
     "batching.max_num_batched_tokens": ("hardware.", "engine."),
@@ -22,6 +25,7 @@ IMPLIED = {
     "batching.forks_samples": ("engine.",),
     "cache.reserves_prompt": ("engine.",),
     "eviction.blank_first": ("engine.",),
+    "cost.pipeline.batch_tokens": ("batching.", "engine.", "hardware."),
     "cost.host.scheduling": ("engine.",),
     "cost.capture_sizes": ("engine.",),
     "hardware.counts_graphs": ("engine.",),
@@ -65,6 +69,11 @@ def read_points(folders: str | os.PathLike[str] | Sequence[Path]) -> list[Point]
         points.append(Point(path.parent, _settings(manifest["config"]), numbers, repeated))
     if not points:
         raise ConfigError(f"dir must hold finished runs (folders with a manifest.json), got {str(folders)!r}")
+    if all(HASHED.fullmatch(point.path.name) for point in points):  # their order means nothing
+        told = differences(points)
+        keys = sorted({key for mine in told for key in mine}, key=lambda key: (not key.endswith("._target_"), key))
+        order = sorted(range(len(points)), key=lambda i: [_order(Path(str(told[i].get(key)))) for key in keys])
+        points = [points[i] for i in order]
     return points
 
 
@@ -95,7 +104,7 @@ def differences(points: Sequence[Point]) -> list[Settings]:
     keys = list(dict.fromkeys(key for point in points for key in point.settings))
     varying = [key for key in keys if len({repr(point.settings.get(key)) for point in points}) > 1]
     classes = [key for key in varying if key.endswith("._target_")]
-    copies = _copies(points, varying)
+    copies = _copies(points, varying) | _consequences(points, varying)
     told = []
     for point in points:
         mine = {}
@@ -111,23 +120,38 @@ def differences(points: Sequence[Point]) -> list[Settings]:
 
 
 def labels(points: Sequence[Point]) -> list[str]:
-    """A short name for each point: what tells it from the others."""
-    names = [said(mine) for mine in differences(points)]
+    """A short name for each point: what tells it from the others, and nothing else."""
+    told = [
+        dict(sorted(mine.items(), key=lambda item: not item[0].endswith("._target_"))) for mine in differences(points)
+    ]
+    names = [said(mine, telling(told)) for mine in told]
     return [
         name if name and names.count(name) == 1 else f"{name} {point.path.name}".strip()
         for name, point in zip(names, points, strict=True)
     ]
 
 
-def said(settings: Settings) -> str:
-    """Settings in a line.
+def telling(told: Sequence[Settings]) -> set[str]:
+    """Keys whose values say by themselves what they are of: choices of a part, unless two parts have one of a name."""
+    values: dict[str, set[str]] = {}
+    for mine in told:
+        for key, value in mine.items():
+            if key.endswith(("._target_", ".name")):
+                values.setdefault(key, set()).add(shown(key, value))
+    return {key for key in values if not any(values[key] & others for k, others in values.items() if k != key)}
+
+
+def said(settings: Settings, telling: Collection[str] = ()) -> str:
+    """Settings in a line; of those that say by themselves what they are of, the value alone.
 
     Examples
     --------
-    >>> said({"cache._target_": "sim.kv.paged.PagedCache", "scenario.rate": 8.0, "hardware.kv_blocks": None})
-    'cache paged, rate 8, kv_blocks none'
+    >>> said({"cache._target_": "sim.kv.paged.PagedCache", "scenario.rate": 8.0}, {"cache._target_"})
+    'paged, rate 8'
     """
-    return ", ".join(f"{short(key)} {shown(key, value)}" for key, value in settings.items())
+    return ", ".join(
+        shown(key, value) if key in telling else f"{short(key)} {shown(key, value)}" for key, value in settings.items()
+    )
 
 
 def short(key: str) -> str:
@@ -148,6 +172,8 @@ def shown(key: str, value: Any) -> str:
         return "none"
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and len(str(value)) > LONGEST:
+        return f"{len(value)} values"
     is_class = key.endswith("_target_") and str(value).rpartition(".")[2][:1].isupper()  # not a file's name
     return class_words(key.split(".")[0], str(value)) if is_class else str(value)
 
@@ -163,6 +189,24 @@ def _copies(points: Sequence[Point], varying: Sequence[str]) -> set[str]:
             by_values.setdefault(repr([point.settings.get(key) for point in points]), []).append(key)
     ranked = (sorted(keys, key=lambda key: (key.startswith("cost."), key.count("."))) for keys in by_values.values())
     return {key for keys in ranked for key in keys[1:]}
+
+
+def _consequences(points: Sequence[Point], varying: Sequence[str]) -> set[str]:
+    """Lists that the other settings decide, as the sizes of captured graphs follow from the largest batch."""
+
+    def is_list(key: str) -> bool:
+        return any(isinstance(point.settings.get(key), list) for point in points)
+
+    single = [key for key in varying if not is_list(key)]
+    found = set()
+    for key in filter(is_list, varying):
+        of: dict[str, set[str]] = {}
+        for point in points:
+            given = repr([point.settings.get(one) for one in single])
+            of.setdefault(given, set()).add(repr(point.settings.get(key)))
+        if all(len(values) == 1 for values in of.values()):
+            found.add(key)
+    return found
 
 
 def _order(path: Path) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sim.metrics.steady import FEWEST_SATURATED, SATURATED_ABOVE
 from sim.report.figure import Figure, line, numbers
 from sim.report.files import replacing
 from sim.report.html import Page, Section, Tile, render
@@ -18,12 +19,6 @@ from sim.report.words import SLO_NAMES, count, duration, percent, rate
 if TYPE_CHECKING:
     from rich.table import Table
 
-SATURATED_ABOVE = 0.05
-"""Seconds by which the wait for a first token grows in a second: a twentieth more arrives than is served.
-
-Of a first-come queue that is offered ``a`` and serves ``s``, who arrives ``t`` later waits ``(a / s - 1) t`` longer.
-"""
-FEWEST_SATURATED = 100  # requests; with fewer the growth is chance
 HEADINGS = (
     "rate",
     "arrive/s",

@@ -8,7 +8,8 @@ from sim.record import Result
 from sim.report.cache_facts import over_classes
 from sim.report.pools import pool_rows
 from sim.report.tier_figures import hits_by_tier, tier_words
-from sim.report.words import count, milliseconds, objectives_words, percent, rate, requests
+from sim.report.verdict import overload, while_it_worked
+from sim.report.words import count, duration, in_one_unit, objectives_words, percent, rate, requests
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,12 +37,13 @@ def table_of(numbers: dict[str, Any]) -> "RenderableType":
     from rich.text import Text
 
     latency = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    latency.add_column(Text("latency [ms]"))  # as it is: what stands in brackets is markup elsewhere
+    latency.add_column("latency")
     for heading in ("mean", "p50", "p90", "p95", "p99"):
         latency.add_column(heading, justify="right")
     latency.add_column("", style="dim")
     for name, (key, words) in LATENCIES.items():
-        latency.add_row(name, *statistics(numbers, key), words)
+        unit, cells = statistics(numbers, key)
+        latency.add_row(Text(f"{name} [{unit}]"), *cells, words)  # what stands in brackets is markup elsewhere
 
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
@@ -49,22 +51,40 @@ def table_of(numbers: dict[str, Any]) -> "RenderableType":
     for name, value in fact_rows(numbers):
         facts.add_row(Text(name), Text(value))
     warned = [Text(f"! {warning}", style="yellow") for warning in numbers["kvtwin"]["warnings"]]
+    over = overload(numbers)
+    if over is not None:
+        warned.insert(0, Text(f"! {over}", style="bold red"))
     return Group(latency, facts, *([Text(""), *warned] if warned else []))
 
 
-def statistics(numbers: Mapping[str, Any], key: str) -> list[str]:
-    """A latency's mean and percentiles: a key of ``vllm bench serve``, or one of ours."""
+def statistics(numbers: Mapping[str, Any], key: str) -> tuple[str, list[str]]:
+    """A latency's mean and percentiles, a key of ``vllm bench serve`` or one of ours, in the unit that comes first."""
     source = numbers if f"mean_{key}" in numbers else numbers["kvtwin"]
-    return [milliseconds(source.get(f"{kind}_{key}")) for kind in KINDS]
+    return in_one_unit([source.get(f"{kind}_{key}") for kind in KINDS])
+
+
+def headline(numbers: dict[str, Any]) -> str:
+    """A run in a line."""
+    if not numbers["completed"]:
+        return f"nobody served, {count(numbers['failed'])} refused"
+    ours = numbers["kvtwin"]
+    met = ours["slo_attainment_frac"]
+    said = [
+        f"{count(numbers['completed'])} served",
+        f"TTFT p50 {duration(numbers['median_ttft_ms'])}, p99 {duration(numbers['p99_ttft_ms'])}",
+        *([f"{percent(met)} within objectives"] if met is not None else []),
+        *(["overloaded"] if ours["steady"]["is_saturated"] else []),
+    ]
+    return ", ".join(said)
 
 
 def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     """The run's other numbers in words."""
-    ours, kv = numbers["kvtwin"], numbers["kvtwin"]["kv"]
+    ours, kv, steady = numbers["kvtwin"], numbers["kvtwin"]["kv"], numbers["kvtwin"]["steady"]
     goodput = "no objective set"
     if numbers["request_goodput"] is not None:
         goodput = (
-            f"{rate(numbers['request_goodput'])} requests/s, {percent(ours['slo_attainment_frac'])} within "
+            f"{rate(steady['goodput_per_s'])} requests/s; {percent(ours['slo_attainment_frac'])} of all within "
             f"{objectives_words(ours)}"
         )
     devices = f" ({rate(ours['total_token_throughput_per_device'])} per accelerator)" if ours["n_devices"] > 1 else ""
@@ -74,8 +94,19 @@ def fact_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
             f"{count(numbers['completed'])} completed, {count(numbers['failed'])} refused, "
             f"in {rate(numbers['duration'])} s",
         ),
+        *(
+            [
+                (
+                    "served",
+                    f"{rate(steady['served_per_s'])} requests/s of {rate(steady['offered_per_s'])} offered, "
+                    f"{rate(steady['output_tokens_per_s'])} output tokens/s, {while_it_worked(numbers)}",
+                )
+            ]
+            if numbers["completed"]
+            else []
+        ),
         (
-            "throughput",
+            "whole run",
             f"{rate(numbers['request_throughput'])} requests/s, {rate(numbers['output_throughput'])} output tokens/s, "
             f"{rate(numbers['total_token_throughput'])} tokens/s{devices}",
         ),

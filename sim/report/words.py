@@ -1,7 +1,7 @@
 """Numbers as people read them: three or four digits, a unit, and a dash for what is undefined."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sim.units import GIB, MS_PER_S
@@ -104,6 +104,20 @@ def percent(fraction: float | None) -> str:
     return f"{100 * fraction:.0f} %" if fraction in (0, 1) else f"{100 * fraction:.1f} %"
 
 
+def signed(fraction: float | None, digits: int = 1) -> str:
+    """A change as a percentage with its sign; nothing is neither more nor less than nothing.
+
+    Examples
+    --------
+    >>> signed(0.0123), signed(-0.2), signed(-0.0001), signed(None)
+    ('+1.2 %', '−20.0 %', '0.0 %', '–')
+    """
+    if fraction is None:
+        return NOTHING
+    words = f"{100 * fraction:+z.{digits}f} %".replace("-", "−")
+    return words[1:] if not words.strip("+0. %") else words
+
+
 def milliseconds(value: float | None) -> str:
     """Milliseconds, without the unit."""
     return rate(value)
@@ -119,10 +133,31 @@ def duration(value_ms: float | None) -> str:
     """
     if value_ms is None:
         return NOTHING
+    if value_ms == 0:
+        return "0 s"
     for unit, size_ms, most in (("ms", 1, 1_000), ("s", MS_PER_S, 120), ("min", 60 * MS_PER_S, 120)):
         if value_ms / size_ms < most:
             return f"{rate(value_ms / size_ms)} {unit}"
     return f"{rate(value_ms / (3_600 * MS_PER_S))} h"
+
+
+def is_wide_apart(values_ms: Sequence[float | None]) -> bool:
+    """Whether some of these times would read as 0.0 something in a unit that suits the longest."""
+    known = [value for value in values_ms if value]
+    return bool(known) and max(known) >= MS_PER_S and min(known) < 0.05 * MS_PER_S
+
+
+def in_one_unit(values_ms: Sequence[float | None]) -> tuple[str, list[str]]:
+    """Times in one unit, so that they can be compared: the unit, and each without it.
+
+    Examples
+    --------
+    >>> in_one_unit([14.6, 41.3, None]), in_one_unit([706.0, 3154.0])
+    (('ms', ['14.6', '41.3', '–']), ('s', ['0.71', '3.15']))
+    """
+    longest = max((value for value in values_ms if value is not None), default=0.0)
+    unit, size_ms = ("s", MS_PER_S) if longest >= MS_PER_S else ("ms", 1)
+    return unit, [rate(None if value is None else value / size_ms) for value in values_ms]
 
 
 def gibibytes(n_bytes: float) -> str:
@@ -130,10 +165,12 @@ def gibibytes(n_bytes: float) -> str:
 
     Examples
     --------
-    >>> gibibytes(150_109_106_995), gibibytes(3_000_000)
-    ('139.8 GiB', '0.003 GiB')
+    >>> gibibytes(150_109_106_995), gibibytes(3_000_000), gibibytes(2**60)
+    ('139.8 GiB', '0.003 GiB', '1,048,576 GiB')
     """
     value = n_bytes / GIB
+    if abs(value) >= 1_000:
+        return f"{value:,.0f} GiB"
     return f"{value:.1f} GiB" if abs(value) >= 0.1 else f"{value:.3f} GiB"
 
 

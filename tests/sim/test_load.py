@@ -11,7 +11,8 @@ from sim.config import compose, make
 from sim.errors import ConfigError
 from sim.load import LoadCurve
 from sim.metrics import Slo
-from sim.probe import JUDGED, Prober, Until, at_rate, judged, slope
+from sim.metrics.steady import slope
+from sim.probe import JUDGED, Prober, Until, at_rate, judged
 from sim.record import REQUEST_COLUMNS
 from sim.report.rates import Limit, in_words
 from sim.units import NS_PER_S

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import time
 from base64 import b64decode
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+PACKAGE = find_spec("axe_core_python")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless",
@@ -24,6 +26,7 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 DEADLINE_S = 60.0
+KEYS = {"Tab": 9, "ArrowRight": 39}
 
 
 class Browser:
@@ -118,9 +121,31 @@ class Browser:
         return int(
             self.evaluate(
                 "[...document.querySelectorAll('.plot')].filter((chart) =>"
-                " chart.querySelector('.cartesianlayer') && chart.querySelector('.trace, .points')).length"
+                " chart.querySelector('.cartesianlayer') && chart.querySelector('.trace, .points, .hm')).length"
             )
         )
+
+    def size(self, width: int, height: int = 900) -> None:
+        """Make the window so large."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def axe(self) -> list[str]:
+        """What axe-core finds wrong with the page: rule, what is wrong, where."""
+        if PACKAGE is None or PACKAGE.origin is None:
+            raise RuntimeError("no axe-core-python: install the extra dev")
+        self.evaluate(Path(PACKAGE.origin).with_name("axe.min.js").read_text(encoding="utf-8") + "; 0")
+        # charts are drawn by Plotly, and each has its numbers in a table below
+        said = "(n) => n.failureSummary.split('\\n').slice(1).join(' ') + ' ' + n.html.slice(0, 160)"
+        found = self.evaluate(
+            f"axe.run({{exclude: [['.plot']]}}, {{resultTypes: ['violations']}}).then((r) =>"
+            f" r.violations.flatMap((v) => v.nodes.map((n) => v.id + ': ' + ({said})(n))))"
+        )
+        return list(found)
+
+    def press(self, key: str) -> None:
+        """Press a key."""
+        for kind in ("keyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key])
 
     def screenshot(self, path: Path, top: int = 0, height: int = 0) -> None:
         """The page as a PNG, or a strip of it."""

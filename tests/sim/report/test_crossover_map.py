@@ -35,7 +35,7 @@ def test_the_outcome_counts_winners_beyond_their_errors_and_what_was_foretold():
     assert "for the mean of all requests it was faster at 4 and slower at 0" in text
     assert "At 256 tokens swapping won at no bandwidth of the map. At 4,096 tokens swapping won at every" in text
     assert "foretold 2 of the 3 winners" in text
-    assert "preemption=auto was +0.0 % from the better of both" in text
+    assert "preemption=auto was 0.0 % from the better of both" in text
 
 
 def test_auto_is_told_how_far_it_was_from_the_better_way():

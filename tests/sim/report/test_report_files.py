@@ -117,7 +117,7 @@ def test_iterations_are_read_back_as_they_were(folder, run):
 
 def test_the_manifest_names_the_configuration_and_the_hash_of_every_file(folder, run):
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     assert manifest["config"]["scenario"]["rate"] == 20.0
     assert manifest["seed"] == 4
     assert manifest["config_sha256"] == config_hash(run.result.config)
