@@ -50,7 +50,7 @@ def compiled() -> list[Any]:
 
     extensions = mypycify([*hot()], opt_level="2", debug_level="0", multi_file=True)
     for extension in extensions:  # a * b + c rounds twice, as in Python: gcc would fuse it where the processor can
-        extension.extra_compile_args += ["-ffp-contract=off", "-fvisibility=hidden"]
+        extension.extra_compile_args = [*extension.extra_compile_args, "-ffp-contract=off", "-fvisibility=hidden"]
     return extensions
 
 
