@@ -106,7 +106,7 @@ def run(
                 raise ConfigError(TOO_LONG) from None
             raise
     n_unfinished = 0
-    if stop_ns is not None and not traffic.is_over():
+    if stop_ns is not None and env.peek() < float("inf"):  # stopped on the way: in a queue, a batch or on a link
         for replica in replicas:
             replica.settle(stop_ns)
         n_unfinished = traffic.n_arrived - len(recorder.requests) - len(recorder.refused)
