@@ -32,7 +32,7 @@ class Stages:
 
 
 def stages(result: Result) -> Stages:
-    """The stages of what was handed over and not preempted before its next token.
+    """The stages of what was handed over, not preempted before its next token, and served to its end.
 
     Of several answers to a prompt each has its own hand-over; they end when the last of them has.
     """
@@ -42,6 +42,7 @@ def stages(result: Result) -> Stages:
     requests = result.requests.rows()
     order = np.argsort(requests[:, 0], kind="stable")
     requests = requests[order]
+    handed = handed[np.isin(handed[:, 0], requests[:, 0])]  # a run that was stopped has some that never ended
     place = np.searchsorted(requests[:, 0], handed[:, 0])
     column = {name: handed[:, i] for name, i in at.items()}
     column |= {name: requests[place, i] for i, name in enumerate(result.requests.columns) if name not in at}

@@ -92,6 +92,15 @@ def test_a_stopped_run_is_the_beginning_of_the_whole_one():
     assert report_page(stopped, Slo(), measure(stopped, Slo()), numbers)
 
 
+@pytest.mark.parametrize("stop_s", [0.5, 3.0, 12.0])
+def test_a_fleet_of_two_pools_can_be_stopped_while_kv_travels(stop_s):
+    stopped = run(compose(["scenario=chatbot", "fleet=pd", "scenario.rate=50", f"stop_s={stop_s}"]))
+    numbers = summary(stopped, Slo())
+    assert stopped.n_unfinished == numbers["kvtwin"]["unfinished"] > 0
+    assert set(numbers["kvtwin"]["hand_over"]["stages_ms"])
+    assert report_page(stopped, Slo(), measure(stopped, Slo()), numbers)
+
+
 def test_a_run_that_ends_before_it_is_stopped_is_as_ever():
     usual, late = simulate(*RUN), simulate(*RUN, "stop_s=1000")
     assert late.requests.rows().tobytes() == usual.requests.rows().tobytes()
