@@ -18,7 +18,7 @@ from scenarios.traces.plain import COLUMNS
 from scenarios.walk import Server, idle_server, recorded_server, walk
 from sim.errors import ConfigError
 from sim.request import Request, Scenario, block_keys, follow_up_of
-from sim.units import MS_PER_S, NS_PER_S
+from sim.units import MS_PER_S, NS_PER_S, ns_from_s
 
 FORMATS = ("csv", "mooncake")
 
@@ -209,4 +209,9 @@ def recorded(run: Path) -> Server:
         said = str(problem).splitlines()[0]
         raise ConfigError(f"task.run must be the folder of a run or its requests.parquet, got {run}: {said}") from None
     ids, scheduled, finished = (table.column(name).to_pylist() for name in table.column_names)
-    return recorded_server(dict(zip(ids, scheduled, strict=True)), dict(zip(ids, finished, strict=True)))
+    manifest = path.parent / "manifest.json"
+    told = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    frontend = told.get("config", {}).get("frontend") or {}
+    added_ns = ns_from_s(float(frontend.get("before_s", 0.0)) + float(frontend.get("after_s", 0.0)))
+    seen = [finish_ns + added_ns for finish_ns in finished]  # a next turn waits for what its client sees
+    return recorded_server(dict(zip(ids, scheduled, strict=True)), dict(zip(ids, seen, strict=True)))

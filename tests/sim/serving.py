@@ -40,6 +40,7 @@ class LinearCost:
     per_host_byte_ps: int = 0
     host_ps: int = 0
     most_steps: int = 1 << 40  # how far one answer reaches
+    capture_sizes: tuple[int, ...] = ()
 
     def pace(self, shape: Shape) -> Pace:
         chunks, batch, context, longest, growing, _moved, hosted, ended = shape

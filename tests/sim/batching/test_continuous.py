@@ -44,7 +44,7 @@ def test_a_preempted_sequence_is_computed_anew_before_decoding_goes_on():
         Listed([asked(0, 0, 8, 9), asked(1, 0, 8, 9)]), scheduler=Continuous, kv=small(6), cost=lambda: LinearCost()
     )
     assert times(house) == {0: (0, 1, 9), 1: (0, 1, 13)}
-    assert house.recorder.preemptions.rows().tolist() == [[1, 0, 5, 5, 10, 0]]
+    assert house.recorder.preemptions.rows()[:, :6].tolist() == [[1, 0, 5, 5, 10, 0]]
 
 
 def test_a_watermark_keeps_an_admission_from_taking_the_last_blocks():

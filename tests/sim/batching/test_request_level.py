@@ -124,7 +124,7 @@ def test_a_member_that_still_generates_is_preempted_into_a_later_batch():
     listed = [asked(0, 0, 8, 9), asked(1, 0, 8, 9)]
     house = serve(Listed(listed), scheduler=partial(RequestLevel, 2), kv=small(6), cost=lambda: LinearCost())
     assert times(house) == {0: (0, 1, 9), 1: (0, 1, 13)}
-    assert house.recorder.preemptions.rows().tolist() == [[1, 0, 5, 5, 10, 0]]
+    assert house.recorder.preemptions.rows()[:, :6].tolist() == [[1, 0, 5, 5, 10, 0]]
 
 
 @pytest.mark.parametrize(
