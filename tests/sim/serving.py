@@ -20,14 +20,14 @@ from sim.request import Finished, Request
 from sim.router import RoundRobin
 from sim.scaler import Scaling
 from sim.spec import LinkSpec
-from sim.step import Pace, Shape
+from sim.step import CostModel, Pace, Shape
 from sim.traffic import Traffic
 from tests.sim.kv.sites import cache_on
 from tests.sim.naive_ledger import NaiveLedger
 
 
 @dataclass(frozen=True)
-class LinearCost:
+class LinearCost(CostModel):
     """An iteration takes a constant, and so much for each thing it does [ps]; at least ``host_ps``."""
 
     base_ps: int = 1_000
@@ -40,7 +40,6 @@ class LinearCost:
     per_host_byte_ps: int = 0
     host_ps: int = 0
     most_steps: int = 1 << 40  # how far one answer reaches
-    capture_sizes: tuple[int, ...] = ()
 
     def pace(self, shape: Shape) -> Pace:
         chunks, batch, context, longest, growing, _moved, hosted, ended = shape
