@@ -44,7 +44,9 @@ class Point:
 
 
 def read_points(folders: str | os.PathLike[str] | Sequence[Path]) -> list[Point]:
-    """The finished runs in these folders, or all in one folder and below, in order of their paths.
+    """The finished runs in these folders, in their order, or all in one folder and below.
+
+    Those are in order of their paths; a sweep's, whose names are hashes, in order of what differs.
 
     Raises
     ------
@@ -69,7 +71,8 @@ def read_points(folders: str | os.PathLike[str] | Sequence[Path]) -> list[Point]
         points.append(Point(path.parent, _settings(manifest["config"]), numbers, repeated))
     if not points:
         raise ConfigError(f"dir must hold finished runs (folders with a manifest.json), got {str(folders)!r}")
-    if all(HASHED.fullmatch(point.path.name) for point in points):  # their order means nothing
+    is_searched = isinstance(folders, str | os.PathLike)  # else they are wanted in the order in which they are given
+    if is_searched and all(HASHED.fullmatch(point.path.name) for point in points):  # whose order means nothing
         told = differences(points)
         keys = sorted({key for mine in told for key in mine}, key=lambda key: (not key.endswith("._target_"), key))
         order = sorted(range(len(points)), key=lambda i: [_order(Path(str(told[i].get(key)))) for key in keys])

@@ -80,6 +80,14 @@ def test_points_come_in_the_order_of_a_sweep(tmp_path):
     assert [point.path.name for point in read_points(tmp_path)] == ["1", "9", "10"]
 
 
+def test_folders_that_are_given_stay_in_their_order_and_those_of_a_sweep_are_sorted_by_what_differs(tmp_path):
+    names = ["f" * 16, "0" * 16, "8" * 16]
+    for name, rate in zip(names, (20.0, 5.0, 10.0), strict=True):
+        write(tiny_run(config=config("PagedCache", rate)).result, SLO, tmp_path / name)
+    assert [point.path.name for point in read_points([tmp_path / name for name in names])] == names
+    assert [point.path.name for point in read_points(tmp_path)] == ["0" * 16, "8" * 16, "f" * 16]
+
+
 def test_the_best_of_each_column_is_marked_among_points_with_the_same_traffic(folder):
     of = compared(read_points(folder))
     for column in COLUMNS:
