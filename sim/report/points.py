@@ -75,9 +75,16 @@ def read_points(folders: str | os.PathLike[str] | Sequence[Path]) -> list[Point]
     if is_searched and all(HASHED.fullmatch(point.path.name) for point in points):  # whose order means nothing
         told = differences(points)
         keys = sorted({key for mine in told for key in mine}, key=lambda key: (not key.endswith("._target_"), key))
-        order = sorted(range(len(points)), key=lambda i: [_order(Path(str(told[i].get(key)))) for key in keys])
+        order = sorted(range(len(points)), key=lambda i: [_by_size(told[i].get(key)) for key in keys])
         points = [points[i] for i in order]
     return points
+
+
+def _by_size(value: Any) -> tuple[bool, float, Any]:
+    """Numbers before words, by their size; words in the order of paths."""
+    if isinstance(value, int | float):
+        return False, float(value), ()
+    return True, 0.0, _order(Path(str(value)))
 
 
 def _settings(config: Mapping[str, Any]) -> Settings:
