@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.gp import Process, condense, learn
-from sim.cost.surface import Residual, SoftRoofline
+from sim.cost.surface import SoftRoofline
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -107,17 +107,6 @@ def condensed(learnt: Mapping[str, Any], shape: Mapping[str, Array], logs: Array
 def columns_of(axes: Sequence[str], shape: Mapping[str, Array]) -> Array:
     """Shapes as an array, (n, n_axes)."""
     return np.stack([np.asarray(shape[axis], dtype=np.float64) for axis in axes], axis=1)
-
-
-def residual_from(form: Mapping[str, Any]) -> Residual:
-    """The residual that the JSON of `fit_residual` describes."""
-    return Residual(
-        axes=tuple(form["axes"]),
-        shifts=tuple(form["shifts"]),
-        length_scales=tuple(form["length_scales"]),
-        points=np.array(form["points"], dtype=np.float64).reshape(-1, len(form["axes"])),
-        weights=np.array(form["weights"], dtype=np.float64),
-    )
 
 
 def standard_error(predicted_s: Array, measured_s: Array, n_knots: int = 6) -> dict[str, list[float]]:

@@ -24,10 +24,6 @@ class Override(NamedTuple):
     text: str | None = None  # as it was written; None where it was given in Python
     is_removal: bool = False
 
-    def is_choice(self) -> bool:
-        """Whether the value may be the name of a file."""
-        return isinstance(self.value if self.text is None else read(self.text), str)
-
 
 def argument(written: str) -> Override:
     """One argument of the command line.
