@@ -10,6 +10,7 @@ from scenarios.walk import idle_server, walk
 from sim.config import compose, make
 from sim.errors import ConfigError, TraceError
 from sim.request import Finished, follow_up_of
+from sim.run import run
 
 SCENARIOS = ["synthetic", "chatbot", "benchmark", "rag", "agentic"]
 TRACES = {
@@ -72,3 +73,10 @@ def test_what_was_asked_for_survives_a_file(file_format, tmp_path):
     path = tmp_path / "traffic"
     export(scenario, path, 0, file_format, idle_server(0.1, 0.01))
     assert list(Replay(str(path)).requests(0)) == list(walk(scenario, 0, idle_server(0.1, 0.01)))
+
+
+@pytest.mark.parametrize(("forks", "n_served"), [(True, 0), (False, 2)])
+def test_answers_that_are_requests_of_their_own_need_room_one_by_one(tmp_path, forks, n_served):
+    given = ["scenario=replay", f"scenario.path={trace(tmp_path, 'csv', 30)}", "scenario.n_samples=30"]
+    result = run(compose([*given, "hardware.kv_blocks=8", f"batching.forks_samples={forks}".lower()]))
+    assert (len(result.requests), len(result.refused)) == (n_served, 2 - n_served)

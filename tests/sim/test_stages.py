@@ -101,6 +101,15 @@ def test_a_fleet_of_two_pools_can_be_stopped_while_kv_travels(stop_s):
     assert report_page(stopped, Slo(), measure(stopped, Slo()), numbers)
 
 
+def test_one_whose_kv_travels_when_a_run_is_stopped_is_unfinished(tmp_path):
+    (tmp_path / "one.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,4000,50\n")
+    slow = ["scenario=replay", f"scenario.path={tmp_path / 'one.csv'}", "fleet=pd", "fleet.link.bytes_per_s=1e8"]
+    column = {name: int(ns[0]) for name, ns in run(compose(slow)).handovers.frame().items()}
+    for stop_ns in (column["admitted_ns"] + 1, (column["ready_ns"] + column["come_ns"]) // 2, column["come_ns"] - 1):
+        stopped = run(compose([*slow, f"stop_s={stop_ns / 1e9}"]))
+        assert (len(stopped.requests), stopped.n_unfinished) == (0, 1)
+
+
 def test_a_run_that_ends_before_it_is_stopped_is_as_ever():
     usual, late = simulate(*RUN), simulate(*RUN, "stop_s=1000")
     assert late.requests.rows().tobytes() == usual.requests.rows().tobytes()
