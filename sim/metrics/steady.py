@@ -119,7 +119,7 @@ def busiest(begin_s: Floats, end_s: Floats, amount: Floats) -> tuple[float, floa
         level = np.diff(_made(begin_s, end_s, amount, edges))
         busy = np.flatnonzero(level >= level.max() / 2.0)
         narrower = float(edges[busy[0]]), float(edges[busy[-1] + 1])
-        if n_bins < 2 or narrower[1] - narrower[0] > 0.7 * (high - low):
+        if n_bins < 2 or narrower[1] - narrower[0] >= 0.7 * (high - low):  # also where all is done at one time
             return narrower
         low, high = narrower
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sim import simulate
 from sim.metrics import Slo, measure, summary
@@ -26,6 +28,21 @@ def test_a_tail_an_hour_later_does_not_move_where_the_work_is(after_s):
     found = busiest(begin_s, begin_s + 0.5, np.ones(len(begin_s)))
     assert found[0] < 3.0
     assert 55.0 < found[1] < 66.0
+
+
+@pytest.mark.parametrize("at_s", [0.0, 1.0, 1e9])
+@pytest.mark.parametrize("lasts_s", [0.0, 1e-9])
+@pytest.mark.parametrize("n", [1, 2, 20, 1_000])
+def test_what_happens_all_at_once_is_where_the_work_is(at_s, lasts_s, n):
+    begin_s = np.full(n, at_s)
+    assert busiest(begin_s, begin_s + lasts_s, np.ones(n)) == (at_s, at_s + lasts_s)
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-300, 1e-9, 1.0, 1.0 + 1e-15, 3.0, 1e9]), min_size=1, max_size=80))
+def test_the_search_ends_however_arrivals_lie(times):
+    begin_s = np.array(times)
+    low, high = busiest(begin_s, begin_s, np.ones(len(begin_s)))
+    assert begin_s.min() <= low <= high <= begin_s.max()
 
 
 def test_rates_are_those_of_the_stretch_and_not_of_the_whole_run():
