@@ -208,6 +208,8 @@ class Replica(Turning):
             self._first_ps += n_steps * self._growth_ps
             self._end_ns()  # as before, but for what is left over from now on
             self._context_tokens = self.ledger.context_tokens()
+            if self.batch.took_ahead and self.batch.reusing is not None:  # so would the plan of the one under way have
+                self.batch.reusing.take_ahead(self.ledger)
 
     def fail(self, now_ns: int) -> list[Sequence]:
         """All that runs or waits here loses its KV and is handed back, in the order of its arrival here.

@@ -83,6 +83,7 @@ class Chunked(Scheduler):
         n_decoding = len(ledger.members)
         n_preempted = 0
         last_served: int | None = None
+        batch.took_ahead = False
         if n_decoding and (ledger.alarms or not kv.steps_within(ledger, 1)):
             n_preempted = batch.make_room(in_turn=True)
             n_decoding = len(ledger.members) - len(batch.held_back)
@@ -113,6 +114,7 @@ class Chunked(Scheduler):
         if not n_preempted:
             if waiting and n_decoding and batch.reusing is not None:
                 batch.reusing.take_ahead(ledger)
+                batch.took_ahead = True
             while waiting and budget and n_running < self.max_num_seqs:
                 admitted = batch.admit(min(budget, self._most_at_once), now_ns, self.max_num_seqs - n_running)
                 if admitted is None:

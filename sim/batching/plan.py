@@ -38,6 +38,7 @@ class Batch:
     is_provisional: bool = False  # the plan may hold for one iteration only, though nobody comes and nobody ends
     has_emptied: bool = False  # all gave way: they come back one by one in the next plan, which is made at once
     last_served: int | None = None  # one that asked for room gave way itself: who was admitted later is not served
+    took_ahead: bool = False  # the plan popped what its iteration's decoding takes
     reusing: Reusing | None = field(init=False)  # the cache, if what decoding takes is to be popped first
 
     def __post_init__(self) -> None:

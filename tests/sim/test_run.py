@@ -65,8 +65,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
         (["batching.max_num_batched_tokens=nan"], "batching.max_num_batched_tokens must be a whole number, got nan"),
         (["trusted_packages=os"], "trusted_packages must be a list of names, got 'os'"),
         (["scenario.rate=1e-300"], "would arrive after 146 years"),
-        ([*SMALL, "cost=roofline", "hardware.device.bandwidth_bytes_per_s=1"], "take longer than 106 days, 2**63 ps"),
-        ([*SMALL, "cost.host.base_s=1e6"], "take longer than 106 days, 2**63 ps"),
+        ([*SMALL, "cost=roofline", "hardware.device.bandwidth_bytes_per_s=1"], "1000 at most can be counted"),
+        ([*SMALL, "cost.host.base_s=1e6"], "1000 at most can be counted"),
         (["replicas=100000"], "replicas must be a whole number from 1 to 4096, got 100000"),
         (["task=describe", "task.per_token_s=nan"], "task.per_token_s must be a finite number >= 0 [s], got nan"),
         (["scenario.rati=3", "output=x"], "scenario.rati is not a setting; did you mean scenario.rate?"),
@@ -190,7 +190,7 @@ def test_a_sweep_goes_on_after_a_point_that_cannot_be_and_compares_the_others(
         None,
         None,
     ]
-    files = {"compare.html", "compare.json", "points.json"}
+    files = {"compare.html", "compare.json", "compare.csv", "points.json"}
     assert {path.name for path in sweep.iterdir()} == {*files, *(point["folder"] for point in points[1:])}
 
 
